@@ -1,0 +1,78 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+let settings: [SwiftSetting] = [
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+    .enableUpcomingFeature("NonisolatedNonsendingByDefault"),
+    .treatAllWarnings(as: .error),
+]
+
+let package = Package(
+    name: "crossdock",
+    products: [
+        .executable(name: "crossdock", targets: ["crossdock"]),
+        .library(name: "CrossdockIO", targets: ["IO"]),
+        .library(name: "CrossdockTLS", targets: ["TLS"]),
+        .library(name: "CrossdockNBD", targets: ["NBD"]),
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2")
+    ],
+    targets: [
+        .systemLibrary(name: "CGnuTLS", pkgConfig: "gnutls", providers: [.apt(["libgnutls28-dev"])]),
+        .systemLibrary(name: "CGcrypt", pkgConfig: "libgcrypt", providers: [.apt(["libgcrypt20-dev"])]),
+        .systemLibrary(name: "CSSH", pkgConfig: "libssh", providers: [.apt(["libssh-dev"])]),
+        .target(name: "CLinux"),
+        .target(name: "IO", dependencies: ["CLinux"], swiftSettings: settings),
+        .target(name: "TLS", dependencies: ["IO", "CGnuTLS", "CGcrypt"], swiftSettings: settings),
+        .target(name: "NBD", dependencies: ["TLS", "IO", "CLinux"], swiftSettings: settings),
+        .target(name: "Emulator", dependencies: ["TLS", "IO", "CLinux"], swiftSettings: settings),
+        .target(name: "Migration", dependencies: ["NBD", "Emulator", "TLS", "IO", "CLinux"], swiftSettings: settings),
+        .target(
+            name: "Source",
+            dependencies: ["Migration", "NBD", "Emulator", "TLS", "IO", "CLinux"],
+            swiftSettings: settings
+        ),
+        .target(
+            name: "Destination",
+            dependencies: ["Migration", "NBD", "Emulator", "TLS", "IO", "CLinux"],
+            swiftSettings: settings
+        ),
+        .executableTarget(
+            name: "crossdock",
+            dependencies: [
+                "Source", "Destination", "Migration", "NBD", "Emulator", "TLS", "IO", "CLinux",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: settings
+        ),
+        .target(
+            name: "TestSupport",
+            dependencies: ["TLS", "IO", "CLinux", "Emulator"],
+            path: "Tests/Support",
+            swiftSettings: settings
+        ),
+        .testTarget(name: "IOTests", dependencies: ["IO", "TLS", "TestSupport"], swiftSettings: settings),
+        .testTarget(name: "TLSTests", dependencies: ["TLS", "IO", "TestSupport"], swiftSettings: settings),
+        .testTarget(name: "NBDTests", dependencies: ["NBD", "TLS", "IO", "TestSupport"], swiftSettings: settings),
+        .testTarget(name: "EmulatorTests", dependencies: ["Emulator", "IO", "TestSupport"], swiftSettings: settings),
+        .testTarget(
+            name: "MigrationTests",
+            dependencies: ["Migration", "NBD", "Emulator", "TLS", "IO", "TestSupport"],
+            swiftSettings: settings
+        ),
+        .testTarget(
+            name: "Interop",
+            dependencies: ["NBD", "TLS", "IO", "TestSupport", "crossdock"],
+            swiftSettings: settings
+        ),
+        .testTarget(
+            name: "EndToEnd",
+            dependencies: ["Migration", "NBD", "Emulator", "TLS", "IO", "TestSupport", "crossdock"],
+            swiftSettings: settings
+        ),
+    ],
+    swiftLanguageModes: [.v6]
+)

@@ -1,0 +1,324 @@
+#define _GNU_SOURCE
+#include "CLinux.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <linux/magic.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <sys/vfs.h>
+#include <sys/wait.h>
+#include <termios.h>
+#include <unistd.h>
+
+int xd_epoll_create(void) { return epoll_create1(EPOLL_CLOEXEC); }
+
+static int epoll_add(int epoll, int fd, uint64_t data, uint32_t flags) {
+    struct epoll_event event = {.events = flags, .data.u64 = data};
+    return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
+}
+
+int xd_epoll_add(int epoll, int fd, uint64_t data) {
+    return epoll_add(epoll, fd, data, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);
+}
+
+int xd_epoll_add_level(int epoll, int fd, uint64_t data) { return epoll_add(epoll, fd, data, EPOLLIN); }
+
+int xd_epoll_remove(int epoll, int fd) {
+    struct epoll_event event = {0};
+    return epoll_ctl(epoll, EPOLL_CTL_DEL, fd, &event);
+}
+
+int xd_epoll_wait(int epoll, xd_event *events, int capacity, int timeout_ms) {
+    struct epoll_event raw[64];
+    if (capacity > 64) capacity = 64;
+    int count = epoll_wait(epoll, raw, capacity, timeout_ms);
+    for (int i = 0; i < count; i++) {
+        uint32_t flags = 0;
+        if (raw[i].events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) flags |= XD_READABLE;
+        if (raw[i].events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) flags |= XD_WRITABLE;
+        if (raw[i].events & (EPOLLHUP | EPOLLERR)) flags |= XD_HANGUP;
+        events[i].data = raw[i].data.u64;
+        events[i].flags = flags;
+    }
+    return count;
+}
+
+int xd_eventfd(void) { return eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); }
+
+int xd_eventfd_signal(int fd) {
+    uint64_t one = 1;
+    return write(fd, &one, sizeof one) == sizeof one ? 0 : -1;
+}
+
+int xd_eventfd_drain(int fd) {
+    uint64_t value;
+    return read(fd, &value, sizeof value) == sizeof value ? 0 : -1;
+}
+
+int xd_accept(int fd) { return accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK); }
+int xd_socket(int domain, int type) { return socket(domain, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0); }
+int xd_socketpair(int descriptors[2]) {
+    return socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, descriptors);
+}
+
+static int unix_address(const char *path, struct sockaddr_un *address) {
+    memset(address, 0, sizeof *address);
+    address->sun_family = AF_UNIX;
+    if (strlen(path) >= sizeof address->sun_path) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    strcpy(address->sun_path, path);
+    return 0;
+}
+
+int xd_unix_connect(int fd, const char *path) {
+    struct sockaddr_un address;
+    if (unix_address(path, &address) < 0) return -1;
+    return connect(fd, (struct sockaddr *)&address, sizeof address);
+}
+
+int xd_unix_bind(int fd, const char *path) {
+    struct sockaddr_un address;
+    if (unix_address(path, &address) < 0) return -1;
+    /* The socket's permissions follow the umask at bind time. */
+    mode_t old = umask(0177);
+    int result = bind(fd, (struct sockaddr *)&address, sizeof address);
+    int saved = errno;
+    umask(old);
+    errno = saved;
+    return result;
+}
+
+int xd_peer_credentials(int fd, pid_t *pid, uid_t *uid) {
+    struct ucred credentials;
+    socklen_t length = sizeof credentials;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &length) < 0) return -1;
+    *pid = credentials.pid;
+    *uid = credentials.uid;
+    return 0;
+}
+
+void xd_thread_name(const char *name) { pthread_setname_np(pthread_self(), name); }
+
+ssize_t xd_preadv_nowait(int fd, const void *iov, int count, off_t offset) {
+    return preadv2(fd, iov, count, offset, RWF_NOWAIT);
+}
+
+ssize_t xd_pwritev_nowait(int fd, const void *iov, int count, off_t offset) {
+    return pwritev2(fd, iov, count, offset, RWF_NOWAIT);
+}
+
+int xd_punch_hole(int fd, off_t offset, off_t length) {
+    return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
+}
+
+int xd_zero_range(int fd, off_t offset, off_t length) {
+    return fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length);
+}
+
+off_t xd_seek_data(int fd, off_t offset) { return lseek(fd, offset, SEEK_DATA); }
+off_t xd_seek_hole(int fd, off_t offset) { return lseek(fd, offset, SEEK_HOLE); }
+
+int xd_is_tmpfs(int fd) {
+    struct statfs status;
+    return fstatfs(fd, &status) == 0 && (status.f_type == TMPFS_MAGIC || status.f_type == RAMFS_MAGIC);
+}
+
+int xd_open_create_exclusive(const char *path) {
+    return open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+}
+
+int xd_block_device_size(int fd, uint64_t *size) { return ioctl(fd, BLKGETSIZE64, size); }
+
+int xd_is_block_device(int fd) {
+    struct stat status;
+    return fstat(fd, &status) == 0 && S_ISBLK(status.st_mode);
+}
+
+static struct flock ofd_range(off_t offset, off_t length, int exclusive) {
+    struct flock lock = {0};
+    lock.l_type = exclusive ? F_WRLCK : F_RDLCK;
+    lock.l_whence = SEEK_SET;
+    lock.l_start = offset;
+    lock.l_len = length;
+    return lock;
+}
+
+int xd_lock_ofd(int fd, off_t offset, off_t length, int exclusive) {
+    struct flock lock = ofd_range(offset, length, exclusive);
+    return fcntl(fd, F_OFD_SETLK, &lock);
+}
+
+int xd_unlock_ofd(int fd, off_t offset, off_t length) {
+    struct flock lock = ofd_range(offset, length, 0);
+    lock.l_type = F_UNLCK;
+    return fcntl(fd, F_OFD_SETLK, &lock);
+}
+
+int xd_test_ofd(int fd, off_t offset, off_t length, int exclusive) {
+    struct flock lock = ofd_range(offset, length, exclusive);
+    if (fcntl(fd, F_OFD_GETLK, &lock) < 0) return -1;
+    return lock.l_type == F_UNLCK ? 0 : 1;
+}
+
+int xd_flock_exclusive(int fd) { return flock(fd, LOCK_EX | LOCK_NB); }
+
+uint64_t xd_free_bytes(const char *path) {
+    struct statvfs status;
+    if (statvfs(path, &status) < 0) return 0;
+    return (uint64_t)status.f_bavail * status.f_frsize;
+}
+
+int xd_is_zero(const void *bytes, size_t length) {
+    const unsigned char *cursor = bytes;
+    if (length == 0) return 1;
+    if (cursor[0] != 0) return 0;
+    return memcmp(cursor, cursor + 1, length - 1) == 0;
+}
+
+static void reset_signals(void) {
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    for (int number = 1; number < 32; number++) signal(number, SIG_DFL);
+}
+
+static int kept(int fd, const int *keep, int count) {
+    for (int i = 0; i < count; i++)
+        if (keep[i] == fd) return 1;
+    return 0;
+}
+
+static void close_others(const int *keep, int count) {
+    int limit = (int)sysconf(_SC_OPEN_MAX);
+    if (limit < 0 || limit > 65536) limit = 65536;
+    int last = 2;
+    for (int i = 0; i < count; i++)
+        if (keep[i] > last) last = keep[i];
+    for (int fd = 3; fd <= last; fd++)
+        if (!kept(fd, keep, count)) close(fd);
+    close_range(last + 1, ~0U, 0);
+    (void)limit;
+}
+
+static void run_child(char *const argv[], char *const envp[], const char *directory, int in, int out, int err,
+                      const int *keep, int keep_count, int report) {
+    reset_signals();
+    /* The sources may overlap 0..2, so they are moved out of the way first. */
+    int a = fcntl(in, F_DUPFD, 64), b = fcntl(out, F_DUPFD, 64), c = fcntl(err, F_DUPFD, 64);
+    int r = fcntl(report, F_DUPFD_CLOEXEC, 64);
+    dup2(a, 0);
+    dup2(b, 1);
+    dup2(c, 2);
+    int all[16];
+    int count = 0;
+    for (int i = 0; i < keep_count && count < 15; i++) {
+        fcntl(keep[i], F_SETFD, 0);
+        all[count++] = keep[i];
+    }
+    all[count++] = r;
+    close_others(all, count);
+    if (directory && chdir(directory) < 0) goto fail;
+    execvpe(argv[0], argv, envp);
+fail:;
+    int code = errno;
+    (void)!write(r, &code, sizeof code);
+    _exit(127);
+}
+
+static pid_t spawn(char *const argv[], char *const envp[], const char *directory, int in, int out, int err,
+                   const int *keep, int keep_count, int detached) {
+    int report[2];
+    if (pipe2(report, O_CLOEXEC) < 0) return -1;
+    pid_t child = fork();
+    if (child < 0) {
+        close(report[0]);
+        close(report[1]);
+        return -1;
+    }
+    if (child == 0) {
+        if (!detached) {
+            setpgid(0, 0);
+            run_child(argv, envp, directory, in, out, err, keep, keep_count, report[1]);
+        }
+        setsid();
+        pid_t grandchild = fork();
+        if (grandchild == 0) run_child(argv, envp, directory, in, out, err, keep, keep_count, report[1]);
+        int message[2] = {-1, (int)grandchild};
+        if (grandchild < 0) message[1] = -errno;
+        (void)!write(report[1], message, sizeof message);
+        _exit(0);
+    }
+    close(report[1]);
+    pid_t result = child;
+    int failure = 0;
+    /* A detached start reports its pid as the pair {-1, pid}; an exec failure is one positive errno. */
+    int word;
+    while (read(report[0], &word, sizeof word) == (ssize_t)sizeof word) {
+        if (word == -1) {
+            if (read(report[0], &word, sizeof word) == (ssize_t)sizeof word) {
+                if (word < 0)
+                    failure = -word;
+                else
+                    result = (pid_t)word;
+            }
+        } else {
+            failure = word;
+        }
+    }
+    close(report[0]);
+    if (detached) {
+        while (waitpid(child, NULL, 0) < 0 && errno == EINTR) {}
+    }
+    if (failure) {
+        if (!detached) {
+            while (waitpid(child, NULL, 0) < 0 && errno == EINTR) {}
+        }
+        errno = failure;
+        return -1;
+    }
+    return result;
+}
+
+pid_t xd_spawn_detached(char *const argv[], char *const envp[], const char *directory, int in, int out, int err,
+                        const int *keep, int keep_count) {
+    return spawn(argv, envp, directory, in, out, err, keep, keep_count, 1);
+}
+
+pid_t xd_spawn_child(char *const argv[], char *const envp[], const char *directory, int in, int out, int err) {
+    return spawn(argv, envp, directory, in, out, err, NULL, 0, 0);
+}
+
+int xd_wait_nohang(pid_t pid, int *status) { return (int)waitpid(pid, status, WNOHANG); }
+
+int xd_exit_code(int status) {
+    if (WIFEXITED(status)) return WEXITSTATUS(status);
+    return 128 + WTERMSIG(status);
+}
+
+int xd_pidfd_open(pid_t pid) { return (int)syscall(SYS_pidfd_open, pid, 0); }
+int xd_pidfd_signal(int pidfd, int number) { return (int)syscall(SYS_pidfd_send_signal, pidfd, number, NULL, 0); }
+
+int xd_terminal_width(int fd) {
+    struct winsize size;
+    return ioctl(fd, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
+}
+
+int xd_open_directory(const char *path) { return open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC); }

@@ -1,0 +1,67 @@
+/* What Swift's Glibc module does not offer: epoll, eventfd, GNU-only calls and casted macros. No logic. */
+#ifndef CROSSDOCK_CLINUX_H
+#define CROSSDOCK_CLINUX_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+enum {
+    XD_READABLE = 1,
+    XD_WRITABLE = 2,
+    XD_HANGUP = 4,
+};
+
+typedef struct {
+    uint64_t data;
+    uint32_t flags;
+} xd_event;
+
+int xd_epoll_create(void);
+int xd_epoll_add(int epoll, int fd, uint64_t data);
+int xd_epoll_add_level(int epoll, int fd, uint64_t data);
+int xd_epoll_remove(int epoll, int fd);
+int xd_epoll_wait(int epoll, xd_event *events, int capacity, int timeout_ms);
+int xd_eventfd(void);
+int xd_eventfd_signal(int fd);
+int xd_eventfd_drain(int fd);
+
+int xd_accept(int fd);
+int xd_socket(int domain, int type);
+int xd_socketpair(int descriptors[2]);
+int xd_unix_connect(int fd, const char *path);
+int xd_unix_bind(int fd, const char *path);
+int xd_peer_credentials(int fd, pid_t *pid, uid_t *uid);
+void xd_thread_name(const char *name);
+
+ssize_t xd_preadv_nowait(int fd, const void *iov, int count, off_t offset);
+ssize_t xd_pwritev_nowait(int fd, const void *iov, int count, off_t offset);
+int xd_punch_hole(int fd, off_t offset, off_t length);
+int xd_zero_range(int fd, off_t offset, off_t length);
+off_t xd_seek_data(int fd, off_t offset);
+off_t xd_seek_hole(int fd, off_t offset);
+int xd_is_tmpfs(int fd);
+int xd_open_create_exclusive(const char *path);
+int xd_block_device_size(int fd, uint64_t *size);
+int xd_is_block_device(int fd);
+int xd_lock_ofd(int fd, off_t offset, off_t length, int exclusive);
+int xd_unlock_ofd(int fd, off_t offset, off_t length);
+int xd_test_ofd(int fd, off_t offset, off_t length, int exclusive);
+int xd_flock_exclusive(int fd);
+uint64_t xd_free_bytes(const char *path);
+int xd_is_zero(const void *bytes, size_t length);
+
+/* Starts argv[0] detached: new session, the three descriptors as standard streams, everything else closed,
+   signals reset. Returns the pid, or -1 with errno; exec failures are reported through errno too. */
+pid_t xd_spawn_detached(char *const argv[], char *const envp[], const char *directory, int in, int out, int err,
+                        const int *keep, int keep_count);
+/* Starts argv[0] as an ordinary child in its own process group. */
+pid_t xd_spawn_child(char *const argv[], char *const envp[], const char *directory, int in, int out, int err);
+int xd_wait_nohang(pid_t pid, int *status);
+int xd_exit_code(int status);
+int xd_pidfd_open(pid_t pid);
+int xd_pidfd_signal(int pidfd, int signal);
+int xd_terminal_width(int fd);
+int xd_open_directory(const char *path);
+
+#endif

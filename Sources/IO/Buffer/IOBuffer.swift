@@ -1,0 +1,100 @@
+internal import Glibc
+internal import Synchronization
+
+/// A piece of memory with a fixed address, for I/O that spans suspensions.
+///
+/// The memory is released with the last reference, or goes back to the pool it came from.
+public final class IOBuffer: @unchecked Sendable {
+    // Unchecked: whoever holds the buffer's range writes it, then hands it over; no two tasks use a range at once.
+    private let base: UnsafeMutableRawPointer
+    /// How many bytes there are.
+    public let capacity: Int
+    private let pool: BufferPool?
+
+    /// Makes a buffer with undefined contents, aligned for direct I/O when it is a page or more.
+    public init(capacity: Int) {
+        self.capacity = capacity
+        base = .allocate(byteCount: capacity, alignment: capacity >= 4096 ? 4096 : 16)
+        pool = nil
+    }
+
+    init(base: UnsafeMutableRawPointer, capacity: Int, pool: BufferPool) {
+        self.base = base
+        self.capacity = capacity
+        self.pool = pool
+    }
+
+    /// Makes a buffer that holds a copy of `bytes`.
+    public convenience init(copying bytes: some Collection<UInt8>) {
+        self.init(capacity: max(bytes.count, 1))
+        mutable(0..<bytes.count).copyBytes(from: bytes)
+    }
+
+    deinit {
+        if let pool { pool.giveBack(base, capacity) } else { base.deallocate() }
+    }
+
+    /// The bytes of a range, to read.
+    public func bytes(_ range: Range<Int>) -> UnsafeRawBufferPointer {
+        precondition(range.upperBound <= capacity, "a range outside the buffer")
+        return UnsafeRawBufferPointer(start: base + range.lowerBound, count: range.count)
+    }
+
+    /// The bytes of a range, to write.
+    public func mutable(_ range: Range<Int>) -> UnsafeMutableRawBufferPointer {
+        precondition(range.upperBound <= capacity, "a range outside the buffer")
+        return UnsafeMutableRawBufferPointer(start: base + range.lowerBound, count: range.count)
+    }
+}
+
+/// Buffers of a few sizes that are used again, so that the data path allocates nothing in its steady state.
+///
+/// Freshly allocated memory costs a page fault for each page; a reused buffer is warm. Confined to no thread: a lock
+/// guards the lists, taken once for each buffer.
+public final class BufferPool: Sendable {
+    private static let classes = [4 << 10, 64 << 10, 256 << 10, 1 << 20, 2 << 20]
+    private struct Lists: @unchecked Sendable {
+        // Unchecked: the pointers are owned by the list that holds them.
+        var free: [[UnsafeMutableRawPointer]] = Array(repeating: [], count: BufferPool.classes.count)
+    }
+    private let lists = Mutex(Lists())
+    private let keep: Int
+
+    /// Makes a pool.
+    ///
+    /// - Parameter keep: how many unused bytes of each size are kept at most.
+    public init(keep: Int = 32 << 20) { self.keep = keep }
+
+    deinit {
+        lists.withLock { lists in
+            for list in lists.free { for pointer in list { pointer.deallocate() } }
+        }
+    }
+
+    /// A buffer of at least `count` bytes, with undefined contents.
+    public func buffer(_ count: Int) -> IOBuffer {
+        guard let index = Self.classes.firstIndex(where: { $0 >= count }) else { return IOBuffer(capacity: count) }
+        let size = Self.classes[index]
+        // The pointer leaves the lock alone: its memory belongs to the caller from here on.
+        nonisolated(unsafe) let reused = lists.withLock { Box($0.free[index].popLast()) }.value
+        return IOBuffer(base: reused ?? .allocate(byteCount: size, alignment: 4096), capacity: size, pool: self)
+    }
+
+    fileprivate func giveBack(_ base: UnsafeMutableRawPointer, _ capacity: Int) {
+        let box = Box(base)
+        let keepIt = lists.withLock { lists in
+            guard let index = Self.classes.firstIndex(of: capacity),
+                lists.free[index].count < max(keep / capacity, 4)
+            else { return false }
+            lists.free[index].append(box.value!)
+            return true
+        }
+        if !keepIt { base.deallocate() }
+    }
+
+    private struct Box: @unchecked Sendable {
+        // Unchecked: carries a pointer across a closure that runs at once on the same thread.
+        let value: UnsafeMutableRawPointer?
+        init(_ value: UnsafeMutableRawPointer?) { self.value = value }
+    }
+}

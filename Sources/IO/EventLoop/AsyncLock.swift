@@ -1,0 +1,54 @@
+/// First come, first served exclusion between tasks of one loop. Taking a free lock does not suspend.
+public final class AsyncLock: @unchecked Sendable {
+    // Unchecked: confined to the loop.
+    private var held = false
+    private var waiting: [UnsafeContinuation<Void, Never>] = []
+    private var head = 0
+
+    /// Makes a free lock.
+    public init() {}
+
+    /// Takes the lock, after those who wait already.
+    public func acquire() async {
+        if !held {
+            held = true
+            return
+        }
+        await withUnsafeContinuation { waiting.append($0) }
+    }
+
+    /// Hands the lock to the next who waits.
+    public func release() {
+        if head < waiting.count {
+            let next = waiting[head]
+            head += 1
+            if head == waiting.count {
+                waiting.removeAll(keepingCapacity: true)
+                head = 0
+            }
+            next.resume()
+        } else {
+            held = false
+        }
+    }
+}
+
+/// A condition that tasks of one loop wait for; whoever changes the state calls `signal`.
+public final class AsyncCondition: @unchecked Sendable {
+    // Unchecked: confined to the loop.
+    private var waiting: [UnsafeContinuation<Void, Never>] = []
+
+    /// Makes a condition that nobody waits for.
+    public init() {}
+
+    /// Suspends until the next `signal`.
+    public func wait() async { await withUnsafeContinuation { waiting.append($0) } }
+
+    /// Resumes all who wait.
+    public func signal() {
+        if waiting.isEmpty { return }
+        let woken = waiting
+        waiting.removeAll(keepingCapacity: true)
+        for continuation in woken { continuation.resume() }
+    }
+}

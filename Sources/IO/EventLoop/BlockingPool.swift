@@ -1,0 +1,88 @@
+internal import Glibc
+internal import Synchronization
+
+/// A few threads for calls that may block: disk I/O that misses the page cache, fsync, name resolution.
+///
+/// A loop never makes such a call itself, because every connection of the loop would wait with it.
+public final class BlockingPool: Sendable {
+    private struct Shared {
+        var work: [@Sendable () -> Void] = []
+        var head = 0
+        var idle = 0
+        var threads = 0
+    }
+
+    private nonisolated(unsafe) let lock: UnsafeMutablePointer<pthread_mutex_t>
+    private nonisolated(unsafe) let condition: UnsafeMutablePointer<pthread_cond_t>
+    private nonisolated(unsafe) var shared = Shared()
+    private let width: Int
+
+    /// The pool that the process shares.
+    public static let shared = BlockingPool(width: 8)
+
+    /// Makes a pool; its threads start as work arrives.
+    ///
+    /// - Parameter width: how many threads at most.
+    public init(width: Int) {
+        self.width = width
+        lock = .allocate(capacity: 1)
+        condition = .allocate(capacity: 1)
+        pthread_mutex_init(lock, nil)
+        pthread_cond_init(condition, nil)
+    }
+
+    /// Runs `body` on a thread of the pool and resumes the caller on its own executor.
+    public func run<T: Sendable>(_ body: @escaping @Sendable () throws -> T) async throws -> T {
+        try await withUnsafeThrowingContinuation { (continuation: UnsafeContinuation<T, any Error>) in
+            submit { continuation.resume(with: Result(catching: body)) }
+        }
+    }
+
+    private func submit(_ work: @escaping @Sendable () -> Void) {
+        pthread_mutex_lock(lock)
+        shared.work.append(work)
+        if shared.idle > 0 {
+            pthread_cond_signal(condition)
+        } else if shared.threads < width {
+            shared.threads += 1
+            startThread()
+        }
+        pthread_mutex_unlock(lock)
+    }
+
+    private func startThread() {
+        var thread = pthread_t()
+        let result = pthread_create(
+            &thread,
+            nil,
+            { pointer in
+                Unmanaged<BlockingPool>.fromOpaque(pointer!).takeRetainedValue().work()
+                return nil
+            },
+            Unmanaged.passRetained(self).toOpaque()
+        )
+        precondition(result == 0, "the system refused a thread")
+        pthread_detach(thread)
+    }
+
+    private func work() {
+        pthread_mutex_lock(lock)
+        while true {
+            if shared.head < shared.work.count {
+                let item = shared.work[shared.head]
+                shared.head += 1
+                if shared.head == shared.work.count {
+                    shared.work.removeAll(keepingCapacity: true)
+                    shared.head = 0
+                }
+                pthread_mutex_unlock(lock)
+                item()
+                pthread_mutex_lock(lock)
+            } else {
+                shared.idle += 1
+                pthread_cond_wait(condition, lock)
+                shared.idle -= 1
+            }
+        }
+    }
+}

@@ -1,0 +1,130 @@
+internal import CLinux
+internal import Glibc
+
+/// Where a stream socket listens or connects.
+public enum SocketAddress: Sendable, Hashable, CustomStringConvertible {
+    /// A host name or a literal address, and a port; port 0 lets the system choose when listening.
+    case inet(host: String, port: UInt16)
+    /// A Unix socket.
+    case unix(path: String)
+
+    /// Reads `HOST`, `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH`.
+    ///
+    /// - Parameters:
+    ///   - text: the address; an empty host means every local address.
+    ///   - defaultPort: the port when the text has none.
+    /// - Throws: `ChannelError` that says what is wrong with the text.
+    public init(parsing text: String, defaultPort: UInt16) throws {
+        if text.hasPrefix("unix:") {
+            self = .unix(path: String(text.dropFirst(5)))
+            return
+        }
+        var host = Substring(text)
+        var port = defaultPort
+        func parsePort(_ digits: Substring) throws -> UInt16 {
+            guard let value = UInt16(digits) else {
+                throw ChannelError(.unresolved, "'\(digits)' in '\(text)' is not a port number between 0 and 65535")
+            }
+            return value
+        }
+        if text.hasPrefix("[") {
+            guard let end = text.firstIndex(of: "]") else {
+                throw ChannelError(.unresolved, "'\(text)' has '[' without ']'; write [ADDRESS]:PORT")
+            }
+            host = text[text.index(after: text.startIndex)..<end]
+            let rest = text[text.index(after: end)...]
+            if rest.hasPrefix(":") {
+                port = try parsePort(rest.dropFirst())
+            } else if !rest.isEmpty {
+                throw ChannelError(.unresolved, "'\(text)' has '\(rest)' after ']'; write [ADDRESS]:PORT")
+            }
+        } else if text.filter({ $0 == ":" }).count == 1, let colon = text.firstIndex(of: ":") {
+            host = text[..<colon]
+            port = try parsePort(text[text.index(after: colon)...])
+        }
+        self = .inet(host: String(host), port: port)
+    }
+
+    /// The address as it is written on a command line.
+    public var description: String {
+        switch self {
+        case .inet(let host, let port): host.contains(":") ? "[\(host)]:\(port)" : "\(host):\(port)"
+        case .unix(let path): "unix:\(path)"
+        }
+    }
+
+    /// The host of an Internet address, nil for a Unix socket.
+    public var host: String? {
+        if case .inet(let host, _) = self { host } else { nil }
+    }
+
+    /// The port of an Internet address.
+    public var port: UInt16? {
+        if case .inet(_, let port) = self { port } else { nil }
+    }
+
+    /// The same host with another port.
+    public func with(port: UInt16) -> SocketAddress {
+        if case .inet(let host, _) = self { .inet(host: host, port: port) } else { self }
+    }
+}
+
+/// A socket address in the form of the system calls.
+struct RawAddress: Sendable {
+    var storage: sockaddr_storage
+    var length: socklen_t
+
+    var family: Int32 { Int32(storage.ss_family) }
+
+    func withPointer<T>(_ body: (UnsafePointer<sockaddr>, socklen_t) -> T) -> T {
+        withUnsafePointer(to: storage) { pointer in
+            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { body($0, length) }
+        }
+    }
+
+    /// Resolves a name. Blocks: run it on the pool.
+    static func resolve(host: String, port: UInt16, passive: Bool) throws -> [RawAddress] {
+        var hints = addrinfo()
+        hints.ai_socktype = Int32(SOCK_STREAM.rawValue)
+        hints.ai_flags = AI_NUMERICSERV | (passive ? AI_PASSIVE : 0)
+        var list: UnsafeMutablePointer<addrinfo>?
+        let code = getaddrinfo(host.isEmpty ? nil : host, String(port), &hints, &list)
+        guard code == 0 else {
+            throw ChannelError(.unresolved, "Cannot resolve host '\(host)': \(String(cString: gai_strerror(code)))")
+        }
+        defer { freeaddrinfo(list) }
+        var result: [RawAddress] = []
+        var cursor = list
+        while let entry = cursor {
+            var storage = sockaddr_storage()
+            memcpy(&storage, entry.pointee.ai_addr, Int(entry.pointee.ai_addrlen))
+            result.append(RawAddress(storage: storage, length: entry.pointee.ai_addrlen))
+            cursor = entry.pointee.ai_next
+        }
+        return result
+    }
+
+    /// The numeric form.
+    var address: SocketAddress {
+        if family == AF_UNIX { return .unix(path: "") }
+        var host = [CChar](repeating: 0, count: 256)
+        var service = [CChar](repeating: 0, count: 32)
+        _ = withPointer {
+            getnameinfo($0, $1, &host, 256, &service, 32, NI_NUMERICHOST | NI_NUMERICSERV)
+        }
+        let text = { (chars: [CChar]) in
+            String(decoding: chars.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        }
+        return .inet(host: text(host), port: UInt16(text(service)) ?? 0)
+    }
+
+    static func of(_ fd: Int32, peer: Bool) -> SocketAddress {
+        var raw = RawAddress(storage: sockaddr_storage(), length: socklen_t(MemoryLayout<sockaddr_storage>.size))
+        withUnsafeMutablePointer(to: &raw.storage) { pointer in
+            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                _ = peer ? getpeername(fd, $0, &raw.length) : getsockname(fd, $0, &raw.length)
+            }
+        }
+        return raw.address
+    }
+}

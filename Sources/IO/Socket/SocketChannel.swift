@@ -1,0 +1,236 @@
+internal import CLinux
+public import Glibc
+
+/// A connected stream socket: TCP or Unix.
+public final class SocketChannel: Channel, @unchecked Sendable {
+    // Unchecked: confined to the loop.
+
+    /// The loop that watches the socket.
+    public let loop: EventLoop
+    /// A socket can be half-closed.
+    public let features: ChannelFeatures = [.halfClose]
+    /// The peer's address, or the path that was connected to.
+    public let peerName: String
+    private var fd: Int32
+    private let registration: Registration
+    private var failure: ChannelError?
+
+    /// Takes over a connected, non-blocking socket. Called on the loop.
+    ///
+    /// - Parameters:
+    ///   - fd: the socket; owned by the channel from here on, also when this throws.
+    ///   - loop: the loop.
+    ///   - peerName: the peer's name; the address of the peer when it is not given.
+    public init(adopting fd: Int32, on loop: EventLoop, peerName: String? = nil) throws {
+        self.fd = fd
+        self.loop = loop
+        let address = RawAddress.of(fd, peer: true)
+        self.peerName = peerName ?? address.description
+        if case .inet = address {
+            // A request leaves in one write, so Nagle's algorithm could only delay it.
+            var one: Int32 = 1
+            setsockopt(fd, Int32(IPPROTO_TCP), TCP_NODELAY, &one, socklen_t(MemoryLayout<Int32>.size))
+            setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, socklen_t(MemoryLayout<Int32>.size))
+        }
+        do {
+            registration = try loop.register(fd)
+        } catch {
+            Glibc.close(fd)
+            throw error
+        }
+    }
+
+    deinit {
+        if fd >= 0 {
+            let fd = fd
+            let loop = loop
+            if loop.isCurrent {
+                loop.deregister(fd)
+                Glibc.close(fd)
+            } else {
+                loop.execute {
+                    loop.deregister(fd)
+                    Glibc.close(fd)
+                }
+            }
+        }
+    }
+
+    /// Connects to an address, trying each address that the name resolves to. Called on the loop.
+    ///
+    /// - Parameters:
+    ///   - address: where to.
+    ///   - loop: the loop of the new channel.
+    ///   - timeout: the time allowed for all of it.
+    /// - Throws: `ChannelError` with `Code.unresolved`, `Code.timedOut` or `Code.system`, naming the address.
+    public static func connect(
+        to address: SocketAddress,
+        on loop: EventLoop,
+        timeout: Duration = .seconds(10)
+    ) async throws -> SocketChannel {
+        switch address {
+        case .unix(let path):
+            let fd = xd_socket(AF_UNIX, Int32(SOCK_STREAM.rawValue))
+            guard fd >= 0 else { throw ChannelError.system("make a socket", errno) }
+            // A full backlog of a Unix socket shows as EAGAIN, which no readiness event ends.
+            let end = ContinuousClock.now + timeout
+            while xd_unix_connect(fd, path) != 0 {
+                let number = errno
+                guard number == EAGAIN, ContinuousClock.now < end else {
+                    Glibc.close(fd)
+                    throw ChannelError.system("connect to the socket \(path)", number)
+                }
+                await loop.sleep(for: .milliseconds(20))
+            }
+            return try SocketChannel(adopting: fd, on: loop, peerName: path)
+        case .inet(let host, let port):
+            let candidates = try await BlockingPool.shared.run {
+                try RawAddress.resolve(host: host, port: port, passive: false)
+            }
+            let end = ContinuousClock.now + timeout
+            var last = ChannelError(.unresolved, "'\(host)' has no address")
+            for candidate in candidates {
+                do {
+                    return try await connect(candidate, address, on: loop, until: end)
+                } catch let error as ChannelError {
+                    last = error
+                }
+            }
+            throw last
+        }
+    }
+
+    private static func connect(
+        _ candidate: RawAddress,
+        _ address: SocketAddress,
+        on loop: EventLoop,
+        until end: ContinuousClock.Instant
+    ) async throws -> SocketChannel {
+        let fd = xd_socket(candidate.family, Int32(SOCK_STREAM.rawValue))
+        guard fd >= 0 else { throw ChannelError.system("make a socket", errno) }
+        let result = candidate.withPointer { Glibc.connect(fd, $0, $1) }
+        if result != 0, errno != EINPROGRESS {
+            let number = errno
+            Glibc.close(fd)
+            throw ChannelError.system("connect to \(address)", number)
+        }
+        let channel = try SocketChannel(adopting: fd, on: loop, peerName: address.description)
+        do {
+            try await channel.withCancellation {
+                try await channel.withDeadline(end - .now, for: "Connecting") {
+                    try await channel.waitWritable()
+                }
+            }
+            var number: Int32 = 0
+            var length = socklen_t(MemoryLayout<Int32>.size)
+            getsockopt(fd, SOL_SOCKET, SO_ERROR, &number, &length)
+            if number != 0 { throw ChannelError.system("connect to \(address)", number) }
+            return channel
+        } catch {
+            channel.close()
+            throw error
+        }
+    }
+
+    /// Makes a connected pair of Unix sockets. Called on the loop.
+    public static func pair(on loop: EventLoop) throws -> (SocketChannel, SocketChannel) {
+        var descriptors: (Int32, Int32) = (-1, -1)
+        let result = withUnsafeMutablePointer(to: &descriptors) {
+            $0.withMemoryRebound(to: Int32.self, capacity: 2) { xd_socketpair($0) }
+        }
+        guard result == 0 else { throw ChannelError.system("make a pair of sockets", errno) }
+        let first = try SocketChannel(adopting: descriptors.0, on: loop, peerName: "socketpair")
+        return (first, try SocketChannel(adopting: descriptors.1, on: loop, peerName: "socketpair"))
+    }
+
+    /// The local address.
+    public var localAddress: SocketAddress { RawAddress.of(fd, peer: false) }
+    /// The peer's address.
+    public var peerAddress: SocketAddress { RawAddress.of(fd, peer: true) }
+
+    /// The process and user at the other end of a Unix socket; nil for other sockets.
+    public var peerCredentials: (process: Int32, user: UInt32)? {
+        var process: pid_t = 0
+        var user: uid_t = 0
+        guard xd_peer_credentials(fd, &process, &user) == 0 else { return nil }
+        return (process, user)
+    }
+
+    /// See `Channel.read(into:)`.
+    public func read(into buffers: UnsafeBufferPointer<iovec>) throws -> Int? {
+        while true {
+            if let failure { throw failure }
+            let count =
+                buffers.count == 1
+                ? Glibc.recv(fd, buffers[0].iov_base, buffers[0].iov_len, 0)
+                : Glibc.readv(fd, buffers.baseAddress, Int32(buffers.count))
+            if count >= 0 { return count }
+            let number = errno
+            if number == EAGAIN { return nil }
+            if number != EINTR { throw ChannelError.system("read from \(peerName)", number) }
+        }
+    }
+
+    /// See `Channel.write(from:)`.
+    public func write(from buffers: UnsafeBufferPointer<iovec>) throws -> Int? {
+        var message = msghdr()
+        message.msg_iov = UnsafeMutablePointer(mutating: buffers.baseAddress)
+        message.msg_iovlen = buffers.count
+        while true {
+            if let failure { throw failure }
+            let count = Glibc.sendmsg(fd, &message, Int32(MSG_NOSIGNAL))
+            if count >= 0 { return count }
+            let number = errno
+            if number == EAGAIN { return nil }
+            if number != EINTR { throw ChannelError.system("write to \(peerName)", number) }
+        }
+    }
+
+    /// Nothing is held back.
+    public func flush() throws -> Bool {
+        if let failure { throw failure }
+        return true
+    }
+
+    /// See `Channel.waitReadable()`.
+    public func waitReadable() async throws {
+        if let failure { throw failure }
+        await registration.waitReadable()
+        if let failure { throw failure }
+    }
+
+    /// See `Channel.waitWritable()`.
+    public func waitWritable() async throws {
+        if let failure { throw failure }
+        await registration.waitWritable()
+        if let failure { throw failure }
+    }
+
+    /// Shuts the outgoing direction.
+    public func finishWriting() async throws {
+        if let failure { throw failure }
+        if Glibc.shutdown(fd, Int32(SHUT_WR)) != 0, errno != ENOTCONN {
+            throw ChannelError.system("end the stream to \(peerName)", errno)
+        }
+    }
+
+    /// See `Channel.abort(_:)`.
+    public func abort(_ reason: ChannelError) {
+        loop.execute {
+            guard self.failure == nil else { return }
+            self.failure = reason
+            if self.fd >= 0 { Glibc.shutdown(self.fd, Int32(SHUT_RDWR)) }
+            self.registration.fail()
+        }
+    }
+
+    /// Closes the socket.
+    public func close() {
+        guard fd >= 0 else { return }
+        if failure == nil { failure = ChannelError(.closed, "The connection to \(peerName) is closed") }
+        loop.deregister(fd)
+        registration.fail()
+        Glibc.close(fd)
+        fd = -1
+    }
+}

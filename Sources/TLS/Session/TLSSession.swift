@@ -1,0 +1,310 @@
+internal import CGnuTLS
+internal import Glibc
+internal import IO
+
+/// Who the peer of a TLS session proved to be.
+public struct TLSPeer: Sendable, Hashable {
+    /// The certificate's distinguished name in RFC 4514 form, in the certificate's own order.
+    public var distinguishedName: String?
+    /// The user of a pre-shared key.
+    public var pskUser: String?
+
+    /// The identity for messages and comparisons.
+    public var name: String { distinguishedName ?? pskUser ?? "anonymous" }
+}
+
+/// A TLS session that knows nothing about sockets: ciphertext goes in and out of two queues.
+///
+/// Several records are encrypted before anything is sent, and large reads feed several records, which saves most of
+/// the system calls of a session on a socket. Confined to one loop, as GnuTLS sessions must be when both directions are
+/// used (a TLS 1.3 key update touches both).
+public final class TLSSession: @unchecked Sendable {
+    // Unchecked: confined to the loop of the channel that owns it.
+
+    /// How much plaintext a record carries at most (RFC 8446, section 5.1).
+    public static let recordSize = 16384
+    /// How much ciphertext is gathered before it is sent: below 256 KiB batching costs more than it saves.
+    static let batchSize = 1 << 20
+    static let inboundSize = 256 << 10
+
+    private let handle: gnutls_session_t
+    private let credentials: any TLSCredentials
+    private let hostname: UnsafeMutablePointer<CChar>?
+    private let purpose: UnsafeMutablePointer<CChar>
+    private let verification: UnsafeMutablePointer<gnutls_typed_vdata_st>
+    private let staging: UnsafeMutableRawPointer
+    var inbound: ByteFIFO
+    var outbound: ByteFIFO
+    /// Whether the transport has ended, so that an empty inbound queue means end of file.
+    var transportEnded = false
+
+    /// Makes a session.
+    ///
+    /// - Parameters:
+    ///   - credentials: which also decide the end.
+    ///   - hostname: the name that a server's certificate must be for; required of a client that verifies certificates.
+    /// - Throws: `CredentialError`.
+    public init(credentials: any TLSCredentials, hostname: String? = nil) throws {
+        self.credentials = credentials
+        let isServer = credentials.endpoint == .server
+        var session: gnutls_session_t?
+        let flags =
+            UInt32(isServer ? GNUTLS_SERVER : GNUTLS_CLIENT) | UInt32(GNUTLS_NONBLOCK.rawValue)
+            | UInt32(GNUTLS_NO_SIGNAL.rawValue)
+        try GnuTLS.check(gnutls_init(&session, flags), "Cannot make a TLS session")
+        handle = session!
+        self.hostname = hostname.map { strdup($0) }
+        purpose = strdup(isServer ? GNUTLS_KP_TLS_WWW_CLIENT : GNUTLS_KP_TLS_WWW_SERVER)
+        verification = .allocate(capacity: 2)
+        verification.initialize(repeating: gnutls_typed_vdata_st(), count: 2)
+        staging = .allocate(byteCount: Self.recordSize, alignment: 64)
+        inbound = ByteFIFO(capacity: Self.inboundSize)
+        outbound = ByteFIFO(capacity: 64 << 10)
+        var position: UnsafePointer<CChar>?
+        let code = gnutls_priority_set_direct(handle, credentials.priority, &position)
+        if code < 0 {
+            let rest = position.map { String(cString: $0) } ?? ""
+            throw CredentialError("The TLS priority string is invalid at '\(rest)': \(GnuTLS.message(code))")
+        }
+        try credentials.attach(to: handle)
+        if credentials.usesCertificates, credentials.verifiesPeer { try requireVerification(isServer) }
+        if let hostname, !isServer, !Self.isAddress(hostname) {
+            gnutls_server_name_set(handle, GNUTLS_NAME_DNS, hostname, hostname.utf8.count)
+        }
+        installTransport()
+    }
+
+    deinit {
+        gnutls_deinit(handle)
+        free(hostname)
+        free(purpose)
+        verification.deallocate()
+        staging.deallocate()
+    }
+
+    static func isAddress(_ name: String) -> Bool {
+        var storage = in6_addr()
+        return inet_pton(AF_INET, name, &storage) == 1 || inet_pton(AF_INET6, name, &storage) == 1
+    }
+
+    private func requireVerification(_ isServer: Bool) throws {
+        var count: UInt32 = 0
+        verification[0].type = GNUTLS_DT_KEY_PURPOSE_OID
+        verification[0].data = UnsafeMutableRawPointer(purpose).assumingMemoryBound(to: UInt8.self)
+        count = 1
+        if !isServer {
+            guard let hostname else {
+                throw CredentialError(
+                    "No hostname for certificate validation; give the name in the server's certificate"
+                )
+            }
+            verification[1].type = GNUTLS_DT_DNS_HOSTNAME
+            verification[1].data = UnsafeMutableRawPointer(hostname).assumingMemoryBound(to: UInt8.self)
+            count = 2
+        }
+        gnutls_session_set_verify_cert2(handle, verification, count, 0)
+    }
+
+    private func installTransport() {
+        gnutls_transport_set_ptr(handle, Unmanaged.passUnretained(self).toOpaque())
+        gnutls_transport_set_push_function(handle) { context, bytes, count in
+            let session = Unmanaged<TLSSession>.fromOpaque(context!).takeUnretainedValue()
+            session.outbound.append(UnsafeRawBufferPointer(start: bytes, count: count))
+            return count
+        }
+        gnutls_transport_set_pull_function(handle) { context, buffer, capacity in
+            let session = Unmanaged<TLSSession>.fromOpaque(context!).takeUnretainedValue()
+            let count = min(capacity, session.inbound.count)
+            if count == 0 {
+                if session.transportEnded { return 0 }
+                errno = EAGAIN
+                return -1
+            }
+            memcpy(buffer!, session.inbound.bytes.baseAddress!, count)
+            session.inbound.remove(count)
+            return count
+        }
+        gnutls_transport_set_pull_timeout_function(handle) { context, _ in
+            let session = Unmanaged<TLSSession>.fromOpaque(context!).takeUnretainedValue()
+            return session.inbound.isEmpty && !session.transportEnded ? 0 : 1
+        }
+    }
+
+    /// Goes on with the handshake.
+    ///
+    /// - Returns: whether it is done; otherwise more ciphertext is needed.
+    /// - Throws: `ChannelError` with `Code.tls`, whose message says which certificate was rejected by whom and why.
+    func handshake(peer: String) throws -> Bool {
+        while true {
+            let code = gnutls_handshake(handle)
+            if code == GNUTLS_E_SUCCESS { return true }
+            if code == GNUTLS_E_AGAIN { return false }
+            if code == GNUTLS_E_INTERRUPTED || gnutls_error_is_fatal(code) == 0 { continue }
+            // The peer should learn the reason, so the alert goes out before the error does.
+            gnutls_alert_send_appropriate(handle, code)
+            throw failure(code, peer: peer, during: "TLS handshake with \(peer) failed")
+        }
+    }
+
+    /// Encrypts as much as the batch has room for.
+    ///
+    /// Small pieces are gathered, so that a header and its payload share a record.
+    ///
+    /// - Returns: how many bytes of plaintext were taken.
+    func encrypt(_ buffers: UnsafeBufferPointer<iovec>) throws -> Int {
+        var remaining = 0
+        for buffer in buffers { remaining += buffer.iov_len }
+        var taken = 0
+        var index = 0
+        var offset = 0
+        while remaining > 0, outbound.count < Self.batchSize {
+            while offset == buffers[index].iov_len {
+                index += 1
+                offset = 0
+            }
+            let size = min(remaining, Self.recordSize)
+            let available = buffers[index].iov_len - offset
+            if available >= size {
+                try send(buffers[index].iov_base! + offset, size)
+                offset += size
+            } else {
+                var gathered = 0
+                while gathered < size {
+                    if offset == buffers[index].iov_len {
+                        index += 1
+                        offset = 0
+                        continue
+                    }
+                    let count = min(size - gathered, buffers[index].iov_len - offset)
+                    memcpy(staging + gathered, buffers[index].iov_base! + offset, count)
+                    gathered += count
+                    offset += count
+                }
+                try send(staging, size)
+            }
+            taken += size
+            remaining -= size
+        }
+        return taken
+    }
+
+    private func send(_ bytes: UnsafeRawPointer, _ count: Int) throws {
+        var done = 0
+        while done < count {
+            let sent = gnutls_record_send(handle, bytes + done, count - done)
+            if sent < 0 {
+                if sent == Int(GNUTLS_E_AGAIN) || sent == Int(GNUTLS_E_INTERRUPTED) { continue }
+                throw ChannelError(.tls, "Cannot encrypt: \(GnuTLS.message(Int32(sent)))")
+            }
+            done += sent
+        }
+    }
+
+    /// Decrypts into `buffer` as much as is there.
+    ///
+    /// - Returns: the number of bytes; 0 after the peer's close_notify; nil when more ciphertext is needed.
+    func decrypt(into buffer: UnsafeMutableRawBufferPointer, peer: String) throws -> Int? {
+        var done = 0
+        while done < buffer.count {
+            let count = gnutls_record_recv(handle, buffer.baseAddress! + done, buffer.count - done)
+            if count > 0 {
+                done += count
+            } else if count == 0 {
+                return done
+            } else if count == Int(GNUTLS_E_AGAIN) {
+                return done > 0 ? done : nil
+            } else if count == Int(GNUTLS_E_INTERRUPTED) || gnutls_error_is_fatal(Int32(count)) == 0 {
+                continue
+            } else if done > 0 {
+                // What arrived before the failure is delivered; GnuTLS repeats the error at the next call.
+                return done
+            } else {
+                throw failure(Int32(count), peer: peer, during: "The TLS session with \(peer) failed")
+            }
+        }
+        return done
+    }
+
+    /// Whether plaintext is ready without more ciphertext.
+    var hasPending: Bool { gnutls_record_check_pending(handle) > 0 || !inbound.isEmpty }
+
+    /// Queues a close_notify.
+    func closeNotify() { _ = gnutls_bye(handle, GNUTLS_SHUT_WR) }
+
+    private func failure(_ code: Int32, peer: String, during activity: String) -> ChannelError {
+        switch code {
+        case GNUTLS_E_CERTIFICATE_VERIFICATION_ERROR:
+            let status = gnutls_session_get_verify_cert_status(handle)
+            let reasons = GnuTLS.reasons(status).joined(separator: ", ")
+            let name = hostname.map { " '\(String(cString: $0))'" } ?? ""
+            let expected = status & GNUTLS_CERT_UNEXPECTED_OWNER.rawValue != 0 ? name : ""
+            return ChannelError(.tls, "\(activity): its certificate was rejected: \(reasons)\(expected)")
+        case GNUTLS_E_FATAL_ALERT_RECEIVED:
+            let alert = gnutls_alert_get(handle)
+            let text = gnutls_alert_get_name(alert).map { String(cString: $0) } ?? "alert \(alert.rawValue)"
+            return ChannelError(.tls, "\(activity): \(peer) refused us: \(text). \(remedy(alert))")
+        case GNUTLS_E_UNEXPECTED_PACKET_LENGTH, GNUTLS_E_UNSUPPORTED_VERSION_PACKET, GNUTLS_E_UNEXPECTED_PACKET,
+            GNUTLS_E_RECORD_OVERFLOW:
+            return ChannelError(.tls, "\(activity): \(peer) does not speak TLS there")
+        case GNUTLS_E_PREMATURE_TERMINATION, GNUTLS_E_INVALID_SESSION:
+            return ChannelError(.truncated, "\(activity): \(peer) closed the connection without a TLS end")
+        case GNUTLS_E_CERTIFICATE_REQUIRED, GNUTLS_E_NO_CERTIFICATE_FOUND:
+            return ChannelError(.tls, "\(activity): \(peer) presented no certificate")
+        default:
+            return ChannelError(.tls, "\(activity): \(GnuTLS.message(code))")
+        }
+    }
+
+    private func remedy(_ alert: gnutls_alert_description_t) -> String {
+        switch alert {
+        case GNUTLS_A_CERTIFICATE_EXPIRED: "Our certificate in \(credentials.directory) has expired; issue a new one"
+        case GNUTLS_A_CERTIFICATE_REQUIRED:
+            "Put client-cert.pem and client-key.pem into \(credentials.directory)"
+        case GNUTLS_A_UNKNOWN_CA, GNUTLS_A_BAD_CERTIFICATE, GNUTLS_A_CERTIFICATE_UNKNOWN:
+            "Its ca-cert.pem must be the authority of our certificate in \(credentials.directory)"
+        case GNUTLS_A_CERTIFICATE_REVOKED: "Our certificate in \(credentials.directory) was revoked"
+        case GNUTLS_A_UNKNOWN_PSK_IDENTITY, GNUTLS_A_DECRYPT_ERROR:
+            "Both ends need the same key in keys.psk"
+        default: "Its log has the reason"
+        }
+    }
+
+    /// Who the peer proved to be; valid after the handshake.
+    public var peer: TLSPeer {
+        var peer = TLSPeer()
+        if credentials.usesCertificates {
+            var count: UInt32 = 0
+            guard let list = gnutls_certificate_get_peers(handle, &count), count > 0 else { return peer }
+            var certificate: gnutls_x509_crt_t?
+            guard gnutls_x509_crt_init(&certificate) == 0 else { return peer }
+            defer { gnutls_x509_crt_deinit(certificate) }
+            var datum = list[0]
+            guard gnutls_x509_crt_import(certificate, &datum, GNUTLS_X509_FMT_DER) == 0 else { return peer }
+            var size = 4096
+            var text = [CChar](repeating: 0, count: size)
+            if gnutls_x509_crt_get_dn(certificate, &text, &size) == 0 {
+                peer.distinguishedName = String(
+                    decoding: text.prefix(size).prefix { $0 != 0 }.map { UInt8(bitPattern: $0) },
+                    as: UTF8.self
+                )
+            }
+        } else if credentials.endpoint == .server, let user = gnutls_psk_server_get_username(handle) {
+            peer.pskUser = String(cString: user)
+        }
+        return peer
+    }
+
+    /// The negotiated version as people write it: "1.3".
+    public var version: String {
+        switch gnutls_protocol_get_version(handle) {
+        case GNUTLS_TLS1_3: "1.3"
+        case GNUTLS_TLS1_2: "1.2"
+        default: "unknown"
+        }
+    }
+
+    /// The negotiated cipher, for example "AES-128-GCM".
+    public var cipher: String {
+        gnutls_cipher_get_name(gnutls_cipher_get(handle)).map { String(cString: $0) } ?? "none"
+    }
+}

@@ -1,0 +1,44 @@
+internal import CGnuTLS
+
+/// What went wrong with credentials or certificates, naming the file and the remedy.
+public struct CredentialError: Error, Sendable, CustomStringConvertible {
+    /// The sentence.
+    public let message: String
+
+    /// Makes an error.
+    @inline(never)
+    public init(_ message: String) { self.message = message }
+
+    /// The sentence.
+    public var description: String { message }
+}
+
+enum GnuTLS {
+    /// Throws a `CredentialError` that starts with `what` when GnuTLS reports a failure.
+    static func check(_ code: Int32, _ what: @autoclosure () -> String) throws {
+        if code < 0 { throw CredentialError("\(what()): \(message(code))") }
+    }
+
+    static func message(_ code: Int32) -> String { String(cString: gnutls_strerror(code)) }
+
+    /// The reasons of a certificate verification status, in QEMU's words where it has some.
+    static func reasons(_ status: UInt32) -> [String] {
+        let table: [(gnutls_certificate_status_t, String)] = [
+            (GNUTLS_CERT_REVOKED, "it has been revoked"),
+            (GNUTLS_CERT_SIGNER_NOT_FOUND, "it is not signed by the certificate authority in ca-cert.pem"),
+            (GNUTLS_CERT_SIGNER_NOT_CA, "its issuer is not a certificate authority"),
+            (GNUTLS_CERT_INSECURE_ALGORITHM, "it uses an insecure algorithm"),
+            (GNUTLS_CERT_NOT_ACTIVATED, "it is not yet valid; check the clocks"),
+            (GNUTLS_CERT_EXPIRED, "it has expired"),
+            (GNUTLS_CERT_UNEXPECTED_OWNER, "it does not match the host name"),
+            (GNUTLS_CERT_PURPOSE_MISMATCH, "its extended key usage does not allow this use"),
+            (
+                GNUTLS_CERT_SIGNATURE_FAILURE,
+                "it is not signed by the certificate authority in ca-cert.pem, but by one of the same name"
+            ),
+            (GNUTLS_CERT_SIGNER_CONSTRAINTS_FAILURE, "it violates its issuer's constraints"),
+        ]
+        let found = table.filter { status & $0.0.rawValue != 0 }.map(\.1)
+        return found.isEmpty ? ["it could not be verified"] : found
+    }
+}

@@ -1,0 +1,188 @@
+import Glibc
+import IO
+import TLS
+import TestSupport
+import Testing
+
+/// A kind of channel, by how a connected pair of it is made.
+struct ChannelKind: Sendable, CustomTestStringConvertible {
+    let testDescription: String
+    let pair: @Sendable (EventLoop) async throws -> (any Channel, any Channel)
+
+    static let pki = Result { try TestPKI() }
+
+    static let memory = ChannelKind(testDescription: "memory") { MemoryChannel.pair(on: $0, capacity: 8192) }
+    static let unix = ChannelKind(testDescription: "socketpair") { try SocketChannel.pair(on: $0) }
+
+    static let unixPath = ChannelKind(testDescription: "unix") { loop in
+        let directory = try TestDirectory()
+        return try await connected(.unix(path: directory.file("s")), loop)
+    }
+
+    static let tcp = ChannelKind(testDescription: "tcp") { loop in
+        try await connected(.inet(host: "127.0.0.1", port: 0), loop)
+    }
+
+    static func connected(_ address: SocketAddress, _ loop: EventLoop) async throws -> (any Channel, any Channel) {
+        let listener = try await Listener.listen(on: address, loop: loop)
+        defer { listener.close() }
+        let client = try await SocketChannel.connect(to: listener.address, on: loop)
+        return (client, try await listener.accept())
+    }
+
+    static func tls(over base: ChannelKind) -> ChannelKind {
+        ChannelKind(testDescription: "tls over \(base.testDescription)") { loop in
+            let (a, b) = try await base.pair(loop)
+            let pki = try pki.get()
+            let client = try pki.credentials(.client)
+            let server = try pki.credentials(.server)
+            async let accepted = TLSChannel.handshake(over: b, credentials: server)
+            let connected = try await TLSChannel.handshake(over: a, credentials: client, hostname: "localhost")
+            return (connected, try await accepted)
+        }
+    }
+
+    static let all: [ChannelKind] = [
+        memory, unix, unixPath, tcp, tls(over: memory), tls(over: unix), tls(over: tcp), tls(over: tls(over: memory)),
+    ]
+}
+
+/// Runs a test body on a loop of its own.
+func onLoop(_ body: @escaping @Sendable (EventLoop) async throws -> Void) async throws {
+    let loop = EventLoop(name: "test")
+    defer { loop.stop() }
+    try await loop.run { try await body(loop) }
+}
+
+/// The behaviour that every stream channel has, whatever carries it.
+@Suite(.timeLimit(.minutes(2)))
+struct ChannelBehaviour {
+    @Test(arguments: ChannelKind.all)
+    func carriesABulkStreamInBothDirectionsAtOnceUnchanged(_ kind: ChannelKind) async throws {
+        try await onLoop { loop in
+            let (a, b) = try await kind.pair(loop)
+            try await withThrowingTaskGroup(of: Void.self) { group in
+                for (writer, reader, seed) in [(a, b, UInt8(1)), (b, a, UInt8(77))] {
+                    // The sizes are those of QEMU's own channel tests: chunks that fit no buffer evenly.
+                    group.addTask(executorPreference: loop) {
+                        for round in 0..<250 {
+                            let chunk = (0..<4194).map { seed &+ UInt8(truncatingIfNeeded: $0 &+ round) }
+                            try await writer.write(chunk)
+                        }
+                    }
+                    group.addTask(executorPreference: loop) {
+                        for round in 0..<250 {
+                            let chunk = try await reader.read(exactly: 4194)
+                            #expect(chunk == (0..<4194).map { seed &+ UInt8(truncatingIfNeeded: $0 &+ round) })
+                        }
+                    }
+                }
+                try await group.waitForAll()
+            }
+            a.close()
+            b.close()
+        }
+    }
+
+    @Test(arguments: ChannelKind.all)
+    func deliversTheEndAfterTheLastByteAndStillReadsTheOtherDirection(_ kind: ChannelKind) async throws {
+        try await onLoop { loop in
+            let (a, b) = try await kind.pair(loop)
+            try await a.write(Array("last words".utf8))
+            try await a.finishWriting()
+            #expect(try await b.read(exactly: 10) == Array("last words".utf8))
+            let buffer = IOBuffer(capacity: 16)
+            #expect(try await b.readSome(into: buffer.mutable(0..<16)) == 0)
+            try await b.write(Array("answer".utf8))
+            #expect(try await a.read(exactly: 6) == Array("answer".utf8))
+            a.close()
+            b.close()
+        }
+    }
+
+    @Test(arguments: ChannelKind.all)
+    func gathersTwoPiecesIntoOneStream(_ kind: ChannelKind) async throws {
+        try await onLoop { loop in
+            let (a, b) = try await kind.pair(loop)
+            let header = IOBuffer(copying: Array("header:".utf8))
+            let payload = IOBuffer(copying: [UInt8](repeating: 9, count: 40000))
+            async let sent: Void = a.writeAll(header.bytes(0..<7), payload.bytes(0..<40000))
+            #expect(try await b.read(exactly: 7) == Array("header:".utf8))
+            #expect(try await b.read(exactly: 40000) == [UInt8](repeating: 9, count: 40000))
+            try await sent
+            a.close()
+            b.close()
+        }
+    }
+
+    @Test(arguments: ChannelKind.all)
+    func anEndInTheMiddleOfAMessageIsTruncation(_ kind: ChannelKind) async throws {
+        try await onLoop { loop in
+            let (a, b) = try await kind.pair(loop)
+            try await a.write([1, 2, 3])
+            try await a.finishWriting()
+            let error = await #expect(throws: ChannelError.self) { try await b.read(exactly: 4) }
+            #expect(error?.code == .truncated)
+            a.close()
+            b.close()
+        }
+    }
+
+    @Test(arguments: ChannelKind.all)
+    func cancellingTheTaskWakesABlockedReader(_ kind: ChannelKind) async throws {
+        try await onLoop { loop in
+            let (a, b) = try await kind.pair(loop)
+            let reading = Task(executorPreference: loop) {
+                try await b.withCancellation { try await b.read(exactly: 1) }
+            }
+            await Task.yield()
+            reading.cancel()
+            let error = await #expect(throws: ChannelError.self) { try await reading.value }
+            #expect(error?.code == .cancelled)
+            a.close()
+            b.close()
+        }
+    }
+
+    @Test(arguments: ChannelKind.all)
+    func aDeadlineWakesABlockedReaderAndNamesTheActivity(_ kind: ChannelKind) async throws {
+        try await onLoop { loop in
+            let (a, b) = try await kind.pair(loop)
+            let error = await #expect(throws: ChannelError.self) {
+                try await b.withDeadline(.milliseconds(30), for: "The greeting") { try await b.read(exactly: 1) }
+            }
+            #expect(error?.code == .timedOut)
+            #expect(error?.message.contains("The greeting") == true)
+            a.close()
+            b.close()
+        }
+    }
+
+    @Test(arguments: ChannelKind.all)
+    func aWriterWaitsForAPeerThatDoesNotReadAndAbortWakesIt(_ kind: ChannelKind) async throws {
+        try await onLoop { loop in
+            let (a, b) = try await kind.pair(loop)
+            let writing = Task(executorPreference: loop) {
+                let chunk = [UInt8](repeating: 5, count: 1 << 20)
+                while true { try await a.write(chunk) }
+            }
+            // Nothing is read, so the writer fills every buffer on the way and then waits.
+            for _ in 0..<200 { await Task.yield() }
+            a.abort(ChannelError(.cancelled, "stopped by the test"))
+            let error = await #expect(throws: ChannelError.self) { try await writing.value }
+            #expect(error?.message == "stopped by the test")
+            b.close()
+        }
+    }
+
+    @Test(arguments: ChannelKind.all)
+    func aClosedChannelFailsEveryCall(_ kind: ChannelKind) async throws {
+        try await onLoop { loop in
+            let (a, b) = try await kind.pair(loop)
+            a.close()
+            await #expect(throws: (any Error).self) { try await a.read(exactly: 1) }
+            await #expect(throws: (any Error).self) { try await a.write([1]) }
+            b.close()
+        }
+    }
+}
