@@ -1,0 +1,31 @@
+/// An option reply (NBD specification, "Newstyle negotiation").
+struct OptionReply {
+    static func encode(option: UInt32, type: UInt32, payload: [UInt8] = []) -> [UInt8] {
+        var writer = MessageWriter(capacity: 20 + payload.count)
+        writer.append(NBDWire.optionReplyMagic)
+        writer.append(option)
+        writer.append(type)
+        writer.append(UInt32(payload.count))
+        writer.append(payload)
+        return writer.bytes
+    }
+
+    /// An error with a text that is safe to show: the peer may have chosen parts of it.
+    static func error(option: UInt32, type: UInt32, _ text: String) -> [UInt8] {
+        encode(option: option, type: type, payload: Array(sanitize(text).utf8))
+    }
+
+    /// Cuts a text to 1 KiB and replaces control characters.
+    static func sanitize(_ text: some StringProtocol) -> String {
+        var result = ""
+        for scalar in text.unicodeScalars {
+            if result.utf8.count > 1020 { break }
+            if scalar.value < 32 || (127..<160).contains(scalar.value) {
+                result.unicodeScalars.append("?")
+            } else {
+                result.unicodeScalars.append(scalar)
+            }
+        }
+        return result
+    }
+}

@@ -1,0 +1,88 @@
+import IO
+import NBD
+import TLS
+import Testing
+import TestSupport
+
+/// Our client against the servers that people use.
+@Suite(.timeLimit(.minutes(3)))
+struct ClientInterop {
+    /// The port that the system has just given to somebody who no longer wants it.
+    func freePort() async throws -> UInt16 {
+        let loop = EventLoop(name: "port")
+        defer { loop.stop() }
+        return try await loop.run {
+            let listener = try await Listener.listen(on: .inet(host: "127.0.0.1", port: 0), loop: loop)
+            defer { listener.close() }
+            return listener.address.port ?? 0
+        }
+    }
+
+    func exercise(_ server: ChildProcess, port: UInt16, pki: TestPKI, export: String) async throws {
+        let loop = EventLoop(name: "client")
+        defer { loop.stop() }
+        let credentials = try pki.credentials(.client)
+        try await loop.run {
+            let options = NBDClientOptions(
+                export: export,
+                credentials: credentials,
+                hostname: "localhost",
+                wantsAllocation: true
+            )
+            let address = SocketAddress.inet(host: "localhost", port: port)
+            try await server.wait(for: "an NBD server") {
+                (try? await SocketChannel.connect(to: address, on: loop))?.close() != nil
+            }
+            let connection = try await NBDConnection.connect(to: address, on: loop, options)
+            #expect(connection.size == 4 << 20)
+            #expect(connection.tls?.version == "1.3")
+            let data = IOBuffer(copying: (0..<300_000).map { UInt8(truncatingIfNeeded: $0 * 7) })
+            try await connection.write(Payload(data, 0..<300_000), at: 4096)
+            try await connection.zero(at: 8192, count: 4096)
+            try await connection.flush()
+            let back = IOBuffer(capacity: 300_000)
+            try await connection.read(into: Payload(back, 0..<300_000), at: 4096)
+            #expect(back.bytes(0..<4096).elementsEqual(data.bytes(0..<4096)))
+            #expect(back.bytes(4096..<8192).allSatisfy { $0 == 0 })
+            #expect(back.bytes(8192..<300_000).elementsEqual(data.bytes(8192..<300_000)))
+            let extents = try await connection.extents(at: 0, count: 4 << 20)
+            #expect(extents.reduce(0) { $0 + $1.length } > 0)
+            await #expect(throws: NBDError.self) { try await connection.read(into: Payload(back, 0..<10), at: 4 << 20) }
+            await connection.disconnect()
+        }
+    }
+
+    @Test func qemuNBDOverTLS() async throws {
+        let pki = try TestPKI()
+        let directory = try TestDirectory()
+        let image = directory.file("disk")
+        _ = try await Tool.run(["truncate", "-s", "4M", image])
+        let port = try await freePort()
+        let server = try ChildProcess([
+            "qemu-nbd", "-b", "localhost", "-p", "\(port)", "-f", "raw", "-e", "16", "-t", "-x", "disk",
+            "--object", "tls-creds-x509,id=tls0,dir=\(pki.directory),endpoint=server,verify-peer=yes",
+            "--tls-creds", "tls0", image,
+        ])
+        try await exercise(server, port: port, pki: pki, export: "disk")
+    }
+
+    @Test func nbdkitOverTLS() async throws {
+        let pki = try TestPKI()
+        let port = try await freePort()
+        let server = try ChildProcess([
+            "nbdkit", "-f", "-p", "\(port)", "-i", "localhost", "--tls=require",
+            "--tls-certificates=\(pki.directory)", "--tls-verify-peer", "memory", "4M",
+        ])
+        try await exercise(server, port: port, pki: pki, export: "")
+    }
+
+    @Test func aServerWithoutTLSIsNeverUsedInClearText() async throws {
+        let pki = try TestPKI()
+        let port = try await freePort()
+        let server = try ChildProcess(["nbdkit", "-f", "-p", "\(port)", "-i", "localhost", "memory", "4M"])
+        let error = await #expect(throws: ChannelError.self) {
+            try await exercise(server, port: port, pki: pki, export: "")
+        }
+        #expect(error?.code == .protocolViolation, "\(error!)")
+    }
+}
