@@ -260,6 +260,9 @@ public final class EventLoopGroup: Sendable {
         loops = (0..<(count ?? min(cores, 4))).map { EventLoop(name: "\(name)-\($0)") }
     }
 
+    /// Makes a group of one loop that is there already.
+    public init(sharing loop: EventLoop) { loops = [loop] }
+
     /// The next loop, in turn.
     public func next() -> EventLoop {
         let index = cursor.wrappingAdd(1, ordering: .relaxed).oldValue

@@ -156,6 +156,14 @@ public final class SocketChannel: Channel, @unchecked Sendable {
         return (process, user)
     }
 
+    /// Bounds what the kernel holds of this stream before it is on the wire, in bytes; without a bound a slow link has
+    /// seconds of data queued. Has no effect on a Unix socket.
+    public func limitUnsent(_ bytes: Int) {
+        var value = Int32(clamping: bytes)
+        // TCP_NOTSENT_LOWAT
+        setsockopt(fd, Int32(IPPROTO_TCP), 25, &value, socklen_t(MemoryLayout<Int32>.size))
+    }
+
     /// See `Channel.read(into:)`.
     public func read(into buffers: UnsafeBufferPointer<iovec>) throws -> Int? {
         while true {

@@ -25,7 +25,7 @@ public final class RawFile: BackEnd {
     /// - Parameters:
     ///   - path: where it is; a symbolic link is followed.
     ///   - readOnly: whether to open it for reading only.
-    ///   - observer: is told of every range before it changes and after.
+    ///   - observer: is told of every range that has changed.
     /// - Throws: `ChannelError` that names the path.
     public init(path: String, readOnly: Bool, observer: (any WriteObserver)? = nil) throws {
         self.path = path
@@ -132,7 +132,7 @@ public final class RawFile: BackEnd {
             return true
         }
         if unsupportedNoWait.load(ordering: .relaxed) { return false }
-        observer?.willWrite(offset, UInt64(payload.count))
+        defer { observer?.didChange(offset, UInt64(payload.count)) }
         let bytes = payload.bytes
         var vector = iovec(iov_base: UnsafeMutableRawPointer(mutating: bytes.baseAddress), iov_len: bytes.count)
         let count = xd_pwritev_nowait(fd, &vector, 1, off_t(offset))
@@ -148,7 +148,7 @@ public final class RawFile: BackEnd {
     }
 
     private func writeAll(_ payload: Payload, at offset: UInt64) throws {
-        observer?.willWrite(offset, UInt64(payload.count))
+        defer { observer?.didChange(offset, UInt64(payload.count)) }
         let bytes = payload.bytes
         var done = 0
         while done < bytes.count {
@@ -163,7 +163,7 @@ public final class RawFile: BackEnd {
         try checkFailure()
         if count == 0 { return }
         try await BlockingPool.shared.run {
-            self.observer?.willWrite(offset, count)
+            defer { self.observer?.didChange(offset, count) }
             if mayDeallocate, xd_punch_hole(self.fd, off_t(offset), off_t(count)) == 0 { return }
             if xd_zero_range(self.fd, off_t(offset), off_t(count)) == 0 { return }
             let zeroes = IOBuffer(capacity: 1 << 20)
@@ -183,7 +183,7 @@ public final class RawFile: BackEnd {
         try checkFailure()
         if count == 0 { return }
         try await BlockingPool.shared.run {
-            self.observer?.willWrite(offset, count)
+            defer { self.observer?.didChange(offset, count) }
             // A file system without holes ignores the hint.
             _ = xd_punch_hole(self.fd, off_t(offset), off_t(count))
         }
@@ -237,8 +237,11 @@ public final class RawFile: BackEnd {
     }
 }
 
-/// Is told which ranges of a file are about to change, in time to forget what it knew about them.
+/// Is told which ranges of a file have changed, so that what was known about them is known to be old.
+///
+/// The call comes after the change and before its reply, also when the change failed half-way: whoever reads a range
+/// while it changes is told afterwards.
 public protocol WriteObserver: AnyObject, Sendable {
-    /// The range is about to change. Called on any thread.
-    func willWrite(_ offset: UInt64, _ count: UInt64)
+    /// The range has changed. Called on any thread.
+    func didChange(_ offset: UInt64, _ count: UInt64)
 }

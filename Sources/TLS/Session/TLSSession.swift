@@ -3,11 +3,17 @@ internal import Glibc
 internal import IO
 
 /// Who the peer of a TLS session proved to be.
-public struct TLSPeer: Sendable, Hashable {
+public struct TLSPeer: Sendable, Hashable, Codable {
     /// The certificate's distinguished name in RFC 4514 form, in the certificate's own order.
     public var distinguishedName: String?
     /// The user of a pre-shared key.
     public var pskUser: String?
+
+    /// Makes an identity.
+    public init(distinguishedName: String? = nil, pskUser: String? = nil) {
+        self.distinguishedName = distinguishedName
+        self.pskUser = pskUser
+    }
 
     /// The identity for messages and comparisons.
     public var name: String { distinguishedName ?? pskUser ?? "anonymous" }

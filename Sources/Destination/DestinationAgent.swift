@@ -1,0 +1,203 @@
+internal import Emulator
+internal import Glibc
+public import IO
+public import Migration
+internal import NBD
+public import TLS
+
+/// The agent that receives guests: a control port for the handshake protocol and QEMU's streams, and an NBD port.
+public final class DestinationAgent: @unchecked Sendable {
+    // Unchecked: confined to the control loop.
+
+    /// How an agent is set up.
+    public struct Configuration: Sendable {
+        /// Where the control port listens.
+        public var listen: SocketAddress
+        /// Where the NBD server listens.
+        public var nbdListen: SocketAddress
+        /// Where disk images are made.
+        public var imageDirectory: String
+        /// Where guests and migrations are recorded.
+        public var stateDirectory: String
+        /// Who we are, and whom we trust.
+        public var credentials: any TLSCredentials
+        /// What the operator reads.
+        public var log: Log
+
+        /// Makes a configuration.
+        public init(
+            listen: SocketAddress,
+            nbdListen: SocketAddress,
+            imageDirectory: String,
+            stateDirectory: String,
+            credentials: any TLSCredentials,
+            log: Log = Log()
+        ) {
+            self.listen = listen
+            self.nbdListen = nbdListen
+            self.imageDirectory = imageDirectory
+            self.stateDirectory = stateDirectory
+            self.credentials = credentials
+            self.log = log
+        }
+    }
+
+    /// How many connections may be in the TLS handshake or before HELLO at once.
+    private static let pendingLimit = 64
+
+    let configuration: Configuration
+    let guests: GuestStore
+    let migrations: MigrationStore
+    let exports = ExportTable()
+    /// The loop of the control port and of everything that decides.
+    public let loop: EventLoop
+    private let dataLoops: EventLoopGroup
+    private var control: Listener?
+    private var nbd: Listener?
+    private var incoming: [String: IncomingMigration] = [:]
+    private var pending = 0
+    private let stateLock: FileLock
+
+    private init(_ configuration: Configuration, loop: EventLoop, dataLoops: EventLoopGroup, lock: FileLock) {
+        self.configuration = configuration
+        self.loop = loop
+        self.dataLoops = dataLoops
+        stateLock = lock
+        guests = GuestStore(stateDirectory: configuration.stateDirectory)
+        migrations = MigrationStore(stateDirectory: configuration.stateDirectory)
+    }
+
+    var log: Log { configuration.log }
+    /// The NBD server's port.
+    public var nbdPort: UInt16 { nbd?.address.port ?? 0 }
+    /// The control port's address.
+    public var address: SocketAddress { control?.address ?? configuration.listen }
+
+    /// Starts an agent: takes up what an earlier one left, then listens.
+    ///
+    /// - Throws: `MigrationError` or `ChannelError` naming the directory or the address that cannot be used.
+    public static func start(_ configuration: Configuration) async throws -> DestinationAgent {
+        try DurableFile.makeDirectory(configuration.stateDirectory)
+        try DurableFile.makeDirectory(configuration.imageDirectory)
+        guard let lock = try FileLock("\(configuration.stateDirectory)/destination.lock") else {
+            throw MigrationError(
+                .failed,
+                "Another destination agent uses the state directory \(configuration.stateDirectory)"
+            )
+        }
+        let loop = EventLoop(name: "control")
+        let data = EventLoopGroup(name: "data")
+        let agent = DestinationAgent(configuration, loop: loop, dataLoops: data, lock: lock)
+        do {
+            try await loop.run { try await agent.listen() }
+        } catch {
+            agent.loop.stop()
+            data.stop()
+            throw error
+        }
+        return agent
+    }
+
+    private func listen() async throws {
+        await restore()
+        let control = try await Listener.listen(on: configuration.listen, loop: loop)
+        self.control = control
+        let nbd = try await Listener.listen(on: configuration.nbdListen, loop: loop)
+        self.nbd = nbd
+        let server = NBDServer(exports: exports, credentials: configuration.credentials, loops: dataLoops) { [log] in
+            log(.warning, $0)
+        }
+        Task(executorPreference: loop) { await server.serve(nbd) }
+        Task(executorPreference: loop) { await self.accept(control) }
+        log(.info, "listening on \(control.address), NBD on \(nbd.address), images in \(configuration.imageDirectory)")
+    }
+
+    /// Takes up the migrations that an earlier agent of this state directory did not finish.
+    private func restore() async {
+        for id in migrations.ids() {
+            guard let records = try? Journal.read(migrations.journal(of: id)), case .accepted = records.first,
+                let migration = IncomingMigration.restore(id, agent: self)
+            else { continue }
+            incoming[id] = migration
+            await migration.resume(records)
+            if migration.isOver { incoming[id] = nil }
+        }
+    }
+
+    private func accept(_ listener: Listener) async {
+        while let channel = try? await listener.accept() {
+            guard pending < Self.pendingLimit else {
+                log(.warning, "Refused \(channel.peerName): \(pending) connections have not said HELLO yet")
+                channel.close()
+                continue
+            }
+            pending += 1
+            Task(executorPreference: loop) {
+                do {
+                    try await self.serve(channel)
+                } catch {
+                    self.log(.warning, "Connection from \(channel.peerName): \(error)")
+                }
+            }
+        }
+    }
+
+    private func serve(_ base: SocketChannel) async throws {
+        let opened: (TLSChannel, MessageConnection, Message.Hello)
+        do {
+            defer { pending -= 1 }
+            opened = try await base.withDeadline(.seconds(10), for: "The greeting") {
+                let channel = try await TLSChannel.handshake(over: base, credentials: configuration.credentials)
+                let connection = MessageConnection(channel)
+                guard case .hello(let hello) = try await connection.receiveMessage() else {
+                    throw ChannelError(.protocolViolation, "the first message is not HELLO")
+                }
+                return (channel, connection, hello)
+            }
+        } catch {
+            base.close()
+            throw error
+        }
+        let (channel, connection, hello) = opened
+        defer { channel.close() }
+        guard hello.versions.contains(1) else {
+            try await connection.send(.abort("This agent speaks version 1 of the protocol only"))
+            return
+        }
+        guard MigrationStore.isID(hello.migration) else {
+            try await connection.send(.abort("The migration's id is malformed"))
+            return
+        }
+        let peer = channel.session.peer
+        switch hello.role {
+        case .control:
+            let migration = incoming[hello.migration] ?? IncomingMigration(hello.migration, peer: peer, agent: self)
+            guard migration.peer == peer else {
+                try await connection.send(.abort("This migration belongs to another source"))
+                return
+            }
+            incoming[hello.migration] = migration
+            await migration.serve(connection)
+            if migration.isOver { incoming[hello.migration] = nil }
+        case .stream:
+            guard let migration = incoming[hello.migration], migration.peer == peer else {
+                try await connection.send(.abort("There is no such migration here"))
+                return
+            }
+            base.limitUnsent(256 << 10)
+            try await migration.serveStream(connection)
+        }
+    }
+
+    /// Ends the agent: migrations that are not decided are given up, guests that run here go on running.
+    public func stop() async {
+        try? await loop.run {
+            self.control?.close()
+            self.nbd?.close()
+            for migration in self.incoming.values { await migration.giveUp("The destination agent was stopped") }
+            self.incoming = [:]
+        }
+        loop.stop()
+        dataLoops.stop()
+    }
+}

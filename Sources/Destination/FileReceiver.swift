@@ -1,0 +1,68 @@
+internal import Glibc
+internal import IO
+internal import Migration
+
+/// Receives the files of a guest that this host does not have.
+final class FileReceiver: @unchecked Sendable {
+    // Unchecked: confined to the agent's control loop.
+    let progress = AsyncCondition()
+    private(set) var failure: (any Error)?
+    private let files: [Message.Offer.File]
+    private let store: String
+    private var missing: [Int]
+    private var current: (index: Int, fd: Int32, rest: UInt64)?
+
+    init(_ files: [Message.Offer.File], _ missing: [Int], store: String) {
+        self.files = files
+        self.missing = missing
+        self.store = store
+    }
+
+    deinit { if let current { close(current.fd) } }
+
+    var isComplete: Bool { missing.isEmpty && failure == nil }
+
+    /// Where a file is until it is complete.
+    func path(_ index: Int) -> String { "\(store)/.new-\(getpid())-\(files[index].digest)" }
+
+    func begin(_ index: Int) throws {
+        guard current == nil, missing.first == index else {
+            throw ChannelError(.protocolViolation, "A file that was not asked for")
+        }
+        let fd = open(path(index), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0o600)
+        guard fd >= 0 else { return fail(ChannelError.system("create \(path(index))", errno)) }
+        current = (index, fd, files[index].size)
+        try finishIfComplete()
+    }
+
+    func receive(_ bytes: [UInt8]) throws {
+        guard let (index, fd, rest) = current, UInt64(bytes.count) <= rest else {
+            if failure != nil { return }
+            throw ChannelError(.protocolViolation, "More data than the file has")
+        }
+        do {
+            try DurableFile.append(bytes, to: fd, path: path(index))
+        } catch {
+            return fail(error)
+        }
+        current = (index, fd, rest - UInt64(bytes.count))
+        try finishIfComplete()
+    }
+
+    private func finishIfComplete() throws {
+        guard let (_, fd, rest) = current, rest == 0 else { return }
+        let synced = fsync(fd) == 0
+        close(fd)
+        current = nil
+        if !synced { return fail(ChannelError.system("store a file of the guest", errno)) }
+        missing.removeFirst()
+        progress.signal()
+    }
+
+    private func fail(_ error: any Error) {
+        if failure == nil { failure = error }
+        if let current { close(current.fd) }
+        current = nil
+        progress.signal()
+    }
+}

@@ -1,0 +1,519 @@
+internal import CLinux
+internal import Emulator
+internal import FoundationEssentials
+internal import Glibc
+internal import IO
+internal import Migration
+internal import TLS
+
+/// One migration, seen from the destination.
+///
+/// Until PREPARED is durable a lost connection ends it and leaves nothing behind. From then on only the source can: the
+/// guest may have been released, so everything is kept until RELEASE or ABORT comes, over a new connection if need be.
+final class IncomingMigration: @unchecked Sendable {
+    // Unchecked: confined to the agent's control loop.
+
+    enum State: String, Codable {
+        case new, offered, prepared, owner, done, aborted
+    }
+
+    /// What a later agent needs to take this migration up.
+    private struct Saved: Codable {
+        var peer: TLSPeer
+        var offer: Message.Offer
+        /// What this host knew of a guest of the same name, which had left it earlier.
+        var previous: GuestRecord?
+    }
+
+    let id: String
+    let peer: TLSPeer
+    private unowned let agent: DestinationAgent
+    private var state = State.new
+    private var offer: Message.Offer?
+    private var images: IncomingImages?
+    private var record: GuestRecord?
+    private var monitor: QMPClient?
+    private var journal: Journal?
+    private var guestLock: FileLock?
+    private var ownedDigests: [String: String] = [:]
+    private var finalDigests: Task<Void, any Error>?
+    private var files: FileReceiver?
+    private let order = AsyncLock()
+    private var previous: GuestRecord?
+    private var hasStarted = false
+    private var connections: [MessageConnection] = []
+
+    init(_ id: String, peer: TLSPeer, agent: DestinationAgent) {
+        self.id = id
+        self.peer = peer
+        self.agent = agent
+    }
+
+    var isOver: Bool { (state == .new && connections.isEmpty) || state == .done || state == .aborted }
+    private var directory: String { agent.migrations.directory(of: id) }
+    private var incomingSocket: String { "\(agent.guests.directory(of: offer?.guest ?? ""))/incoming.sock" }
+    private var log: Log { agent.log }
+
+    // MARK: The conversation
+
+    func serve(_ connection: MessageConnection) async {
+        connections.append(connection)
+        do {
+            try await connection.send(.welcome(.init(state: state.rawValue)))
+            try await withThrowingDiscardingTaskGroup { group in
+                while true {
+                    switch try await connection.receive() {
+                    case .data(let bytes): try files?.receive(bytes)
+                    case .message(.ping): try await connection.send(.pong)
+                    case .message(.file(let index)): try files?.begin(index)
+                    case .message(.done):
+                        await finish()
+                        try await connection.send(.done)
+                    case .message(let message):
+                        // A long step must not keep pings from being answered.
+                        group.addTask(executorPreference: self.agent.loop) {
+                            await self.order.acquire()
+                            defer { self.order.release() }
+                            await self.answer(message, connection)
+                        }
+                    }
+                }
+            }
+        } catch {
+            if state == .new || state == .offered {
+                let closed = (error as? ChannelError)?.code == .closed
+                if state == .offered || !closed { log(.warning, "Migration \(id): \(error)") }
+            }
+        }
+        connections.removeAll { $0 === connection }
+        // Whoever lost the connection before PREPARED rolls back; so does the other side.
+        if connections.isEmpty, state == .new || state == .offered { await giveUp("The connection to the source was lost") }
+    }
+
+    /// Handles a message; what goes wrong before PREPARED ends the migration and is told to the source.
+    private func answer(_ message: Message, _ connection: MessageConnection) async {
+        do {
+            try await handle(message, connection)
+        } catch {
+            log(.warning, "Migration \(id): \(message.name): \(error)")
+            if state == .new || state == .offered {
+                await giveUp("\(error)")
+                try? await connection.send(.abort("\(error)"))
+            }
+            connection.channel.abort(ChannelError(.closed, "\(message.name) failed: \(error)"))
+        }
+    }
+
+    /// QEMU ended while it waited for the guest: the source hears why, in QEMU's words.
+    private func emulatorEnded() {
+        guard state == .offered, let offer else { return }
+        let words = EmulatorProcess.tail(of: agent.guests.log(of: offer.guest))
+        let reason = "QEMU on the destination ended: \(words.isEmpty ? "it said nothing" : words)"
+        log(.warning, "Migration \(id): \(reason)")
+        for connection in connections {
+            Task(executorPreference: agent.loop) { try? await connection.send(.abort(reason)) }
+        }
+    }
+
+    private func handle(_ message: Message, _ connection: MessageConnection) async throws {
+        switch (message, state) {
+        case (.offer(let offer), .new): try await accept(offer, connection)
+        case (.mirrored, .offered):
+            try await images?.updateDigests()
+            try await connection.send(.mirrored)
+        case (.stream, .offered):
+            unlink(incomingSocket)
+            try await monitor?.migrateIncoming(socket: incomingSocket)
+            try await connection.send(.stream)
+        case (.prepared, .offered), (.prepared, .prepared):
+            try await prepare()
+            try await connection.send(.prepared)
+        case (.release, .prepared), (.release, .owner):
+            try await own()
+            try await connection.send(.owned(.init(digests: ownedDigests)))
+        case (.abort(let reason), .new), (.abort(let reason), .offered), (.abort(let reason), .prepared):
+            await giveUp(reason)
+            try await connection.send(.abort(reason))
+        default:
+            throw ChannelError(.protocolViolation, "\(message.name) is not due in state \(state.rawValue)")
+        }
+    }
+
+    // MARK: OFFER
+
+    private func accept(_ offer: Message.Offer, _ connection: MessageConnection) async throws {
+        self.offer = offer
+        state = .offered
+        do {
+            try begin(offer)
+            let reasons = await check(offer)
+            if !reasons.isEmpty { throw Refusal(reasons: reasons) }
+            let found = try await findFiles(offer, connection)
+            try await startGuest(offer, files: found)
+            let exports = Dictionary(uniqueKeysWithValues: offer.disks.map { ($0.name, exportName($0)) })
+            try await connection.send(.ready(.init(nbdPort: agent.nbdPort, exports: exports)))
+            log(.info, "Migration \(id): receiving guest '\(offer.guest)' from \(peer.name)")
+        } catch let error as ChannelError where error.code == .closed || error.code == .truncated {
+            throw error
+        } catch {
+            let reasons = (error as? Refusal)?.reasons ?? ["\(error)"]
+            log(.warning, "Migration \(id): refused guest '\(offer.guest)': \(reasons.joined(separator: "; "))")
+            await giveUp(reasons.joined(separator: "; "))
+            try await connection.send(.ready(.init(reasons: reasons)))
+        }
+    }
+
+    private struct Refusal: Error { let reasons: [String] }
+
+    private func exportName(_ disk: Message.Offer.Disk) -> String { "\(id)/\(disk.name)" }
+    private func imageDirectory(_ offer: Message.Offer) -> String {
+        "\(agent.configuration.imageDirectory)/\(offer.guest)"
+    }
+
+    private func begin(_ offer: Message.Offer) throws {
+        try GuestStore.validate(offer.guest)
+        guard !offer.commandLine.arguments.isEmpty, offer.commandLine.arguments.count < 4096, offer.disks.count <= 64
+        else { throw GuestError("The offer is malformed") }
+        guard let lock = try agent.migrations.lock(guest: offer.guest) else {
+            throw GuestError("Guest '\(offer.guest)' is being migrated on this host already")
+        }
+        guestLock = lock
+        guard !DurableFile.exists(agent.migrations.journal(of: id)) else {
+            throw GuestError("The migration \(id) has been here before")
+        }
+        try DurableFile.makeDirectory(directory)
+        let journal = try Journal(creating: agent.migrations.journal(of: id))
+        try journal.append(.accepted(guest: offer.guest, source: peer.name))
+        self.journal = journal
+    }
+
+    /// Everything that can be known before anything is made.
+    private func check(_ offer: Message.Offer) async -> [String] {
+        var reasons: [String] = []
+        if let known = try? agent.guests.load(offer.guest) {
+            previous = known
+            if known.process?.isRunning == true {
+                reasons.append("A guest '\(offer.guest)' runs on this host already")
+            } else if known.released == nil {
+                reasons.append("A guest '\(offer.guest)' is defined on this host already")
+            }
+        }
+        let program = offer.commandLine.arguments[0]
+        if let found = localProgram(program) {
+            do {
+                let machines = try await EmulatorProbe.machines(of: found)
+                if !machines.contains(offer.machine) {
+                    reasons.append("\(found) on this host does not know the machine type '\(offer.machine)'")
+                }
+            } catch { reasons.append("\(error)") }
+        } else {
+            reasons.append("The QEMU program '\(program)' is not installed on this host")
+        }
+        let directory = agent.configuration.imageDirectory
+        if access(directory, W_OK) != 0 {
+            reasons.append("Cannot write the image directory \(directory): \(String(cString: strerror(errno)))")
+        } else {
+            let needed = offer.disks.reduce(0) { $0 + $1.allocated }
+            let free = xd_free_bytes(directory)
+            // Below this a file system is full for all practical purposes.
+            if free < needed + (1 << 20) {
+                reasons.append(
+                    "The image directory \(directory) has \(free) bytes free, the disks need at least \(needed)"
+                )
+            }
+        }
+        var names: Set<String> = []
+        for disk in offer.disks {
+            let path = imagePath(disk, offer)
+            if !names.insert(path).inserted { reasons.append("Two disks would both become \(path)") }
+            if DurableFile.exists(path) { reasons.append("The image \(path) exists already") }
+        }
+        return reasons
+    }
+
+    /// The program of the offer by its path, or by its name in PATH.
+    private func localProgram(_ program: String) -> String? {
+        EmulatorProcess.find(program) ?? EmulatorProcess.find(Self.lastComponent(program))
+    }
+
+    private static func lastComponent(_ path: String) -> String {
+        let name = path.split(separator: "/").last.map(String.init) ?? ""
+        return name.isEmpty || name == "." || name == ".." ? "unnamed" : name
+    }
+
+    /// The image keeps the name that it has on the source; its directory is the guest's own.
+    private func imagePath(_ disk: Message.Offer.Disk, _ offer: Message.Offer) -> String {
+        "\(imageDirectory(offer))/\(Self.lastComponent(disk.path))"
+    }
+
+    /// Where each file of the offer is on this host; what is not here is asked for.
+    private func findFiles(_ offer: Message.Offer, _ connection: MessageConnection) async throws -> [String: String] {
+        let store = "\(agent.configuration.imageDirectory)/.files"
+        var found: [String: String] = [:]
+        var missing: [Int] = []
+        for (index, file) in offer.files.enumerated() {
+            guard file.digest.utf8.count == 64, file.digest.allSatisfy(\.isHexDigit) else {
+                throw GuestError("The offer is malformed")
+            }
+            let stored = "\(store)/\(file.digest)"
+            let candidates = file.path.hasPrefix("/") ? [stored, file.path] : [stored]
+            for candidate in candidates where found[file.path] == nil {
+                if await Self.matches(candidate, file) { found[file.path] = candidate }
+            }
+            if found[file.path] == nil {
+                missing.append(index)
+                found[file.path] = stored
+            }
+        }
+        if missing.isEmpty { return found }
+        try DurableFile.makeDirectory(store)
+        let receiver = FileReceiver(offer.files, missing, store: store)
+        files = receiver
+        defer { files = nil }
+        try await connection.send(.need(missing))
+        while !receiver.isComplete {
+            try await connection.channel.withDeadline(.seconds(120), for: "Receiving the guest's files") {
+                await receiver.progress.wait()
+            }
+            if let failure = receiver.failure { throw failure }
+        }
+        for index in missing {
+            let file = offer.files[index]
+            let temporary = receiver.path(index)
+            guard await Self.matches(temporary, file) else {
+                unlink(temporary)
+                throw GuestError("The file \(file.path) arrived damaged")
+            }
+            guard rename(temporary, "\(store)/\(file.digest)") == 0 else {
+                throw ChannelError.system("rename \(temporary)", errno)
+            }
+        }
+        return found
+    }
+
+    private static func matches(_ path: String, _ file: Message.Offer.File) async -> Bool {
+        var status = stat()
+        guard stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFREG, UInt64(status.st_size) == file.size else {
+            return false
+        }
+        return (try? await BlockingPool.shared.run { try ChunkDigests.digest(of: path) }) == file.digest
+    }
+
+    private func startGuest(_ offer: Message.Offer, files: [String: String]) async throws {
+        let images = IncomingImages(directory: imageDirectory(offer), exports: agent.exports)
+        self.images = images
+        var paths: [String: String] = [:]
+        for disk in offer.disks {
+            let path = imagePath(disk, offer)
+            try images.create(disk, at: path, export: exportName(disk), for: peer.name)
+            paths[disk.path] = path
+        }
+        let run = "\(agent.guests.directory(of: offer.guest))/run"
+        try DurableFile.makeDirectory(run)
+        var outputs: Set<String> = []
+        var arguments = try offer.commandLine.rewritten { reference in
+            switch reference.kind {
+            case .disk:
+                guard let path = paths[reference.path] else {
+                    throw GuestError("The disk \(reference.path) of \(reference.option) is not in the offer")
+                }
+                return path
+            case .file:
+                guard let path = files[reference.path] else {
+                    throw GuestError("The file \(reference.path) of \(reference.option) is not in the offer")
+                }
+                return path
+            case .output:
+                if reference.path == "/dev/null" { return reference.path }
+                var name = Self.lastComponent(reference.path)
+                while !outputs.insert(name).inserted { name = "x-\(name)" }
+                return "\(run)/\(name)"
+            }
+        }
+        arguments[0] = localProgram(arguments[0]) ?? arguments[0]
+        var record = GuestRecord(
+            name: offer.guest,
+            commandLine: GuestCommandLine(arguments: arguments, directory: run)
+        )
+        try save(offer)
+        hasStarted = true
+        let monitor = try await agent.guests.start(&record, extra: ["-S", "-incoming", "defer"], on: agent.loop)
+        self.record = record
+        self.monitor = monitor
+        monitor.onDisconnect = { [weak self] in self?.emulatorEnded() }
+        var capabilities = ["events", "return-path", "late-block-activate"]
+        if offer.hasUUID { capabilities.append("validate-uuid") }
+        try await monitor.enableCapabilities(capabilities)
+    }
+
+    private func save(_ offer: Message.Offer) throws {
+        let saved = Saved(
+            peer: peer,
+            offer: offer,
+            previous: previous
+        )
+        try DurableFile.write(Array(try JSONEncoder().encode(saved)), to: "\(directory)/incoming.json")
+    }
+
+    // MARK: STREAM
+
+    /// Carries one of QEMU's connections.
+    func serveStream(_ connection: MessageConnection) async throws {
+        guard state == .offered, monitor != nil else {
+            try await connection.send(.abort("No stream is due"))
+            return
+        }
+        let near = try await SocketChannel.connect(to: .unix(path: incomingSocket), on: agent.loop)
+        try await connection.send(.welcome(.init(state: state.rawValue)))
+        try await StreamRelay.run(near, connection.channel)
+    }
+
+    // MARK: PREPARED, RELEASE
+
+    private func prepare() async throws {
+        guard state == .offered, let images, let journal else { return }
+        await images.closeExports()
+        try await images.flush()
+        try journal.append(.prepared)
+        state = .prepared
+        // The last digests are taken while the source sends the rest of the memory.
+        finalDigests = Task(executorPreference: agent.loop) { try await images.updateDigests() }
+    }
+
+    private func own() async throws {
+        guard let journal, let monitor, var record else {
+            throw ChannelError(.protocolViolation, "RELEASE for a migration that is not there")
+        }
+        if state == .prepared {
+            try await waitUntilLoaded(monitor)
+            try await finalDigests?.value
+            ownedDigests = try await images?.digests() ?? [:]
+            try journal.append(.owner)
+            state = .owner
+            log(.info, "Migration \(id): this host owns guest '\(record.name)' now")
+        }
+        images?.unlock()
+        try await run(monitor)
+        record.released = nil
+        try agent.guests.save(record)
+        self.record = record
+    }
+
+    /// QEMU must have the whole guest before it may run.
+    private func waitUntilLoaded(_ monitor: QMPClient) async throws {
+        for _ in 0..<3000 {
+            let state = try await monitor.migrationState()
+            let status = try await monitor.status()
+            if state.status == "completed", status == "paused" { return }
+            if status == "running" { throw GuestError("The guest runs before it was released; this must not happen") }
+            await agent.loop.sleep(for: .milliseconds(5))
+        }
+        throw GuestError("QEMU did not finish loading the guest within 15 s")
+    }
+
+    /// Resumes the guest. It belongs to this side whatever happens here, so a failure is repeated, not rolled back.
+    private func run(_ monitor: QMPClient) async throws {
+        var attempt = 0
+        while true {
+            do {
+                if try await monitor.status() != "running" { try await monitor.resume() }
+                _ = try? await monitor.execute(
+                    "announce-self",
+                    ["initial": 50, "max": 550, "rounds": 5, "step": 50]
+                )
+                return
+            } catch let error as QMPError where error.code == .refused {
+                attempt += 1
+                log(.error, "Migration \(id): the guest belongs to this host, but QEMU does not resume it: \(error)")
+                if attempt >= 20 { throw error }
+                await agent.loop.sleep(for: .milliseconds(100 * attempt))
+            }
+        }
+    }
+
+    /// The source knows that the guest runs here.
+    private func finish() async {
+        guard state == .owner else { return }
+        state = .done
+        unlink("\(directory)/incoming.json")
+        unlink(incomingSocket)
+        monitor?.close()
+        monitor = nil
+        images = nil
+        guestLock = nil
+    }
+
+    // MARK: The way back
+
+    /// Ends the migration before the release and leaves nothing behind.
+    func giveUp(_ reason: String) async {
+        guard state == .new || state == .offered || state == .prepared else { return }
+        let began = journal != nil
+        state = .aborted
+        finalDigests?.cancel()
+        _ = try? await finalDigests?.value
+        try? journal?.append(.rolledBack(reason: reason))
+        monitor?.close()
+        monitor = nil
+        if let offer, began {
+            if hasStarted {
+                await record?.process?.terminate()
+                agent.guests.remove(offer.guest)
+                if let previous { try? agent.guests.save(previous) }
+            }
+            await images?.delete()
+            unlink("\(directory)/incoming.json")
+            log(.info, "Migration \(id): gave up guest '\(offer.guest)': \(reason)")
+        }
+        images = nil
+        guestLock = nil
+    }
+
+    // MARK: After a restart of the agent
+
+    static func restore(_ id: String, agent: DestinationAgent) -> IncomingMigration? {
+        let path = "\(agent.migrations.directory(of: id))/incoming.json"
+        guard let bytes = try? DurableFile.read(path), let saved = try? JSONDecoder().decode(Saved.self, from: Data(bytes))
+        else { return nil }
+        let migration = IncomingMigration(id, peer: saved.peer, agent: agent)
+        migration.offer = saved.offer
+        migration.previous = saved.previous
+        migration.hasStarted = true
+        return migration
+    }
+
+    /// Decides from the journal alone: nothing durable means that the source still owns the guest.
+    func resume(_ records: [JournalRecord]) async {
+        guard let offer else { return }
+        do {
+            guestLock = try agent.migrations.lock(guest: offer.guest)
+            journal = try Journal(opening: agent.migrations.journal(of: id))
+            record = try agent.guests.load(offer.guest)
+            let images = IncomingImages(directory: imageDirectory(offer), exports: agent.exports)
+            self.images = images
+            if records.contains(.prepared), !records.contains(where: { if case .rolledBack = $0 { true } else { false } }) {
+                monitor = try await QMPClient.connect(to: agent.guests.agentMonitor(of: offer.guest), on: agent.loop)
+                if records.contains(.owner) {
+                    state = .owner
+                    try await own()
+                    log(.info, "Migration \(id): took up guest '\(offer.guest)', which belongs to this host")
+                } else {
+                    for disk in offer.disks {
+                        try images.adopt(disk, at: imagePath(disk, offer), export: exportName(disk))
+                    }
+                    state = .prepared
+                    finalDigests = Task(executorPreference: agent.loop) { try await images.updateDigests() }
+                    log(.warning, "Migration \(id): waiting for the source's word on guest '\(offer.guest)'")
+                }
+            } else {
+                state = .offered
+                for disk in offer.disks where DurableFile.exists(imagePath(disk, offer)) {
+                    try? images.adopt(disk, at: imagePath(disk, offer), export: exportName(disk))
+                }
+                await giveUp("The destination agent ended before the guest was released")
+            }
+        } catch {
+            log(.error, "Migration \(id): cannot be taken up: \(error)")
+        }
+    }
+}

@@ -1,0 +1,175 @@
+internal import FoundationEssentials
+internal import Glibc
+public import IO
+
+/// What is known about a guest on this host.
+public struct GuestRecord: Sendable, Codable {
+    /// Its name.
+    public var name: String
+    /// Its QEMU command line, as the user wrote it or as it was derived on arrival.
+    public var commandLine: GuestCommandLine
+    /// The process, once it was started.
+    public var process: EmulatorProcess?
+    /// Set once the guest was released to another host: it must not be started here.
+    public var released: Release?
+
+    /// That the guest has left.
+    public struct Release: Sendable, Codable {
+        /// The migration.
+        public var migration: String
+        /// The host.
+        public var destination: String
+
+        /// Makes a release.
+        public init(migration: String, destination: String) {
+            self.migration = migration
+            self.destination = destination
+        }
+    }
+
+    /// Makes a record.
+    public init(name: String, commandLine: GuestCommandLine, process: EmulatorProcess? = nil) {
+        self.name = name
+        self.commandLine = commandLine
+        self.process = process
+    }
+}
+
+/// The guests of a state directory: `guests/NAME/guest.json` and what belongs to the guest's QEMU.
+public struct GuestStore: Sendable {
+    /// The directory with one directory for each guest.
+    public let directory: String
+
+    /// Makes a store under a state directory.
+    public init(stateDirectory: String) { directory = "\(stateDirectory)/guests" }
+
+    /// Where a guest's files are.
+    public func directory(of name: String) -> String { "\(directory)/\(name)" }
+    /// The monitor that an agent uses.
+    public func agentMonitor(of name: String) -> String { "\(directory)/\(name)/qmp.sock" }
+    /// The monitor for a quick look while an agent uses the other one.
+    public func statusMonitor(of name: String) -> String { "\(directory)/\(name)/status.sock" }
+    /// QEMU's output.
+    public func log(of name: String) -> String { "\(directory)/\(name)/qemu.log" }
+
+    /// Checks a guest's name: letters, digits, `.`, `_` and `-`, at most 48, not beginning with a dot or a dash.
+    public static func validate(_ name: String) throws {
+        let allowed = name.utf8.allSatisfy {
+            ($0 >= 48 && $0 <= 57) || ($0 >= 65 && $0 <= 90) || ($0 >= 97 && $0 <= 122) || [45, 46, 95].contains($0)
+        }
+        guard allowed, !name.isEmpty, name.utf8.count <= 48, name.first != ".", name.first != "-" else {
+            throw GuestError(
+                "'\(name)' is no name for a guest: use up to 48 letters, digits, '.', '_' and '-', not first '.' or '-'"
+            )
+        }
+    }
+
+    /// The guest of a name; nil when it is not known here.
+    public func load(_ name: String) throws -> GuestRecord? {
+        try Self.validate(name)
+        let path = "\(directory(of: name))/guest.json"
+        guard let bytes = try DurableFile.read(path) else { return nil }
+        guard let record = try? JSONDecoder().decode(GuestRecord.self, from: Data(bytes)) else {
+            throw GuestError("\(path) is damaged; start the guest again under this name once it is repaired or removed")
+        }
+        return record
+    }
+
+    /// Saves a record durably.
+    public func save(_ record: GuestRecord) throws {
+        try Self.validate(record.name)
+        try DurableFile.makeDirectory(directory(of: record.name))
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.sortedKeys, .prettyPrinted, .withoutEscapingSlashes]
+        try DurableFile.write(Array(try encoder.encode(record)), to: "\(directory(of: record.name))/guest.json")
+    }
+
+    /// Forgets a guest that does not run.
+    public func remove(_ name: String) { DurableFile.remove(directory(of: name)) }
+
+    /// The names of all guests.
+    public func names() -> [String] { DurableFile.list(directory).filter { DurableFile.exists("\(directory)/\($0)/guest.json") } }
+
+    /// Starts a guest's QEMU and waits until its monitor answers.
+    ///
+    /// The process belongs to no session and survives the caller. Two monitors are added to the command line.
+    ///
+    /// - Parameters:
+    ///   - record: the guest; its process is filled in and the record saved.
+    ///   - extra: further arguments of this start only: `-incoming defer`.
+    ///   - loop: the caller's loop.
+    /// - Returns: the agent's monitor, connected.
+    /// - Throws: `GuestError` with QEMU's own words when it ends at once.
+    public func start(_ record: inout GuestRecord, extra: [String] = [], on loop: EventLoop) async throws -> QMPClient {
+        let name = record.name
+        let program = record.commandLine.arguments[0]
+        guard EmulatorProcess.find(program) != nil else {
+            throw GuestError("The QEMU program '\(program)' is not installed on this host")
+        }
+        try DurableFile.makeDirectory(directory(of: name))
+        guard statusMonitor(of: name).utf8.count < 104 else {
+            throw GuestError("The path \(statusMonitor(of: name)) is too long for a socket; use a shorter --state-dir")
+        }
+        var arguments = record.commandLine.arguments + extra
+        for (id, path) in [("crossdock-qmp", agentMonitor(of: name)), ("crossdock-status", statusMonitor(of: name))] {
+            unlink(path)
+            arguments += ["-chardev", "socket,id=\(id),path=\(path),server=on,wait=off"]
+            arguments += ["-mon", "chardev=\(id),mode=control"]
+        }
+        unlink(log(of: name))
+        let process = try EmulatorProcess.start(
+            arguments,
+            directory: record.commandLine.directory,
+            log: log(of: name)
+        )
+        record.process = process
+        do {
+            try save(record)
+            let end = ContinuousClock.now + .seconds(30)
+            while true {
+                if !process.isRunning {
+                    let words = EmulatorProcess.tail(of: log(of: name))
+                    throw GuestError("QEMU ended at once: \(words.isEmpty ? "it said nothing" : words)")
+                }
+                if DurableFile.exists(agentMonitor(of: name)),
+                    let monitor = try? await QMPClient.connect(to: agentMonitor(of: name), on: loop)
+                {
+                    return monitor
+                }
+                guard ContinuousClock.now < end else { throw GuestError("QEMU's monitor did not answer within 30 s") }
+                await loop.sleep(for: .milliseconds(20))
+            }
+        } catch {
+            await process.terminate()
+            throw error
+        }
+    }
+
+    /// Ends a guest's QEMU, in the orderly way of its monitor if it answers.
+    public func stop(_ record: GuestRecord, on loop: EventLoop) async {
+        guard let process = record.process, process.isRunning else { return }
+        if let monitor = try? await QMPClient.connect(
+            to: statusMonitor(of: record.name),
+            on: loop,
+            timeout: .seconds(2)
+        ) {
+            await monitor.quit()
+            monitor.close()
+        }
+        await process.terminate()
+    }
+
+    /// What a guest does now, for people: QEMU's run state, "stopped", "released", or "unknown" when QEMU is silent.
+    public func state(of record: GuestRecord, on loop: EventLoop) async -> String {
+        guard let process = record.process, process.isRunning else { return record.released == nil ? "stopped" : "released" }
+        guard
+            let monitor = try? await QMPClient.connect(
+                to: statusMonitor(of: record.name),
+                on: loop,
+                timeout: .seconds(2)
+            )
+        else { return "unknown" }
+        defer { monitor.close() }
+        return (try? await monitor.status(timeout: .seconds(2))) ?? "unknown"
+    }
+}

@@ -1,0 +1,116 @@
+internal import CLinux
+internal import FoundationEssentials
+internal import Glibc
+internal import IO
+
+/// A process that outlives whoever started it, told apart from a later one with the same number.
+public struct EmulatorProcess: Sendable, Codable, Hashable {
+    /// The process number.
+    public let pid: Int32
+    /// When it started, in clock ticks since boot.
+    public let startTime: UInt64
+    /// Which boot of the host it belongs to.
+    public let boot: String
+
+    /// Identifies a running process; nil when there is none with this number.
+    public init?(pid: Int32) {
+        guard let startTime = Self.startTime(of: pid) else { return nil }
+        self.pid = pid
+        self.startTime = startTime
+        boot = Self.bootID
+    }
+
+    /// This boot of the host.
+    public static let bootID: String = {
+        let bytes = try? DurableFile.read("/proc/sys/kernel/random/boot_id")
+        return String(decoding: (bytes ?? nil) ?? [], as: UTF8.self).trimmingCharacters()
+    }()
+
+    private static func startTime(of pid: Int32) -> UInt64? {
+        guard pid > 0, let bytes = try? DurableFile.read("/proc/\(pid)/stat") else { return nil }
+        // The name in parentheses may contain anything, so the fields are counted from the last one.
+        guard let close = bytes.lastIndex(of: UInt8(ascii: ")")) else { return nil }
+        let fields = bytes[(close + 2)...].split(separator: UInt8(ascii: " "))
+        guard fields.count > 19, fields[0].first != UInt8(ascii: "Z") else { return nil }
+        return UInt64(String(decoding: fields[19], as: UTF8.self))
+    }
+
+    /// Whether the process still runs.
+    public var isRunning: Bool { boot == Self.bootID && Self.startTime(of: pid) == startTime }
+
+    /// Sends a signal, if the process still is the one that is meant.
+    public func signal(_ number: Int32) {
+        let descriptor = xd_pidfd_open(pid)
+        guard descriptor >= 0 else { return }
+        defer { close(descriptor) }
+        if isRunning { _ = xd_pidfd_signal(descriptor, number) }
+    }
+
+    /// Ends the process: SIGTERM, and SIGKILL when it is still there after `grace`.
+    public func terminate(grace: Duration = .seconds(5)) async {
+        signal(SIGTERM)
+        let end = ContinuousClock.now + grace
+        while isRunning, ContinuousClock.now < end { try? await Task.sleep(for: .milliseconds(20)) }
+        while isRunning {
+            signal(SIGKILL)
+            try? await Task.sleep(for: .milliseconds(10))
+        }
+    }
+
+    /// Starts a program in a session of its own, its input from /dev/null and its output appended to a log.
+    ///
+    /// - Parameters:
+    ///   - arguments: the program, looked up in PATH, and its arguments.
+    ///   - directory: its working directory.
+    ///   - log: where its output goes.
+    ///   - keep: descriptors that it inherits, under the same numbers.
+    /// - Throws: `ChannelError` that names the program.
+    public static func start(
+        _ arguments: [String],
+        directory: String,
+        log: String,
+        keep: [Int32] = []
+    ) throws -> EmulatorProcess {
+        let input = open("/dev/null", O_RDONLY | O_CLOEXEC)
+        let output = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o600)
+        defer {
+            close(input)
+            if output >= 0 { close(output) }
+        }
+        guard output >= 0 else { throw ChannelError.system("write the log \(log)", errno) }
+        var argv = arguments.map { strdup($0) } + [nil]
+        var envp = ProcessInfo.processInfo.environment.map { strdup("\($0.key)=\($0.value)") } + [nil]
+        defer {
+            for pointer in argv { free(pointer) }
+            for pointer in envp { free(pointer) }
+        }
+        let pid = xd_spawn_detached(&argv, &envp, directory, input, output, output, keep, Int32(keep.count))
+        guard pid > 0 else { throw ChannelError.system("start \(arguments[0])", errno) }
+        guard let process = EmulatorProcess(pid: pid) else {
+            throw ChannelError(.system, "\(arguments[0]) ended at once; its output is in \(log)")
+        }
+        return process
+    }
+
+    /// The last lines of a log, for messages.
+    public static func tail(of log: String, lines: Int = 5) -> String {
+        guard let bytes = try? DurableFile.read(log) else { return "" }
+        return bytes.suffix(4096).split(separator: UInt8(ascii: "\n")).suffix(lines)
+            .map { String(decoding: $0, as: UTF8.self) }.joined(separator: "; ")
+    }
+
+    /// Where PATH finds a program; nil when it does not. A name with a slash is only checked.
+    public static func find(_ program: String) -> String? {
+        if program.contains("/") { return access(program, X_OK) == 0 ? program : nil }
+        let path = ProcessInfo.processInfo.environment["PATH"] ?? "/usr/local/bin:/usr/bin:/bin"
+        return path.split(separator: ":").map { "\($0)/\(program)" }.first { access($0, X_OK) == 0 }
+    }
+}
+
+extension String {
+    func trimmingCharacters() -> String {
+        var text = self[...]
+        while let last = text.last, last.isWhitespace { text.removeLast() }
+        return String(text)
+    }
+}

@@ -1,0 +1,133 @@
+/// A disk of a running guest.
+public struct GuestDisk: Sendable, Hashable {
+    /// What block jobs call it: its node name.
+    public var node: String
+    /// The file or device at the bottom.
+    public var path: String
+    /// The format on top: "raw".
+    public var format: String
+    /// How many bytes the guest sees.
+    public var size: UInt64
+    /// Whether the guest cannot write it.
+    public var isReadOnly: Bool
+    /// Whether it has a backing file.
+    public var hasBacking: Bool
+    /// Names of internal snapshots.
+    public var snapshots: [String]
+
+    /// Makes a description.
+    public init(
+        node: String,
+        path: String,
+        format: String,
+        size: UInt64,
+        isReadOnly: Bool,
+        hasBacking: Bool = false,
+        snapshots: [String] = []
+    ) {
+        self.node = node
+        self.path = path
+        self.format = format
+        self.size = size
+        self.isReadOnly = isReadOnly
+        self.hasBacking = hasBacking
+        self.snapshots = snapshots
+    }
+}
+
+/// The state of a block job (`query-jobs`, `query-block-jobs`).
+public struct BlockJob: Sendable {
+    /// "running", "ready", "concluded".
+    public var status: String
+    /// How far it is.
+    public var current: UInt64
+    /// How far it has to go; grows while the guest writes.
+    public var total: UInt64
+    /// Why it failed.
+    public var error: String?
+}
+
+extension QMPClient {
+    /// The disks that have a medium (`query-block`).
+    public func disks() async throws -> [GuestDisk] {
+        try await execute("query-block").array.compactMap { device in
+            guard let inserted = device["inserted"], let node = inserted["node-name"]?.string,
+                let image = inserted["image"], let size = image["virtual-size"]?.integer
+            else { return nil }
+            return GuestDisk(
+                node: node,
+                path: image["filename"]?.string ?? inserted["file"]?.string ?? "",
+                format: image["format"]?.string ?? inserted["drv"]?.string ?? "",
+                size: UInt64(size),
+                isReadOnly: inserted["ro"]?.bool ?? false,
+                hasBacking: inserted["backing_file"] != nil,
+                snapshots: image["snapshots"]?.array.compactMap { $0["name"]?.string } ?? []
+            )
+        }
+    }
+
+    /// Attaches an NBD export on a Unix socket as a node (`blockdev-add`).
+    public func addNBDNode(_ name: String, socket: String, export: String) async throws {
+        try await execute(
+            "blockdev-add",
+            [
+                "driver": "nbd",
+                "node-name": .string(name),
+                "server": ["type": "unix", "path": .string(socket)],
+                "export": .string(export),
+                "discard": "unmap",
+            ]
+        )
+    }
+
+    /// Removes a node (`blockdev-del`).
+    public func removeNode(_ name: String) async throws {
+        try await execute("blockdev-del", ["node-name": .string(name)])
+    }
+
+    /// Starts copying a disk and everything the guest writes to it (`blockdev-mirror`).
+    ///
+    /// - Parameters:
+    ///   - job: the job's name.
+    ///   - node: the disk.
+    ///   - target: the node to copy to.
+    ///   - speed: bytes per second; 0 for no limit.
+    public func mirror(job: String, node: String, target: String, speed: UInt64) async throws {
+        try await execute(
+            "blockdev-mirror",
+            [
+                "job-id": .string(job),
+                "device": .string(node),
+                "target": .string(target),
+                "sync": "full",
+                "copy-mode": "background",
+                "auto-dismiss": false,
+                "on-target-error": "report",
+                "on-source-error": "report",
+                "speed": .integer(Int64(speed)),
+            ]
+        )
+    }
+
+    /// Ends a mirror that is ready: drains it and flushes the target, or drops it at once when forced.
+    ///
+    /// `job-cancel` would always be forced and abandon what is not copied.
+    public func cancelMirror(_ job: String, force: Bool) async throws {
+        try await execute("block-job-cancel", ["device": .string(job), "force": .bool(force)])
+    }
+
+    /// Forgets a job that has concluded (`job-dismiss`).
+    public func dismiss(_ job: String) async throws { try await execute("job-dismiss", ["id": .string(job)]) }
+
+    /// A job by name; nil when there is none.
+    public func job(_ name: String) async throws -> BlockJob? {
+        let jobs = try await execute("query-jobs").array
+        guard let found = jobs.first(where: { $0["id"]?.string == name }) else { return nil }
+        return BlockJob(
+            status: found["status"]?.string ?? "",
+            current: UInt64(clamping: found["current-progress"]?.integer ?? 0),
+            total: UInt64(clamping: found["total-progress"]?.integer ?? 0),
+            error: found["error"]?.string
+        )
+    }
+}

@@ -1,0 +1,78 @@
+/// Where an outgoing or incoming migration is (`query-migrate`).
+public struct MigrationState: Sendable {
+    /// "none", "setup", "active", "pre-switchover", "device", "completed", "failed", "cancelled".
+    public var status: String
+    /// Bytes of memory sent.
+    public var transferred: UInt64
+    /// Bytes of memory not sent yet.
+    public var remaining: UInt64
+    /// Bytes of memory the guest has.
+    public var total: UInt64
+    /// How many times the memory was gone through.
+    public var rounds: Int
+    /// Megabits per second, measured by QEMU.
+    public var megabitsPerSecond: Double
+    /// Why it failed.
+    public var error: String?
+    /// Percent of the guest's time taken by auto-converge.
+    public var throttle: Int
+}
+
+extension QMPClient {
+    /// Why the guest cannot be migrated; empty when it can (`query-migrate`, `blocked-reasons`).
+    public func migrationBlockers() async throws -> [String] {
+        try await execute("query-migrate")["blocked-reasons"]?.array.compactMap(\.string) ?? []
+    }
+
+    /// Where the migration is.
+    public func migrationState(timeout: Duration = .seconds(10)) async throws -> MigrationState {
+        let state = try await execute("query-migrate", timeout: timeout)
+        let ram = state["ram"]
+        func number(_ key: String) -> UInt64 { UInt64(clamping: ram?[key]?.integer ?? 0) }
+        var rate = 0.0
+        switch ram?["mbps"] {
+        case .number(let value): rate = value
+        case .integer(let value): rate = Double(value)
+        default: break
+        }
+        return MigrationState(
+            status: state["status"]?.string ?? "none",
+            transferred: number("transferred"),
+            remaining: number("remaining"),
+            total: number("total"),
+            rounds: Int(ram?["dirty-sync-count"]?.integer ?? 0),
+            megabitsPerSecond: rate,
+            error: state["error-desc"]?.string,
+            throttle: Int(state["cpu-throttle-percentage"]?.integer ?? 0)
+        )
+    }
+
+    /// Switches capabilities on (`migrate-set-capabilities`).
+    public func enableCapabilities(_ names: [String]) async throws {
+        let list = names.map { JSONValue.object(["capability": .string($0), "state": true]) }
+        try await execute("migrate-set-capabilities", ["capabilities": .array(list)])
+    }
+
+    /// Sets parameters (`migrate-set-parameters`).
+    public func setMigrationParameters(_ parameters: [String: JSONValue]) async throws {
+        try await execute("migrate-set-parameters", .object(parameters))
+    }
+
+    /// Starts an outgoing migration to a Unix socket (`migrate`).
+    public func migrate(toSocket path: String) async throws {
+        try await execute("migrate", ["uri": .string("unix:\(path)")])
+    }
+
+    /// Lets a QEMU started with `-incoming defer` accept a migration on a Unix socket (`migrate-incoming`).
+    public func migrateIncoming(socket path: String) async throws {
+        try await execute("migrate-incoming", ["uri": .string("unix:\(path)")])
+    }
+
+    /// Goes on from pre-switchover (`migrate-continue`).
+    public func continueMigration() async throws {
+        try await execute("migrate-continue", ["state": "pre-switchover"])
+    }
+
+    /// Gives the outgoing migration up; QEMU resumes the guest by itself (`migrate_cancel`).
+    public func cancelMigration() async throws { try await execute("migrate_cancel") }
+}

@@ -1,0 +1,251 @@
+public import IO
+
+/// A failure on a QEMU monitor.
+public struct QMPError: Error, Sendable, CustomStringConvertible {
+    /// The kind of failure.
+    public enum Code: Sendable {
+        /// QEMU refused the command.
+        case refused
+        /// No answer in time.
+        case timedOut
+        /// The monitor's connection ended.
+        case disconnected
+        /// What came was not QMP.
+        case malformed
+    }
+
+    /// The kind.
+    public let code: Code
+    /// QEMU's error class for `refused`: "GenericError", "CommandNotFound", "DeviceNotActive".
+    public let errorClass: String?
+    /// The sentence.
+    public let message: String
+
+    /// Makes an error.
+    @inline(never)
+    public init(_ code: Code, _ message: String, errorClass: String? = nil) {
+        self.code = code
+        self.message = message
+        self.errorClass = errorClass
+    }
+
+    /// The sentence.
+    public var description: String { message }
+}
+
+/// Something that QEMU reported on its own.
+public struct QMPEvent: Sendable {
+    /// The name: "STOP", "BLOCK_JOB_READY".
+    public let name: String
+    /// What came with it.
+    public let data: JSONValue
+    /// When it was received, by this process's monotonic clock.
+    public let received: ContinuousClock.Instant
+}
+
+/// A client of a QEMU monitor (QEMU Machine Protocol, `docs/interop/qmp-spec`).
+///
+/// A monitor serves one client at a time: a second one gets no greeting until the first has gone. Confined to a loop.
+public final class QMPClient: @unchecked Sendable {
+    // Unchecked: confined to the loop.
+    private static let maximumLine = 32 << 20
+
+    /// The loop.
+    public var loop: EventLoop { channel.loop }
+    /// QEMU's version as it said in the greeting: "7.2.22".
+    public private(set) var version = ""
+    /// Whether commands can be executed out of band.
+    public private(set) var hasOutOfBand = false
+    /// Is told of every event, in order, on the loop.
+    public var onEvent: ((QMPEvent) -> Void)?
+    /// Is told once when the connection ends, on the loop.
+    public var onDisconnect: (() -> Void)?
+    /// Whether the connection still stands.
+    public var isConnected: Bool { failure == nil }
+    private let channel: SocketChannel
+    private var lines: LineReader
+    private var failure: QMPError?
+    private var pending: [String: (Result<JSONValue, any Error>) -> Void] = [:]
+    private var nextID = 1
+    private let writeLock = AsyncLock()
+
+    private init(_ channel: SocketChannel) {
+        self.channel = channel
+        lines = LineReader(channel, limit: Self.maximumLine)
+    }
+
+    /// Connects to a monitor's Unix socket, reads the greeting and negotiates the capabilities. Called on the loop.
+    ///
+    /// - Parameters:
+    ///   - path: the socket.
+    ///   - loop: the loop.
+    ///   - timeout: the time allowed for the greeting; it passes when another client holds the monitor.
+    public static func connect(
+        to path: String,
+        on loop: EventLoop,
+        timeout: Duration = .seconds(10)
+    ) async throws -> QMPClient {
+        let channel = try await SocketChannel.connect(to: .unix(path: path), on: loop, timeout: timeout)
+        let client = QMPClient(channel)
+        do {
+            try await channel.withDeadline(timeout, for: "The monitor's greeting") { try await client.greet() }
+        } catch let error as ChannelError where error.code == .timedOut {
+            client.close()
+            throw QMPError(
+                .timedOut,
+                "The monitor \(path) sent no greeting within \(timeout): another client holds it, or QEMU hangs"
+            )
+        } catch {
+            client.close()
+            throw error
+        }
+        Task(executorPreference: loop) { await client.receive() }
+        let capabilities: JSONValue = client.hasOutOfBand ? ["enable": ["oob"]] : [:]
+        _ = try await client.execute("qmp_capabilities", capabilities, timeout: timeout)
+        return client
+    }
+
+    private func greet() async throws {
+        guard let line = try await lines.next() else {
+            throw QMPError(.disconnected, "\(channel.peerName) closed the connection instead of greeting")
+        }
+        guard let greeting = try? JSONValue(parsing: line), let qmp = greeting["QMP"] else {
+            throw QMPError(.malformed, "\(channel.peerName) is not a QEMU monitor: it sent no QMP greeting")
+        }
+        let qemu = qmp["version"]?["qemu"]
+        version = ["major", "minor", "micro"].compactMap { qemu?[$0]?.integer }.map(String.init).joined(separator: ".")
+        hasOutOfBand = qmp["capabilities"]?.array.contains("oob") ?? false
+    }
+
+    /// Executes a command.
+    ///
+    /// - Parameters:
+    ///   - command: its name.
+    ///   - arguments: an object.
+    ///   - timeout: the time allowed for the answer.
+    ///   - outOfBand: whether QEMU runs it at once, beside a command that hangs.
+    /// - Returns: what QEMU returned.
+    /// - Throws: `QMPError`; its message has the command and QEMU's words.
+    @discardableResult
+    public func execute(
+        _ command: String,
+        _ arguments: JSONValue = [:],
+        timeout: Duration = .seconds(30),
+        outOfBand: Bool = false
+    ) async throws -> JSONValue {
+        if let failure { throw failure }
+        let id = "xd-\(nextID)"
+        nextID += 1
+        let message: JSONValue = [
+            outOfBand && hasOutOfBand ? "exec-oob" : "execute": .string(command),
+            "arguments": arguments,
+            "id": .string(id),
+        ]
+        let bytes = Array((message.text + "\n").utf8)
+        let timer = loop.schedule(after: timeout) {
+            self.pending.removeValue(forKey: id)?(
+                .failure(QMPError(.timedOut, "QEMU did not answer '\(command)' within \(timeout)"))
+            )
+        }
+        defer { timer.cancel() }
+        return try await withUnsafeThrowingContinuation { continuation in
+            pending[id] = { result in
+                continuation.resume(
+                    with: result.mapError { error in
+                        guard let error = error as? QMPError, error.code == .refused else { return error }
+                        return QMPError(
+                            .refused,
+                            "QEMU refused '\(command)': \(error.message)",
+                            errorClass: error.errorClass
+                        )
+                    }
+                )
+            }
+            Task(executorPreference: loop) {
+                await self.writeLock.acquire()
+                defer { self.writeLock.release() }
+                do { try await self.channel.write(bytes) } catch { self.fail("\(error)") }
+            }
+        }
+    }
+
+    private func receive() async {
+        do {
+            while let line = try await lines.next() {
+                guard let message = try? JSONValue(parsing: line) else {
+                    return fail("\(channel.peerName) sent something that is not QMP", .malformed)
+                }
+                if let name = message["event"]?.string {
+                    onEvent?(QMPEvent(name: name, data: message["data"] ?? [:], received: .now))
+                } else if let id = message["id"]?.string {
+                    let answer = pending.removeValue(forKey: id)
+                    if let error = message["error"] {
+                        let text = error["desc"]?.string ?? "no reason given"
+                        answer?(.failure(QMPError(.refused, text, errorClass: error["class"]?.string)))
+                    } else {
+                        answer?(.success(message["return"] ?? .null))
+                    }
+                }
+            }
+            fail("QEMU closed its monitor \(channel.peerName)")
+        } catch {
+            fail("\(error)")
+        }
+    }
+
+    private func fail(_ reason: String, _ code: QMPError.Code = .disconnected) {
+        guard failure == nil else { return }
+        let error = QMPError(code, reason)
+        failure = error
+        channel.close()
+        let waiting = pending
+        pending.removeAll()
+        for answer in waiting.values { answer(.failure(error)) }
+        onDisconnect?()
+        onEvent = nil
+        onDisconnect = nil
+    }
+
+    /// Ends the connection; QEMU goes on.
+    public func close() { fail("The monitor's connection was closed") }
+}
+
+/// Cuts a channel's bytes into lines.
+public final class LineReader: @unchecked Sendable {
+    // Unchecked: confined to the channel's loop.
+    private let channel: any Channel
+    private let limit: Int
+    private let buffer = IOBuffer(capacity: 64 << 10)
+    private var rest: [UInt8] = []
+    private var scanned = 0
+
+    /// Makes a reader.
+    ///
+    /// - Parameters:
+    ///   - channel: where the bytes come from.
+    ///   - limit: how long a line may be; a longer one is an error.
+    public init(_ channel: any Channel, limit: Int) {
+        self.channel = channel
+        self.limit = limit
+    }
+
+    /// The next line without its end; nil at the end of the stream.
+    public func next() async throws -> [UInt8]? {
+        while true {
+            if let end = rest[scanned...].firstIndex(of: UInt8(ascii: "\n")) {
+                var line = Array(rest[..<end])
+                if line.last == UInt8(ascii: "\r") { line.removeLast() }
+                rest.removeSubrange(...end)
+                scanned = 0
+                return line
+            }
+            scanned = rest.count
+            guard rest.count <= limit else {
+                throw ChannelError(.protocolViolation, "\(channel.peerName) sent a line of more than \(limit) bytes")
+            }
+            let count = try await channel.readSome(into: buffer.mutable(0..<buffer.capacity))
+            if count == 0 { return nil }
+            rest.append(contentsOf: buffer.bytes(0..<count))
+        }
+    }
+}

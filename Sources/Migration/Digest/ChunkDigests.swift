@@ -1,0 +1,154 @@
+internal import CLinux
+internal import Glibc
+internal import IO
+public import NBD
+internal import Synchronization
+internal import TLS
+
+/// The digests of an image's chunks, kept up to date while the image is written.
+///
+/// A disk's digest is the SHA-256 over the SHA-256 values of its consecutive 64 KiB chunks, the last one as it is. The
+/// chunks are read back from the image. A pass clears a chunk's mark, then reads it; whoever changes a chunk marks it
+/// afterwards, so a chunk that changes while it is read is marked again.
+public final class ChunkDigests: WriteObserver, @unchecked Sendable {
+    // Unchecked: the marks are under a lock, and one pass at a time writes the digests.
+
+    /// The length of a chunk in bytes.
+    public static let chunkSize: UInt64 = 64 << 10
+    private static let zeroDigest = SHA256.hash([UInt8](repeating: 0, count: Int(chunkSize)))
+
+    private let size: UInt64
+    private let chunks: Int
+    /// 32 bytes a chunk; a chunk of zeroes has zeroes here, so that the digests of a sparse disk take no memory.
+    private let digests: UnsafeMutableRawPointer
+    private let marks: Mutex<[UInt64]>
+
+    /// Makes digests for an image of which nothing is known.
+    ///
+    /// - Parameters:
+    ///   - size: its size in bytes.
+    ///   - isBlank: whether it is known to be all zeroes.
+    public init(size: UInt64, isBlank: Bool) {
+        self.size = size
+        chunks = Int((size + Self.chunkSize - 1) / Self.chunkSize)
+        digests = calloc(max(chunks, 1), SHA256.length)!
+        marks = Mutex([UInt64](repeating: isBlank ? 0 : UInt64.max, count: (chunks + 63) / 64))
+    }
+
+    deinit { free(digests) }
+
+    /// Marks the chunks of a range.
+    public func didChange(_ offset: UInt64, _ count: UInt64) {
+        guard count > 0, chunks > 0 else { return }
+        let first = Int(offset / Self.chunkSize)
+        let last = min(Int((offset + count - 1) / Self.chunkSize), chunks - 1)
+        marks.withLock { marks in
+            var chunk = first
+            while chunk <= last {
+                if chunk % 64 == 0, chunk + 63 <= last {
+                    marks[chunk / 64] = UInt64.max
+                    chunk += 64
+                } else {
+                    marks[chunk / 64] |= 1 << UInt64(chunk % 64)
+                    chunk += 1
+                }
+            }
+        }
+    }
+
+    /// Reads every marked chunk of the file and takes its digest. Blocks: run it on the pool.
+    ///
+    /// - Parameters:
+    ///   - path: the image.
+    ///   - shouldStop: is asked now and then; the pass then ends early, what is left stays marked.
+    /// - Returns: how many chunks were read.
+    @discardableResult
+    public func update(from path: String, shouldStop: () -> Bool = { false }) throws -> Int {
+        let file = try RawFile(path: path, readOnly: true)
+        let fd = open(path, O_RDONLY | O_CLOEXEC)
+        guard fd >= 0 else { throw ChannelError.system("read \(path)", errno) }
+        defer { close(fd) }
+        let buffer = IOBuffer(capacity: Int(Self.chunkSize))
+        var read = 0
+        var hole: Range<UInt64> = 0..<0
+        for word in 0..<((chunks + 63) / 64) {
+            var pending = marks.withLock { marks in
+                defer { marks[word] = 0 }
+                return marks[word]
+            }
+            while pending != 0 {
+                let bit = pending.trailingZeroBitCount
+                pending &= pending - 1
+                let chunk = word * 64 + bit
+                if chunk >= chunks { break }
+                let start = UInt64(chunk) * Self.chunkSize
+                let end = min(start + Self.chunkSize, size)
+                if !(hole.lowerBound <= start && end <= hole.upperBound) {
+                    // One question covers the whole hole; within data the answer is not kept.
+                    if let extent = file.extentsNow(at: start, count: size - start, limit: 1).first, extent.isZero {
+                        hole = start..<(start + extent.length)
+                    }
+                }
+                let target = digests + chunk * SHA256.length
+                if hole.lowerBound <= start, end <= hole.upperBound {
+                    memset(target, 0, SHA256.length)
+                    continue
+                }
+                try readChunk(fd, path, buffer.mutable(0..<Int(end - start)), at: start)
+                let bytes = buffer.bytes(0..<Int(end - start))
+                if xd_is_zero(bytes.baseAddress, bytes.count) != 0 {
+                    memset(target, 0, SHA256.length)
+                } else {
+                    SHA256.hash(bytes, into: target)
+                }
+                read += 1
+            }
+            if word % 16 == 0, shouldStop() { return read }
+        }
+        return read
+    }
+
+    private func readChunk(
+        _ fd: Int32,
+        _ path: String,
+        _ buffer: UnsafeMutableRawBufferPointer,
+        at offset: UInt64
+    ) throws {
+        var done = 0
+        while done < buffer.count {
+            let count = pread(fd, buffer.baseAddress! + done, buffer.count - done, off_t(offset) + off_t(done))
+            if count < 0, errno == EINTR { continue }
+            guard count > 0 else { throw ChannelError.system("read \(path)", count == 0 ? EIO : errno) }
+            done += count
+        }
+    }
+
+    /// The disk's digest in hexadecimal. Only right while nothing is marked.
+    public func digest() -> String {
+        let all = IOBuffer(capacity: max(chunks * SHA256.length, 1))
+        let bytes = all.mutable(0..<(chunks * SHA256.length))
+        let lastIsShort = size % Self.chunkSize != 0
+        for chunk in 0..<chunks {
+            let source = digests + chunk * SHA256.length
+            let target = bytes.baseAddress! + chunk * SHA256.length
+            if xd_is_zero(source, SHA256.length) == 0 {
+                memcpy(target, source, SHA256.length)
+            } else if lastIsShort, chunk == chunks - 1 {
+                let tail = SHA256.hash([UInt8](repeating: 0, count: Int(size % Self.chunkSize)))
+                tail.withUnsafeBytes { _ = memcpy(target, $0.baseAddress!, SHA256.length) }
+            } else {
+                Self.zeroDigest.withUnsafeBytes { _ = memcpy(target, $0.baseAddress!, SHA256.length) }
+            }
+        }
+        var result = [UInt8](repeating: 0, count: SHA256.length)
+        result.withUnsafeMutableBytes { SHA256.hash(UnsafeRawBufferPointer(bytes), into: $0.baseAddress!) }
+        return result.hex
+    }
+
+    /// The digest of an image that nobody writes. Blocks: run it on the pool.
+    public static func digest(of path: String) throws -> String {
+        let digests = ChunkDigests(size: try RawFile(path: path, readOnly: true).size, isBlank: false)
+        try digests.update(from: path)
+        return digests.digest()
+    }
+}

@@ -1,0 +1,129 @@
+public import IO
+public import NBD
+internal import TLS
+
+/// Carries one disk: QEMU mirrors into a Unix socket here, the relay sends it on over several TLS connections.
+///
+/// The socket's path belongs to this relay alone and is never listened on again: a successor could not know which
+/// writes its predecessor had acknowledged early.
+public final class MirrorRelay: @unchecked Sendable {
+    // Unchecked: set up once; the rest is confined to `loop`.
+
+    /// Where the relay and its connections live.
+    public let loop: EventLoop
+    /// The Unix socket for QEMU.
+    public let socket: String
+    /// What the relay has moved.
+    public var counters: MirrorCounters { disk.counters }
+    /// The version and cipher of its connections.
+    public let tls: (version: String, cipher: String)
+    /// How many connections it has.
+    public let connections: Int
+    private let listener: Listener
+    private let disk: RemoteDisk
+    private let server: NBDServer
+    private let export: Export
+    private var serving: Task<Void, Never>?
+
+    private init(
+        loop: EventLoop,
+        listener: Listener,
+        socket: String,
+        disk: RemoteDisk,
+        connections: [NBDConnection],
+        export: String
+    ) {
+        self.loop = loop
+        self.listener = listener
+        self.socket = socket
+        self.disk = disk
+        self.connections = connections.count
+        tls = (connections[0].tls?.version ?? "none", connections[0].tls?.cipher ?? "none")
+        let exports = ExportTable()
+        self.export = Export(name: export, backEnd: disk)
+        exports.add(self.export)
+        server = NBDServer(exports: exports, credentials: nil, loops: EventLoopGroup(sharing: loop))
+    }
+
+    /// Connects to the destination's export and listens for QEMU.
+    ///
+    /// - Parameters:
+    ///   - socket: the path of the Unix socket.
+    ///   - address: the destination's NBD server.
+    ///   - options: the export and the credentials.
+    ///   - connections: how many connections to open; one if the server cannot keep several consistent.
+    ///   - size: what the disk's size must be.
+    ///   - loop: where it all lives.
+    public static func start(
+        socket: String,
+        to address: SocketAddress,
+        options: NBDClientOptions,
+        connections count: Int,
+        size: UInt64,
+        on loop: EventLoop
+    ) async throws -> MirrorRelay {
+        try await loop.run {
+            var connections = [try await NBDConnection.connect(to: address, on: loop, options)]
+            do {
+                guard connections[0].size == size else {
+                    throw MigrationError(
+                        .failed,
+                        "The export '\(options.export)' has \(connections[0].size) bytes instead of \(size)"
+                    )
+                }
+                if connections[0].flags.contains(.canMultiConn) {
+                    while connections.count < count {
+                        connections.append(try await NBDConnection.connect(to: address, on: loop, options))
+                    }
+                }
+                let listener = try await Listener.listen(on: .unix(path: socket), loop: loop)
+                let relay = MirrorRelay(
+                    loop: loop,
+                    listener: listener,
+                    socket: socket,
+                    disk: RemoteDisk(connections: connections, counters: MirrorCounters()),
+                    connections: connections,
+                    export: options.export
+                )
+                relay.serve()
+                return relay
+            } catch {
+                for connection in connections {
+                    connection.abort(ChannelError(.closed, "The mirror could not be set up"))
+                }
+                throw error
+            }
+        }
+    }
+
+    private func serve() {
+        serving = Task(executorPreference: loop) {
+            // One QEMU is expected; a second connection may follow when it probes first.
+            while let channel = try? await self.listener.accept() {
+                try? await self.server.serve(channel)
+            }
+        }
+    }
+
+    /// Fails everything under way: QEMU's mirror job ends with an error. From any thread.
+    public func abort(_ reason: String) {
+        loop.execute {
+            self.disk.abort(ChannelError(.closed, reason))
+            self.listener.close()
+        }
+    }
+
+    /// Why the relay failed; nil while it works.
+    public func failure() async -> String? {
+        try? await loop.run { self.disk.failure?.message }
+    }
+
+    /// Closes the relay in order, after QEMU has flushed and gone.
+    public func close() async {
+        try? await loop.run {
+            self.listener.close()
+            await self.export.close()
+            await self.disk.disconnect()
+        }
+    }
+}

@@ -1,0 +1,42 @@
+internal import Glibc
+
+/// Sentences for the operator of an agent, on standard error, one a line.
+public struct Log: Sendable {
+    /// How much is said.
+    public enum Level: Int, Sendable, Comparable, CaseIterable {
+        /// Everything.
+        case debug
+        /// What happens.
+        case info
+        /// What needs attention.
+        case warning
+        /// What failed.
+        case error
+
+        /// Orders by importance.
+        public static func < (a: Level, b: Level) -> Bool { a.rawValue < b.rawValue }
+    }
+
+    private let level: Level
+    private let write: @Sendable (String) -> Void
+
+    /// Makes a log.
+    ///
+    /// - Parameters:
+    ///   - level: what is less important is dropped.
+    ///   - write: gets each line without its end; standard error when it is not given.
+    public init(level: Level = .info, write: (@Sendable (String) -> Void)? = nil) {
+        self.level = level
+        self.write = write ?? { line in
+            let bytes = Array((line + "\n").utf8)
+            _ = bytes.withUnsafeBytes { Glibc.write(2, $0.baseAddress, $0.count) }
+        }
+    }
+
+    /// Says something; control characters, which a peer may have sent, are replaced.
+    public func callAsFunction(_ level: Level, _ message: @autoclosure () -> String) {
+        guard level >= self.level else { return }
+        let text = message().unicodeScalars.prefix(4096).map { $0.value < 32 || $0.value == 127 ? "?" : String($0) }
+        write("crossdock: \(level): \(text.joined())")
+    }
+}

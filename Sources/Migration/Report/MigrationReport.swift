@@ -1,0 +1,175 @@
+internal import FoundationEssentials
+
+/// How a migration went; `docs/report.md` describes the JSON.
+public struct MigrationReport: Sendable, Codable {
+    /// How it ended.
+    public enum Outcome: String, Sendable, Codable {
+        /// The guest runs on the destination.
+        case migrated
+        /// The guest runs on the source, as if nothing had happened.
+        case rolledBack = "rolled-back"
+        /// The release was sent and not confirmed.
+        case undecided
+    }
+
+    /// One disk.
+    public struct Disk: Sendable, Codable {
+        /// Its name.
+        public var name: String
+        /// Its size in bytes.
+        public var size: UInt64
+        /// Payload bytes sent as data.
+        public var bytesSent: UInt64
+        /// Bytes sent as zeroes.
+        public var zeroBytes: UInt64
+        /// The digest of the source's image, read after the release.
+        public var digestSource: String?
+        /// The digest that the destination read back from its image.
+        public var digestDestination: String?
+
+        /// Makes a disk.
+        public init(name: String, size: UInt64) {
+            self.name = name
+            self.size = size
+            bytesSent = 0
+            zeroBytes = 0
+        }
+
+        private enum CodingKeys: String, CodingKey {
+            case name, size
+            case bytesSent = "bytes_sent"
+            case zeroBytes = "zero_bytes"
+            case digestSource = "digest_source"
+            case digestDestination = "digest_destination"
+        }
+    }
+
+    /// What protected the bytes between the agents.
+    public struct TLS: Sendable, Codable {
+        /// "1.3"
+        public var version: String
+        /// "AES-128-GCM"
+        public var cipher: String
+        /// How many connections were opened.
+        public var connections: Int
+
+        /// Makes a description.
+        public init(version: String, cipher: String, connections: Int) {
+            self.version = version
+            self.cipher = cipher
+            self.connections = connections
+        }
+    }
+
+    /// The migration's id.
+    public var migration: String
+    /// The guest's name.
+    public var guest: String
+    /// Where it went or should have gone.
+    public var destination: String
+    /// How it ended.
+    public var outcome: Outcome
+    /// Why it did not end well.
+    public var reason: String?
+    /// The exit code.
+    public var code: Int32
+    /// The disks.
+    public var disks: [Disk]
+    /// Bytes of the memory stream.
+    public var ramBytesSent: UInt64
+    /// How long each phase took, in milliseconds.
+    public var phasesMS: [String: Double]
+    /// From the source's STOP to the destination's OWNED, by the source's clock: an upper bound of the pause.
+    public var blackoutMS: Double?
+    /// All of it, in milliseconds.
+    public var totalMS: Double
+    /// The protection; nil when no connection came about.
+    public var tls: TLS?
+    /// How often a lost connection was opened again.
+    public var reconnects: Int
+    /// Bytes that were sent twice because of that.
+    public var bytesResent: UInt64
+
+    /// Makes a report of a migration that has just begun.
+    public init(migration: String, guest: String, destination: String) {
+        self.migration = migration
+        self.guest = guest
+        self.destination = destination
+        outcome = .rolledBack
+        code = 0
+        disks = []
+        ramBytesSent = 0
+        phasesMS = [:]
+        totalMS = 0
+        reconnects = 0
+        bytesResent = 0
+    }
+
+    private enum CodingKeys: String, CodingKey {
+        case migration, guest, destination, outcome, reason, code, disks, tls, reconnects
+        case ramBytesSent = "ram_bytes_sent"
+        case phasesMS = "phases_ms"
+        case blackoutMS = "blackout_ms"
+        case totalMS = "total_ms"
+        case bytesResent = "bytes_resent"
+    }
+
+    /// The report as JSON text.
+    public var json: String {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.sortedKeys, .prettyPrinted, .withoutEscapingSlashes]
+        guard let data = try? encoder.encode(self) else { return "{}" }
+        return String(decoding: data, as: UTF8.self) + "\n"
+    }
+
+    /// Reads a report.
+    public init(parsing bytes: [UInt8]) throws {
+        self = try JSONDecoder().decode(MigrationReport.self, from: Data(bytes))
+    }
+}
+
+/// One line of `crossdock migrate --json` and of a migration's `events.jsonl`.
+public struct MigrationEvent: Sendable, Codable {
+    /// "phase", "progress", "warning", "finished".
+    public var event: String
+    /// The migration's id.
+    public var migration: String
+    /// The guest's name.
+    public var guest: String
+    /// Milliseconds since the migration began.
+    public var ms: Double
+    /// The phase: "check", "disks", "verify", "memory", "switchover", "done".
+    public var phase: String?
+    /// How far the phase is, 0 to 100.
+    public var percent: Double?
+    /// Bytes per second.
+    public var rate: Double?
+    /// Seconds until the phase is over, estimated.
+    public var remaining: Double?
+    /// Words for a person.
+    public var message: String?
+    /// With "finished": the report.
+    public var report: MigrationReport?
+
+    /// Makes an event.
+    public init(_ event: String, migration: String, guest: String, ms: Double) {
+        self.event = event
+        self.migration = migration
+        self.guest = guest
+        self.ms = ms
+    }
+
+    /// The event as one line of JSON, with its end.
+    public var line: String {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
+        guard let data = try? encoder.encode(self) else { return "" }
+        return String(decoding: data, as: UTF8.self) + "\n"
+    }
+
+    /// Reads a line; nil when it is none.
+    public init?(parsing line: [UInt8]) {
+        guard let event = try? JSONDecoder().decode(MigrationEvent.self, from: Data(line)) else { return nil }
+        self = event
+    }
+}

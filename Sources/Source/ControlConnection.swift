@@ -1,0 +1,182 @@
+internal import IO
+internal import Migration
+internal import TLS
+
+/// The source's end of the conversation with the destination agent.
+final class ControlConnection: @unchecked Sendable {
+    // Unchecked: confined to the control loop.
+    private static let pingInterval = Duration.seconds(3)
+    /// A destination that says nothing for so long, in spite of pings, is taken for lost.
+    private static let patience = Duration.seconds(15)
+
+    let session: TLSSession
+    private let connection: MessageConnection
+    private let loop: EventLoop
+    private var inbox: [Message] = []
+    private let arrived = AsyncCondition()
+    private var lastHeard = ContinuousClock.now
+    private(set) var failure: MigrationError?
+    /// Told once when the connection fails or the destination gives up.
+    var onFailure: ((MigrationError) -> Void)?
+
+    private init(_ channel: TLSChannel) {
+        session = channel.session
+        connection = MessageConnection(channel)
+        loop = channel.loop
+    }
+
+    /// Connects, authenticates both sides and greets.
+    ///
+    /// - Returns: the connection, and where the destination stands in this migration.
+    /// - Throws: `MigrationError` with `unreachable`, `security` or `refused`.
+    static func open(
+        _ plan: MigrationPlan,
+        credentials: any TLSCredentials,
+        on loop: EventLoop
+    ) async throws -> (ControlConnection, Message.Welcome) {
+        let (channel, welcome) = try await greet(plan, .init(role: .control, migration: plan.id), credentials, loop)
+        let control = ControlConnection(channel)
+        Task(executorPreference: loop) { await control.receive() }
+        Task(executorPreference: loop) { await control.ping() }
+        return (control, welcome)
+    }
+
+    /// Opens a connection for one of QEMU's streams: what follows the greeting is the stream.
+    static func openStream(
+        _ plan: MigrationPlan,
+        index: Int,
+        credentials: any TLSCredentials,
+        on loop: EventLoop
+    ) async throws -> TLSChannel {
+        let hello = Message.Hello(role: .stream, migration: plan.id, index: index)
+        return try await greet(plan, hello, credentials, loop).0
+    }
+
+    private static func greet(
+        _ plan: MigrationPlan,
+        _ hello: Message.Hello,
+        _ credentials: any TLSCredentials,
+        _ loop: EventLoop
+    ) async throws -> (TLSChannel, Message.Welcome) {
+        let socket: SocketChannel
+        do {
+            socket = try await SocketChannel.connect(to: plan.address, on: loop)
+        } catch {
+            throw MigrationError(
+                .unreachable,
+                "\(error); is 'crossdock destination' running on \(plan.host), on port \(plan.port)?"
+            )
+        }
+        if hello.role == .stream { socket.limitUnsent(256 << 10) }
+        do {
+            let channel = try await TLSChannel.handshake(over: socket, credentials: credentials, hostname: plan.host)
+            let connection = MessageConnection(channel)
+            return try await channel.withDeadline(.seconds(10), for: "The greeting") {
+                try await connection.send(.hello(hello))
+                switch try await connection.receiveMessage() {
+                case .welcome(let welcome) where welcome.version == 1: return (channel, welcome)
+                case .abort(let reason):
+                    throw MigrationError(.refused, "The destination \(plan.host) refused: \(reason)")
+                default:
+                    throw ChannelError(
+                        .protocolViolation,
+                        "\(plan.address) does not speak Crossdock's handshake protocol"
+                    )
+                }
+            }
+        } catch let error as ChannelError {
+            socket.close()
+            switch error.code {
+            case .tls: throw MigrationError(.security, error.message)
+            case .closed, .truncated, .timedOut, .protocolViolation:
+                throw MigrationError(
+                    .unreachable,
+                    "\(error.message); \(plan.address) is not a destination agent that answers, check the port"
+                )
+            default: throw MigrationError(.unreachable, error.message)
+            }
+        } catch let error as CredentialError {
+            socket.close()
+            throw MigrationError(.security, error.message)
+        } catch {
+            socket.close()
+            throw error
+        }
+    }
+
+    private func receive() async {
+        do {
+            while true {
+                let message = try await connection.receiveMessage()
+                lastHeard = .now
+                switch message {
+                case .pong: continue
+                case .abort(let reason):
+                    inbox.append(message)
+                    fail(MigrationError(.failed, "The destination gave up: \(reason)"))
+                    return
+                default:
+                    inbox.append(message)
+                    arrived.signal()
+                }
+            }
+        } catch {
+            fail(MigrationError(.failed, "The connection to the destination was lost: \(error)"))
+        }
+    }
+
+    private func ping() async {
+        while failure == nil {
+            await loop.sleep(for: Self.pingInterval)
+            if failure != nil { return }
+            try? await connection.send(.ping)
+            if ContinuousClock.now - lastHeard > Self.patience {
+                fail(MigrationError(.failed, "The destination has been silent for \(Self.patience)"))
+            }
+        }
+    }
+
+    private func fail(_ error: MigrationError) {
+        guard failure == nil else { return }
+        failure = error
+        connection.close()
+        arrived.signal()
+        onFailure?(error)
+        onFailure = nil
+    }
+
+    func send(_ message: Message) async throws {
+        if let failure { throw failure }
+        do {
+            try await connection.send(message)
+        } catch {
+            throw failure ?? MigrationError(.failed, "The connection to the destination was lost: \(error)")
+        }
+    }
+
+    func send(data: [UInt8]) async throws { try await connection.send(data: data) }
+
+    /// The next message that is no answer to a ping.
+    func next(timeout: Duration) async throws -> Message {
+        let timer = loop.schedule(after: timeout) {
+            self.fail(MigrationError(.failed, "The destination did not answer within \(timeout)"))
+        }
+        defer { timer.cancel() }
+        while inbox.isEmpty {
+            if let failure { throw failure }
+            await arrived.wait()
+        }
+        return inbox.removeFirst()
+    }
+
+    /// Sends a message and waits for the answer.
+    func ask(_ message: Message, timeout: Duration) async throws -> Message {
+        try await send(message)
+        return try await next(timeout: timeout)
+    }
+
+    func close() {
+        onFailure = nil
+        fail(MigrationError(.failed, "The connection to the destination was closed"))
+    }
+}

@@ -1,0 +1,42 @@
+public import IO
+
+/// What `crossdock migrate` was asked to do: everything that a source agent needs.
+public struct MigrationPlan: Sendable, Codable {
+    /// The migration's id.
+    public var id: String
+    /// The guest's name.
+    public var guest: String
+    /// The destination's host name or address; its certificate must be for it.
+    public var host: String
+    /// The destination's control port.
+    public var port: UInt16
+    /// Where guests and migrations are recorded on this host.
+    public var stateDirectory: String
+    /// NBD connections for each disk.
+    public var connections: Int
+    /// Bytes per second for disks and for memory; 0 for no limit.
+    public var bandwidth: UInt64
+    /// The pause to aim at, in milliseconds.
+    public var downtimeLimit: Int
+    /// When a pause is given up and the guest resumed on the source, in milliseconds.
+    public var blackoutDeadline: Int
+    /// How long the source's images are kept, in seconds.
+    public var keepSource: Int
+
+    /// Makes a plan with the defaults.
+    public init(id: String, guest: String, host: String, port: UInt16, stateDirectory: String) {
+        self.id = id
+        self.guest = guest
+        self.host = host
+        self.port = port
+        self.stateDirectory = stateDirectory
+        connections = 4
+        bandwidth = 0
+        downtimeLimit = 300
+        blackoutDeadline = 10_000
+        keepSource = 7 * 86400
+    }
+
+    /// The destination's control port.
+    public var address: SocketAddress { .inet(host: host, port: port) }
+}

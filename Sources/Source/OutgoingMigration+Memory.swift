@@ -1,0 +1,129 @@
+internal import Emulator
+internal import IO
+internal import Migration
+
+extension OutgoingMigration {
+    /// Sends the memory until QEMU has paused the guest for the switchover.
+    func sendMemory() async throws {
+        guard let monitor, let control, let record else { return }
+        let socket = "\(migrations.directory(of: plan.id))/stream.sock"
+        guard case .stream = try await control.ask(.stream, timeout: .seconds(30)) else {
+            throw MigrationError(.failed, "The destination does not wait for the memory")
+        }
+        let stream = try await OutgoingStream.start(
+            socket: socket,
+            plan: plan,
+            credentials: credentials,
+            on: dataLoops.next()
+        ) { [weak self] reason in
+            guard let self else { return }
+            self.loop.execute { self.streamEnded(reason) }
+        }
+        self.stream = stream
+        var capabilities = ["events", "return-path", "pause-before-switchover", "auto-converge"]
+        if record.commandLine.has("uuid") { capabilities.append("validate-uuid") }
+        try await monitor.enableCapabilities(capabilities)
+        // The downtime limit is the gate: QEMU does not pause the guest while the disks have too much to send. The
+        // throttle is kept from working until the rounds show that it is needed.
+        try await monitor.setMigrationParameters([
+            "max-bandwidth": .integer(plan.bandwidth == 0 ? 1 << 40 : Int64(plan.bandwidth)),
+            "downtime-limit": 1,
+            "throttle-trigger-threshold": 100,
+            "cpu-throttle-initial": 1,
+            "cpu-throttle-increment": 1,
+            "max-cpu-throttle": 1,
+        ])
+        hasMigrationStarted = true
+        try await monitor.migrate(toSocket: socket)
+        try await followMemory(monitor)
+    }
+
+    /// A stream that breaks after QEMU has finished is how streams end.
+    private func streamEnded(_ reason: String) {
+        Task(executorPreference: loop) {
+            if let state = try? await self.monitor?.migrationState(), state.status == "completed" { return }
+            self.fail(MigrationError(.failed, reason))
+        }
+    }
+
+    private func followMemory(_ monitor: QMPClient) async throws {
+        var gateIsOpen = false
+        var round = 0
+        var peak = UInt64.max
+        var idleRounds = 0
+        var isThrottled = false
+        var disksMeter = RateMeter()
+        var diskConvergence = Convergence()
+        while !isAtSwitchover {
+            let state = try await monitor.migrationState()
+            if state.status == "failed" || state.status == "cancelled" {
+                throw MigrationError(.failed, "QEMU could not send the memory: \(state.error ?? state.status)")
+            }
+            try await refreshJobs(monitor)
+            disksMeter.add(diskDataBytes)
+            let mayOpen = fits(diskRemaining, max(disksMeter.peak, diskRate))
+            if mayOpen != gateIsOpen {
+                gateIsOpen = mayOpen
+                let limit = mayOpen ? plan.downtimeLimit : 1
+                try await monitor.setMigrationParameters(["downtime-limit": .integer(Int64(limit))])
+            }
+            if mayOpen {
+                diskConvergence.reset()
+            } else if diskConvergence.hasFailed(remaining: diskRemaining, rate: disksMeter.rate) {
+                throw notConverged("disks", diskRemaining, disksMeter.rate)
+            }
+            let rate = state.megabitsPerSecond * 1e6 / 8
+            let percent = state.total == 0 ? 0 : 100 * (1 - Double(state.remaining) / Double(state.total))
+            progress(percent: percent, rate: rate, remaining: rate > 0 ? Double(state.remaining) / rate : nil)
+            if gateIsOpen, state.rounds > round {
+                // The first look after QEMU has gone through the memory shows what the guest dirtied meanwhile.
+                let shrank = Double(state.remaining) < Double(peak) * 0.9
+                idleRounds = shrank || round < 2 ? 0 : idleRounds + 1
+                peak = state.remaining
+                round = state.rounds
+                if idleRounds >= 3, !isThrottled {
+                    isThrottled = true
+                    idleRounds = 0
+                    warn("The guest writes its memory faster than it can be sent; slowing the guest down")
+                    try await monitor.setMigrationParameters([
+                        "max-cpu-throttle": 99, "cpu-throttle-initial": 20, "cpu-throttle-increment": 10,
+                        "throttle-trigger-threshold": 25,
+                    ])
+                }
+                if isThrottled, idleRounds >= Self.patienceWithThrottle {
+                    throw notConverged("memory", state.remaining, rate)
+                }
+            }
+            try await wait(.milliseconds(100))
+        }
+    }
+
+    /// The guest is paused: ends the mirrors, sends the rest of the memory, and releases the guest.
+    ///
+    /// When this returns RELEASED is durable.
+    func switchOver() async throws {
+        guard let monitor, let control, let journal else { return }
+        try await closeMirrors(monitor)
+        mayBePrepared = true
+        guard case .prepared = try await control.ask(.prepared, timeout: .milliseconds(plan.blackoutDeadline)) else {
+            throw MigrationError(.failed, "The destination is not prepared")
+        }
+        if let fault { throw fault }
+        try await monitor.continueMigration()
+        while true {
+            // Completed means that the destination has said so on the return path; nothing else does.
+            let state = try await monitor.migrationState()
+            if state.status == "completed" { break }
+            if state.status == "failed" || state.status == "cancelled" {
+                throw MigrationError(.failed, "QEMU could not finish the migration: \(state.error ?? state.status)")
+            }
+            try await wait(.milliseconds(5))
+        }
+        let status = try await monitor.status()
+        guard status == "postmigrate" else {
+            throw MigrationError(.failed, "QEMU is in the state '\(status)' after the migration, not 'postmigrate'")
+        }
+        try journal.append(.released)
+        isReleased = true
+    }
+}

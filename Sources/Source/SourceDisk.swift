@@ -1,0 +1,39 @@
+internal import Emulator
+internal import IO
+internal import Migration
+
+/// A disk on its way to the destination.
+struct SourceDisk {
+    /// What the destination was told of it.
+    let offer: Message.Offer.Disk
+    /// The node that is mirrored.
+    let node: String
+    /// The image.
+    let path: String
+    /// What carries it, once it is set up.
+    var relay: MirrorRelay?
+    /// Whether the block job exists.
+    var hasJob = false
+    /// Whether the node of the relay's socket exists.
+    var hasTarget = false
+    /// Whether QEMU said that the copy has caught up once.
+    var isReady = false
+    /// What the job said last.
+    var job: BlockJob?
+
+    /// The block job's name.
+    func jobName(_ migration: String) -> String { "xd-\(offer.name)-\(migration.suffix(6))" }
+    /// The name of the node that leads to the relay; at most 31 bytes.
+    func targetNode(_ migration: String) -> String { "xdt-\(offer.name)-\(migration.suffix(6))" }
+
+    /// Bytes that the destination does not have yet, what the relay holds included.
+    var remaining: UInt64 {
+        guard let job else { return offer.size }
+        return (job.total - min(job.current, job.total)) + (relay?.counters.bytesInFlight ?? 0)
+    }
+}
+
+/// The guest's images after the release: renamed, so that a forgotten start script finds nothing to start.
+enum Fence {
+    static func path(_ image: String, _ migration: String) -> String { "\(image).released-\(migration)" }
+}

@@ -1,0 +1,241 @@
+import ArgumentParser
+import CLinux
+import Emulator
+import FoundationEssentials
+import Glibc
+import IO
+import Migration
+import Source
+import Synchronization
+import TLS
+
+struct MigrateCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "migrate",
+        abstract: "Moves a running guest to another host, with its disks.",
+        discussion: """
+            A source agent does the work on its own: closing the terminal does not end the migration. Ctrl-C asks for a \
+            roll-back, after which the guest runs here as if nothing had happened; once the guest was released to the \
+            other host there is no way back.
+            """
+    )
+
+    @Argument(help: "The guest's name; see 'crossdock guest list'.")
+    var guest: String
+
+    @Argument(help: ArgumentHelp("The host that receives it; its certificate must be for this name.", valueName: "host[:port]"))
+    var destination: String
+
+    @OptionGroup var common: CommonOptions
+    @OptionGroup var security: CredentialOptions
+
+    @Option(help: "Connections for each disk.")
+    var connections: Int = 4
+
+    @Option(help: ArgumentHelp("The most that disks, and then memory, may use; 0 for no limit.", valueName: "bytes/s"))
+    var bandwidth: UInt64 = 0
+
+    @Option(help: ArgumentHelp("The pause of the guest to aim at.", valueName: "ms"))
+    var downtimeLimit: Int = 300
+
+    @Option(help: ArgumentHelp("A pause that is given up: the guest resumes here.", valueName: "ms"))
+    var blackoutDeadline: Int = 10_000
+
+    @Option(help: ArgumentHelp("How long this host keeps the old images: 90s, 12h, 7d.", valueName: "time"))
+    var keepSource: String = "7d"
+
+    @Option(help: ArgumentHelp("Where to write the report.", valueName: "file"))
+    var report: String?
+
+    @Flag(help: "Print one JSON event a line.")
+    var json = false
+
+    func validate() throws {
+        guard (1...64).contains(connections) else { throw ValidationError("--connections takes 1 to 64") }
+        guard (1...2_000_000).contains(downtimeLimit) else { throw ValidationError("--downtime-limit takes 1 to 2000000") }
+        guard (100...3_600_000).contains(blackoutDeadline), blackoutDeadline >= downtimeLimit else {
+            throw ValidationError("--blackout-deadline takes 100 to 3600000, and not less than --downtime-limit")
+        }
+        guard Self.seconds(keepSource) != nil else {
+            throw ValidationError("--keep-source takes a number with s, m, h or d: 7d")
+        }
+    }
+
+    static func seconds(_ text: String) -> Int? {
+        guard let unit = text.last, let count = Int(text.dropLast()), count >= 0 else { return nil }
+        let factors: [Character: Int] = ["s": 1, "m": 60, "h": 3600, "d": 86400]
+        return factors[unit].map { count * $0 }
+    }
+
+    func run() async throws {
+        let agent = Mutex<EmulatorProcess?>(nil)
+        let interrupts = Atomic<Int>(0)
+        SignalWatcher.start([SIGINT, SIGTERM]) { number in
+            if interrupts.wrappingAdd(1, ordering: .relaxed).oldValue > 0 { Glibc.exit(128 + number) }
+            printError("\ncrossdock: rolling back; once more to leave the agent alone with it")
+            agent.withLock { $0?.signal(SIGINT) }
+        }
+        try await failing {
+            let address = try SocketAddress(parsing: destination, defaultPort: MessageConnection.port)
+            guard case .inet(let host, let port) = address, !host.isEmpty else {
+                throw MigrationError(.unreachable, "'\(destination)' is no host; write HOST or HOST:PORT")
+            }
+            FencedImages.purge(common.migrations)
+            var plan = MigrationPlan(
+                id: MigrationStore.makeID(),
+                guest: guest,
+                host: host,
+                port: port,
+                stateDirectory: common.stateDirectory
+            )
+            plan.connections = connections
+            plan.bandwidth = bandwidth
+            plan.downtimeLimit = downtimeLimit
+            plan.blackoutDeadline = blackoutDeadline
+            plan.keepSource = Self.seconds(keepSource) ?? 0
+            let (process, events) = try startAgent(plan)
+            agent.withLock { $0 = process }
+            let finished = try await follow(plan, events)
+            if let path = report {
+                try DurableFile.write(Array(finished.json.utf8), to: DurableFile.resolve(path, in: currentDirectory))
+            }
+            if finished.code != 0 { throw ExitCode(finished.code) }
+        }
+    }
+
+    /// Starts the source agent in a session of its own. Its events come through a pipe that it does not depend on.
+    private func startAgent(_ plan: MigrationPlan) throws -> (EmulatorProcess, Int32) {
+        let directory = common.migrations.directory(of: plan.id)
+        try DurableFile.makeDirectory(directory)
+        let order = SourceAgentOrder(plan: plan, objects: security.objects, tlsCreds: security.tlsCreds)
+        try DurableFile.write(Array(try JSONEncoder().encode(order)), to: "\(directory)/plan.json")
+        var ends: [Int32] = [-1, -1]
+        guard pipe(&ends) == 0 else { throw ChannelError.system("make a pipe", errno) }
+        _ = fcntl(ends[0], F_SETFD, FD_CLOEXEC)
+        defer { close(ends[1]) }
+        let program = DurableFile.resolve("/proc/self/exe", in: "/")
+        let process = try EmulatorProcess.start(
+            [program, "source-agent", "--plan", "\(directory)/plan.json", "--events", "\(ends[1])"],
+            directory: currentDirectory,
+            log: "\(directory)/agent.log",
+            keep: [ends[1]]
+        )
+        return (process, ends[0])
+    }
+
+    private func follow(_ plan: MigrationPlan, _ events: Int32) async throws -> MigrationReport {
+        var renderer: any EventRenderer = json ? JSONRenderer() : ProgressRenderer(destination: plan.host)
+        let loop = EventLoop(name: "events")
+        defer { loop.stop() }
+        let lines = AsyncStream<[UInt8]>.makeStream()
+        let reader = Task.detached {
+            try await BlockingPool.shared.run {
+                var rest: [UInt8] = []
+                var piece = [UInt8](repeating: 0, count: 65536)
+                while true {
+                    let count = read(events, &piece, piece.count)
+                    if count < 0, errno == EINTR { continue }
+                    if count <= 0 { break }
+                    rest.append(contentsOf: piece[..<count])
+                    while let end = rest.firstIndex(of: UInt8(ascii: "\n")) {
+                        lines.continuation.yield(Array(rest[..<end]))
+                        rest.removeSubrange(...end)
+                    }
+                }
+                lines.continuation.finish()
+            }
+        }
+        var report: MigrationReport?
+        for await line in lines.stream {
+            guard let event = MigrationEvent(parsing: line) else { continue }
+            renderer.render(event)
+            if let finished = event.report { report = finished }
+        }
+        _ = try await reader.value
+        renderer.finish()
+        guard let report else {
+            let words = EmulatorProcess.tail(of: "\(common.migrations.directory(of: plan.id))/agent.log")
+            throw MigrationError(
+                .undecided,
+                "The source agent ended without a report: \(words.isEmpty ? "it said nothing" : words). See 'crossdock status'"
+            )
+        }
+        return report
+    }
+}
+
+/// What the command tells the source agent that it starts.
+struct SourceAgentOrder: Codable {
+    var plan: MigrationPlan
+    var objects: [String]
+    var tlsCreds: String?
+}
+
+/// The source agent itself: one process for one migration.
+struct SourceAgentCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "source-agent",
+        abstract: "Carries out one migration; started by 'crossdock migrate'.",
+        shouldDisplay: false
+    )
+
+    @Option var plan: String
+    @Option var events: Int32 = -1
+
+    func run() async throws {
+        let migration = Mutex<OutgoingMigration?>(nil)
+        let wasCancelled = Atomic<Bool>(false)
+        SignalWatcher.start([SIGINT, SIGTERM, SIGHUP]) { number in
+            if number == SIGHUP { return }
+            wasCancelled.store(true, ordering: .relaxed)
+            migration.withLock { $0?.cancel() }
+        }
+        guard let bytes = try DurableFile.read(plan),
+            let order = try? JSONDecoder().decode(SourceAgentOrder.self, from: Data(bytes))
+        else { throw ValidationError("\(plan) is no plan") }
+        let store = MigrationStore(stateDirectory: order.plan.stateDirectory)
+        let directory = store.directory(of: order.plan.id)
+        if let process = EmulatorProcess(pid: getpid()) {
+            try? DurableFile.write(Array(try JSONEncoder().encode(process)), to: "\(directory)/agent.json")
+        }
+        let file = open(store.events(of: order.plan.id), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o600)
+        let pipe = events
+        let emit: @Sendable (MigrationEvent) -> Void = { event in
+            let line = Array(event.line.utf8)
+            line.withUnsafeBytes { bytes in
+                // Progress is for who watches now; the file keeps what happened.
+                if event.event != "progress" { _ = write(file, bytes.baseAddress, bytes.count) }
+                if pipe >= 0 { _ = write(pipe, bytes.baseAddress, bytes.count) }
+            }
+        }
+        var report = MigrationReport(
+            migration: order.plan.id,
+            guest: order.plan.guest,
+            destination: "\(order.plan.address)"
+        )
+        do {
+            var security = CredentialOptions()
+            security.objects = order.objects
+            security.tlsCreds = order.tlsCreds
+            let outgoing = OutgoingMigration(
+                plan: order.plan,
+                credentials: try security.credentials(.client),
+                loop: EventLoop(name: "control"),
+                dataLoops: EventLoopGroup(name: "data"),
+                emit: emit
+            )
+            migration.withLock { $0 = outgoing }
+            if wasCancelled.load(ordering: .relaxed) { outgoing.cancel() }
+            report = try await outgoing.start()
+        } catch {
+            report.reason = "\(error)"
+            report.code = (error is CredentialError ? MigrationError.Code.security : .failed).rawValue
+            var event = MigrationEvent("finished", migration: order.plan.id, guest: order.plan.guest, ms: 0)
+            event.report = report
+            emit(event)
+        }
+        unlink("\(directory)/agent.json")
+        if !DurableFile.exists(store.journal(of: order.plan.id)) { DurableFile.remove(directory) }
+        if report.code != 0 { throw ExitCode(report.code) }
+    }
+}

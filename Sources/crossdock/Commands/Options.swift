@@ -1,0 +1,98 @@
+public import ArgumentParser
+import Emulator
+import FoundationEssentials
+import Glibc
+import IO
+public import Migration
+import TLS
+
+/// What every command takes.
+struct CommonOptions: ParsableArguments {
+    @Option(help: "Where guests and migrations are recorded.")
+    var stateDir: String = CommonOptions.defaultStateDirectory
+
+    @Option(help: "What is logged: debug, info, warning or error.")
+    var logLevel: Log.Level = .info
+
+    static var defaultStateDirectory: String {
+        if getuid() == 0 { return "/var/lib/crossdock" }
+        let environment = ProcessInfo.processInfo.environment
+        if let state = environment["XDG_STATE_HOME"], !state.isEmpty { return "\(state)/crossdock" }
+        return "\(environment["HOME"] ?? "/tmp")/.local/state/crossdock"
+    }
+
+    var stateDirectory: String { DurableFile.resolve(stateDir, in: currentDirectory) }
+    var log: Log { Log(level: logLevel) }
+    var guests: GuestStore { GuestStore(stateDirectory: stateDirectory) }
+    var migrations: MigrationStore { MigrationStore(stateDirectory: stateDirectory) }
+}
+
+extension Log.Level: ExpressibleByArgument {
+    /// The level of a name.
+    public init?(argument: String) {
+        guard let level = Self.allCases.first(where: { "\($0)" == argument }) else { return nil }
+        self = level
+    }
+    /// The names.
+    public static var allValueStrings: [String] { allCases.map { "\($0)" } }
+}
+
+/// How the two agents know each other.
+struct CredentialOptions: ParsableArguments {
+    @Option(
+        name: .customLong("object"),
+        help: ArgumentHelp("An object, as QEMU writes it: tls-creds-x509,id=tls0,dir=DIR.", valueName: "object")
+    )
+    var objects: [String] = []
+
+    @Option(
+        help: ArgumentHelp(
+            "The id of the TLS credentials; without it they are taken from /etc/pki/crossdock or /etc/pki/qemu.",
+            valueName: "id"
+        )
+    )
+    var tlsCreds: String?
+
+    func credentials(_ endpoint: TLSEndpoint) throws -> any TLSCredentials {
+        var store = ObjectStore()
+        for object in objects { try store.add(ObjectDescription(parsing: object)) }
+        if let tlsCreds { return try store.credentials(tlsCreds, endpoint: endpoint) }
+        let directories = ["/etc/pki/crossdock", "/etc/pki/qemu"]
+        guard let directory = directories.first(where: { DurableFile.exists("\($0)/ca-cert.pem") }) else {
+            throw CredentialError(
+                "There are no TLS credentials: neither /etc/pki/crossdock nor /etc/pki/qemu has a ca-cert.pem; make them "
+                    + "with 'crossdock pki', or name a directory with --object tls-creds-x509,id=tls0,dir=DIR --tls-creds tls0"
+            )
+        }
+        return try X509Credentials(id: "default", directory: directory, endpoint: endpoint)
+    }
+}
+
+var currentDirectory: String {
+    guard let path = getcwd(nil, 0) else { return "/" }
+    defer { free(path) }
+    return String(cString: path)
+}
+
+/// Prints an error as one line and ends the program with its documented code.
+func failing<T>(_ body: () async throws -> T) async throws -> T {
+    do {
+        return try await body()
+    } catch let error as ExitCode {
+        throw error
+    } catch {
+        printError("crossdock: \(error)")
+        throw ExitCode((error as? MigrationError)?.code.rawValue ?? (error is CredentialError ? 12 : error is GuestError ? 10 : 1))
+    }
+}
+
+func printError(_ line: String) {
+    let bytes = Array((line + "\n").utf8)
+    _ = bytes.withUnsafeBytes { write(2, $0.baseAddress, $0.count) }
+}
+
+/// Prints to standard output at once: other programs read it while this one runs.
+func output(_ text: String) {
+    let bytes = Array(text.utf8)
+    _ = bytes.withUnsafeBytes { write(1, $0.baseAddress, $0.count) }
+}

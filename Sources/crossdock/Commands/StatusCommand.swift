@@ -1,0 +1,93 @@
+import ArgumentParser
+import Emulator
+import FoundationEssentials
+import IO
+import Migration
+
+struct StatusCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "status",
+        abstract: "Shows the migrations that this host knows, and what became of them."
+    )
+
+    @OptionGroup var common: CommonOptions
+
+    @Flag(help: "Print JSON.")
+    var json = false
+
+    struct Row: Codable {
+        var migration: String
+        var guest: String
+        var role: String
+        var state: String
+        var detail: String
+    }
+
+    func run() async throws {
+        try await failing {
+            let rows = try common.migrations.ids().compactMap { try row($0) }
+            if json {
+                let encoder = JSONEncoder()
+                encoder.outputFormatting = [.sortedKeys, .prettyPrinted, .withoutEscapingSlashes]
+                output(String(decoding: try encoder.encode(rows), as: UTF8.self) + "\n")
+            } else if rows.isEmpty {
+                output("No migrations on this host.\n")
+            } else {
+                output(
+                    Table.render(
+                        ["MIGRATION", "GUEST", "ROLE", "STATE", "DETAIL"],
+                        rows.map { [$0.migration, $0.guest, $0.role, $0.state, $0.detail] }
+                    )
+                )
+            }
+        }
+    }
+
+    private func row(_ id: String) throws -> Row? {
+        let records = try Journal.read(common.migrations.journal(of: id))
+        var rolledBack: String?
+        for case .rolledBack(let reason) in records { rolledBack = reason }
+        switch records.first {
+        case .offered(let guest, let destination):
+            let state: (String, String)
+            if let rolledBack {
+                state = ("rolled back", rolledBack)
+            } else if records.contains(.confirmed) {
+                state = ("migrated", "runs on \(destination)")
+            } else if records.contains(.released) {
+                state = ("undecided", "released to \(destination), which has not confirmed; it must not be started here")
+            } else if isAgentRunning(id) {
+                state = ("migrating", "to \(destination)\(lastPhase(id).map { ", phase \($0)" } ?? "")")
+            } else {
+                state = ("interrupted", "the source agent ended; the guest belongs to this host")
+            }
+            return Row(migration: id, guest: guest, role: "source", state: state.0, detail: state.1)
+        case .accepted(let guest, let source):
+            let state: (String, String)
+            if let rolledBack {
+                state = ("rolled back", rolledBack)
+            } else if records.contains(.owner) {
+                state = ("owned", "came from \(source)")
+            } else if records.contains(.prepared) {
+                state = ("prepared", "waiting for the word of \(source); it must not be resumed by hand")
+            } else {
+                state = ("receiving", "from \(source)")
+            }
+            return Row(migration: id, guest: guest, role: "destination", state: state.0, detail: state.1)
+        default: return nil
+        }
+    }
+
+    private func isAgentRunning(_ id: String) -> Bool {
+        guard let bytes = try? DurableFile.read("\(common.migrations.directory(of: id))/agent.json"),
+            let process = try? JSONDecoder().decode(EmulatorProcess.self, from: Data(bytes))
+        else { return false }
+        return process.isRunning
+    }
+
+    private func lastPhase(_ id: String) -> String? {
+        guard let bytes = try? DurableFile.read(common.migrations.events(of: id)) else { return nil }
+        return bytes.split(separator: UInt8(ascii: "\n")).reversed().lazy
+            .compactMap { MigrationEvent(parsing: Array($0))?.phase }.first
+    }
+}

@@ -1,0 +1,118 @@
+import CLinux
+import Glibc
+import Migration
+
+/// Shows a migration's events.
+protocol EventRenderer {
+    mutating func render(_ event: MigrationEvent)
+    mutating func finish()
+}
+
+/// One JSON event a line.
+struct JSONRenderer: EventRenderer {
+    mutating func render(_ event: MigrationEvent) { output(event.line) }
+    mutating func finish() {}
+}
+
+/// A line that changes on a terminal, plain lines elsewhere, and a summary at the end.
+struct ProgressRenderer: EventRenderer {
+    let destination: String
+    private let isTerminal = isatty(1) == 1
+    private var phase = ""
+    private var hasLine = false
+    private var lastPlain = -1.0
+
+    init(destination: String) { self.destination = destination }
+
+    private static let titles = [
+        "check": "checking both sides", "disks": "copying disks", "verify": "verifying disks",
+        "memory": "sending memory", "switchover": "switching over", "release": "handing over", "done": "finishing",
+    ]
+
+    mutating func render(_ event: MigrationEvent) {
+        switch event.event {
+        case "phase":
+            phase = event.phase ?? ""
+            show("\(Self.titles[phase] ?? phase)", always: true)
+        case "progress":
+            var line = pad(Self.titles[phase] ?? phase, 20) + pad("\(Int(event.percent ?? 0))%", 5)
+            line += pad(Self.bytes(event.rate ?? 0) + "/s", 12)
+            if let remaining = event.remaining, remaining < 360_000 { line += "\(Self.time(remaining)) left" }
+            // Without a terminal a line every two seconds is enough.
+            let due = event.ms - lastPlain >= 2000
+            if !isTerminal, due { lastPlain = event.ms }
+            show(line, always: isTerminal || due)
+        case "warning":
+            clear()
+            printError("crossdock: \(event.message ?? "")")
+        case "finished":
+            clear()
+            if let report = event.report { summarise(report) }
+        default: break
+        }
+    }
+
+    mutating func finish() { clear() }
+
+    private mutating func show(_ line: String, always: Bool) {
+        guard always else { return }
+        if isTerminal {
+            let width = max(Int(xd_terminal_width(1)), 20)
+            output("\r\u{1b}[K" + String(line.prefix(width - 1)))
+            hasLine = true
+        } else {
+            output(line + "\n")
+        }
+    }
+
+    private mutating func clear() {
+        if hasLine { output("\r\u{1b}[K") }
+        hasLine = false
+    }
+
+    private func summarise(_ report: MigrationReport) {
+        guard report.outcome == .migrated else {
+            printError("crossdock: \(report.reason ?? "The migration failed")")
+            printError("crossdock: Guest '\(report.guest)' stays on this host.")
+            return
+        }
+        let disk = report.disks.reduce(0) { $0 + Double($1.bytesSent) }
+        var lines = ["Guest '\(report.guest)' runs on \(destination)."]
+        let blackout = report.blackoutMS.map { "\(Int($0.rounded())) ms" } ?? "unknown"
+        lines.append("  blackout  \(blackout)")
+        lines.append("  total     \(Self.time(report.totalMS / 1000))")
+        var disks = "  disks     \(Self.bytes(disk)) sent"
+        if let phase = report.phasesMS["disks"], phase > 0, disk > 0 { disks += ", \(Self.bytes(disk * 1000 / phase))/s" }
+        let equal = report.disks.allSatisfy { $0.digestSource != nil && $0.digestSource == $0.digestDestination }
+        lines.append(disks + (equal ? ", digests equal" : ", DIGESTS DIFFER"))
+        lines.append("  memory    \(Self.bytes(Double(report.ramBytesSent))) sent")
+        if let tls = report.tls {
+            lines.append("  TLS       \(tls.version), \(tls.cipher), \(tls.connections) connections")
+        }
+        output(lines.joined(separator: "\n") + "\n")
+        if let reason = report.reason { printError("crossdock: \(reason)") }
+    }
+
+    private func pad(_ text: String, _ width: Int) -> String {
+        text + String(repeating: " ", count: max(1, width - text.count))
+    }
+
+    static func bytes(_ count: Double) -> String {
+        var value = count
+        for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {
+            if value < 1000 || unit == "TiB" {
+                let digits = unit == "B" || value >= 100 ? value.rounded() : (value * 10).rounded() / 10
+                return digits == digits.rounded() ? "\(Int(digits)) \(unit)" : "\(digits) \(unit)"
+            }
+            value /= 1024
+        }
+        return ""
+    }
+
+    static func time(_ seconds: Double) -> String {
+        if seconds < 10 { return "\((seconds * 10).rounded() / 10) s" }
+        let whole = Int(seconds.rounded())
+        if whole < 60 { return "\(whole) s" }
+        return "\(whole / 60) min \(whole % 60) s"
+    }
+}
