@@ -94,7 +94,8 @@ extension OutgoingMigration {
                     throw notConverged("memory", state.remaining, rate)
                 }
             }
-            try await wait(.milliseconds(100))
+            // The event may have come while QEMU was asked; the guest is paused then, so there is nothing to wait for.
+            if !isAtSwitchover { try await wait(.milliseconds(100)) }
         }
     }
 

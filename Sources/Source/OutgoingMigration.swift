@@ -99,7 +99,7 @@ public final class OutgoingMigration: @unchecked Sendable {
 
     private func milliseconds(since start: ContinuousClock.Instant) -> Double {
         let parts = (ContinuousClock.now - start).components
-        return Double(parts.seconds) * 1000 + Double(parts.attoseconds / 1_000_000_000_000_000)
+        return Double(parts.seconds) * 1000 + Double(parts.attoseconds / 1_000_000_000_000) / 1000
     }
 
     private func event(_ name: String) -> MigrationEvent {

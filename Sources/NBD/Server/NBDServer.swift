@@ -63,6 +63,8 @@ public final class NBDServer: Sendable {
                 defer { self.active.wrappingSubtract(1, ordering: .relaxed) }
                 do {
                     try await self.serve(SocketChannel(adopting: fd, on: loop))
+                } catch let error as ChannelError where error.code == .closed {
+                    // Whoever closed the export said so already.
                 } catch {
                     self.log("\(error)")
                 }

@@ -251,7 +251,7 @@ public final class TLSSession: @unchecked Sendable {
             return ChannelError(.tls, "\(activity): \(peer) refused us: \(text). \(remedy(alert))")
         case GNUTLS_E_UNEXPECTED_PACKET_LENGTH, GNUTLS_E_UNSUPPORTED_VERSION_PACKET, GNUTLS_E_UNEXPECTED_PACKET,
             GNUTLS_E_RECORD_OVERFLOW:
-            return ChannelError(.tls, "\(activity): \(peer) does not speak TLS there")
+            return ChannelError(.protocolViolation, "\(activity): \(peer) does not speak TLS there")
         case GNUTLS_E_PREMATURE_TERMINATION, GNUTLS_E_INVALID_SESSION:
             return ChannelError(.truncated, "\(activity): \(peer) closed the connection without a TLS end")
         case GNUTLS_E_CERTIFICATE_REQUIRED, GNUTLS_E_NO_CERTIFICATE_FOUND:

@@ -1,0 +1,39 @@
+# The front door: `make demo` and `make test` do everything that they need on a fresh Debian machine with Swift.
+CONFIGURATION ?= debug
+WIDTH ?= 3
+SWIFT_SOURCES = Sources Tests Package.swift
+
+.PHONY: all setup build release lint fmt test demo bench clean
+
+all: build
+
+setup:
+	deploy/setup
+
+build: setup
+	swift build --product crossdock
+
+release: setup
+	swift build -c release --product crossdock
+
+lint: setup
+	swift format lint --strict --recursive --parallel $(SWIFT_SOURCES)
+	python3 -m py_compile deploy/demo/*.py Benchmarks/*.py
+	sh -n deploy/setup && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n .ci/run
+
+fmt:
+	swift format --in-place --recursive --parallel $(SWIFT_SOURCES)
+
+# The tests run real guests under emulation: a few at once are as fast as many, and steadier.
+test: setup
+	swift build --build-tests
+	SWT_EXPERIMENTAL_MAXIMUM_PARALLELIZATION_WIDTH=$(WIDTH) swift test --skip-build --disable-xctest
+
+demo: release
+	python3 deploy/demo/demo.py .build/release/crossdock .cache/guest
+
+bench: release
+	python3 Benchmarks/mirror.py .build/release/crossdock
+
+clean:
+	rm -rf .build .cache

@@ -1,0 +1,53 @@
+import IO
+import Migration
+import TestSupport
+import Testing
+
+/// A guest that writes faster than the link carries it: `tc tbf` on the loopback of a network namespace.
+@Suite(.serialized, .timeLimit(.minutes(10)))
+struct ConvergenceEndToEnd {
+    func makeLab(rate: String) async throws -> (Lab, ChildProcess) {
+        let lab = try Lab()
+        let script = """
+            ip link set lo up && tc qdisc add dev lo root tbf rate \(rate) burst 64kb latency 50ms && echo up \
+            && exec sleep infinity
+            """
+        let holder = try ChildProcess(Namespace.network + ["sh", "-c", script])
+        try await holder.wait(for: "the network namespace") { holder.output.contains("up") }
+        lab.prefix = Namespace.enterNetwork(holder.pid)
+        return (lab, holder)
+    }
+
+    func expectNotConverged(_ lab: Lab, _ result: ToolResult, _ words: String) async throws {
+        #expect(result.code == MigrationError.Code.notConverged.rawValue, "\(result.all)")
+        #expect(result.errors.contains("did not converge"), "\(result.all)")
+        #expect(result.errors.contains(words), "\(result.all)")
+        #expect(result.errors.contains("MB/s"), "\(result.all)")
+        #expect(try await lab.leftAtSource() == [])
+        try await eventually("the destination has cleaned up") { try lab.leftAtDestination() == [] }
+    }
+
+    @Test func aGuestThatFillsItsDiskFasterThanTheLinkStaysAndKeepsWriting() async throws {
+        let (lab, holder) = try await makeLab(rate: "40mbit")
+        defer { withExtendedLifetime(holder) {} }
+        try await lab.startDestination()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 128, data: 1)
+        try await lab.startLinuxGuest(disks: [disk], workload: "xd.fill=48")
+        let result = try await lab.migrate()
+        try await expectNotConverged(lab, result, "writes to its disks faster")
+        let before = try lab.records(lab.consoleA)
+        try await eventually("the guest goes on writing") { try lab.records(lab.consoleA) > before + 20 }
+    }
+
+    @Test func aGuestThatDirtiesItsMemoryFasterThanTheLinkStaysAndKeepsWriting() async throws {
+        let (lab, holder) = try await makeLab(rate: "160mbit")
+        defer { withExtendedLifetime(holder) {} }
+        try await lab.startDestination()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
+        try await lab.startLinuxGuest(disks: [disk], workload: "xd.dirty=40")
+        let result = try await lab.migrate(more: ["--downtime-limit", "20"])
+        try await expectNotConverged(lab, result, "writes to its memory faster")
+        let before = try lab.records(lab.consoleA)
+        try await eventually("the guest goes on writing") { try lab.records(lab.consoleA) > before + 20 }
+    }
+}

@@ -1,0 +1,279 @@
+import Emulator
+import FoundationEssentials
+import Glibc
+import IO
+import Migration
+import TestSupport
+import Testing
+
+/// Bad input and faults: one clear message, the documented code, the guest running on the source, nothing left behind.
+@Suite(.serialized, .timeLimit(.minutes(5)))
+struct FailureTests {
+    /// A lab with an idle guest of one disk.
+    func makeLab(data: Int = 8) async throws -> Lab {
+        let lab = try Lab()
+        try await lab.startIdleGuest(disks: [try await lab.makeImage("disk.raw", megabytes: 64, data: data)])
+        return lab
+    }
+
+    func expectRefusal(
+        _ lab: Lab,
+        _ result: ToolResult,
+        code: MigrationError.Code,
+        _ words: [String],
+        images: String? = nil
+    ) async throws {
+        #expect(result.code == code.rawValue, "\(result.all)")
+        for word in words { #expect(result.errors.contains(word), "'\(word)' is not in: \(result.all)") }
+        #expect(try await lab.leftAtSource() == [])
+        try await eventually("the destination has cleaned up") { try lab.leftAtDestination(images: images) == [] }
+    }
+
+    @Test func aCertificateOfAnotherAuthority() async throws {
+        let lab = try await makeLab()
+        try await lab.startDestination()
+        let other = try TestPKI()
+        let result = try await lab.migrate(credentials: lab.credentials(other.directory))
+        try await expectRefusal(lab, result, code: .security, ["not signed by the certificate authority"])
+    }
+
+    @Test func anExpiredCertificateOfOurOwn() async throws {
+        let lab = try await makeLab()
+        try await lab.startDestination()
+        let expired = try lab.pki.issue("expired", hosts: ["localhost"], starts: -7200, ends: -3600)
+        let early = try await lab.migrate(credentials: lab.credentials(expired))
+        try await expectRefusal(lab, early, code: .security, ["\(expired)/client-cert.pem has expired"])
+        // Without the check at load time it is the peer that refuses.
+        let late = try await lab.migrate(credentials: lab.credentials(expired, ",sanity-check=off"))
+        try await expectRefusal(lab, late, code: .security, ["expired", expired])
+    }
+
+    @Test func anExpiredCertificateOfTheDestination() async throws {
+        let lab = try await makeLab()
+        let expired = try lab.pki.issue("expired", hosts: ["localhost"], starts: -7200, ends: -3600)
+        let refused = try await lab.crossdock(
+            ["destination", "--state-dir", lab.state("b"), "--listen", "127.0.0.1:0", "--nbd-listen", "127.0.0.1:0"]
+                + lab.credentials(expired)
+        )
+        #expect(refused.code == 12 && refused.errors.contains("server-cert.pem has expired"), "\(refused.all)")
+        try await lab.startDestination(credentials: lab.credentials(expired, ",sanity-check=off"))
+        let result = try await lab.migrate()
+        try await expectRefusal(lab, result, code: .security, ["its certificate was rejected", "expired"])
+    }
+
+    @Test func aHostNameThatTheCertificateIsNotFor() async throws {
+        let lab = try await makeLab()
+        let other = try lab.pki.issue("other", hosts: ["host-b.example"])
+        try await lab.startDestination(credentials: lab.credentials(other))
+        let result = try await lab.migrate()
+        try await expectRefusal(lab, result, code: .security, ["does not match the host name 'localhost'"])
+    }
+
+    @Test func nobodyListening() async throws {
+        let lab = try await makeLab()
+        let port = try await lab.startDestination()
+        lab.destination?.signal(SIGTERM)
+        _ = try await lab.destination?.finish()
+        let result = try await lab.migrate(port: port)
+        try await expectRefusal(lab, result, code: .unreachable, ["localhost:\(port)", "Connection refused"])
+    }
+
+    @Test func anUnknownHost() async throws {
+        let lab = try await makeLab()
+        let result = try await lab.migrate(host: "no-such-host.invalid", port: 10808)
+        try await expectRefusal(lab, result, code: .unreachable, ["Cannot resolve host 'no-such-host.invalid'"])
+    }
+
+    @Test func thePortOfAnotherProtocol() async throws {
+        let lab = try await makeLab()
+        try await lab.startDestination()
+        let result = try await lab.migrate(port: lab.nbdPort)
+        try await expectRefusal(lab, result, code: .unreachable, ["does not speak TLS", "check the port"])
+    }
+
+    @Test func aTLSServerThatIsNoDestinationAgent() async throws {
+        let lab = try await makeLab()
+        let pki = lab.pki.directory
+        let port = try await lab.startDestination()
+        lab.destination?.signal(SIGTERM)
+        _ = try await lab.destination?.finish()
+        let server = try ChildProcess([
+            "openssl", "s_server", "-accept", "\(port)", "-cert", "\(pki)/server-cert.pem", "-key",
+            "\(pki)/server-key.pem", "-CAfile", "\(pki)/ca-cert.pem", "-www",
+        ])
+        try await server.wait(for: "openssl") { server.output.contains("ACCEPT") }
+        let result = try await lab.migrate(port: port)
+        try await expectRefusal(lab, result, code: .unreachable, ["localhost:\(port)", "not a destination agent"])
+    }
+
+    @Test func aFullImageDirectory() async throws {
+        let lab = try await makeLab()
+        let images = lab.directory.directory("small")
+        let script = "mount -t tmpfs -o size=2M none \(images) && exec \"$@\""
+        try await lab.startDestination(
+            before: Namespace.mount + ["sh", "-c", script, "sh"],
+            more: ["--image-dir", images]
+        )
+        let result = try await lab.migrate()
+        try await expectRefusal(lab, result, code: .refused, [images, "bytes free, the disks need at least"], images: images)
+    }
+
+    @Test func anImageDirectoryThatFillsUpDuringTheCopy() async throws {
+        let lab = try await makeLab(data: 16)
+        let images = lab.directory.directory("small")
+        // The disk is 16 MiB more than it says: half of it is in the page cache of a file system that compresses nothing,
+        // so the room is taken away after the check by a file of somebody else.
+        let script = "mount -t tmpfs -o size=24M none \(images) && exec \"$@\""
+        try await lab.startDestination(
+            before: Namespace.mount + ["sh", "-c", script, "sh"],
+            more: ["--image-dir", images]
+        )
+        let migration = try lab.beginMigration(more: ["--bandwidth", "2000000"])
+        try await migration.wait(for: "the copy") { migration.output.contains("copying disks") }
+        guard let agent = lab.destination?.pid else { return }
+        let filled = try await Tool.run(
+            Namespace.enter(agent) + ["sh", "-c", "head -c 20M /dev/zero > \(images)/somebody-elses-file; true"]
+        )
+        #expect(filled.code == 0, "\(filled.all)")
+        let result = try await migration.finish(seconds: 120)
+        #expect(result.code == MigrationError.Code.failed.rawValue, "\(result.all)")
+        #expect(result.errors.contains("No space left on device"), "\(result.all)")
+        #expect(try await lab.leftAtSource() == [])
+    }
+
+    @Test func anImageDirectoryThatCannotBeWritten() async throws {
+        let lab = try await makeLab()
+        let images = lab.directory.directory("frozen")
+        let script = "mount --bind \(images) \(images) && mount -o remount,bind,ro \(images) && exec \"$@\""
+        try await lab.startDestination(
+            before: Namespace.mount + ["sh", "-c", script, "sh"],
+            more: ["--image-dir", images]
+        )
+        let result = try await lab.migrate()
+        try await expectRefusal(
+            lab,
+            result,
+            code: .refused,
+            ["Cannot write the image directory \(images)", "Read-only file system"],
+            images: images
+        )
+    }
+
+    @Test func anUnknownGuest() async throws {
+        let lab = try await makeLab()
+        try await lab.startDestination()
+        let result = try await lab.migrate("nobody")
+        try await expectRefusal(lab, result, code: .guest, ["no guest 'nobody'", "web1"])
+        #expect(DurableFile.list("\(lab.state("a"))/migrations").isEmpty)
+    }
+
+    @Test func aGuestThatDoesNotRun() async throws {
+        let lab = try await makeLab()
+        try await lab.startDestination()
+        #expect(try await lab.crossdock(["guest", "stop", "web1", "--state-dir", lab.state("a")]).code == 0)
+        let result = try await lab.migrate()
+        #expect(result.code == MigrationError.Code.guest.rawValue && result.errors.contains("does not run"), "\(result.all)")
+        #expect(try await lab.crossdock(["guest", "start", "web1", "--state-dir", lab.state("a")]).code == 0)
+        #expect(try await lab.leftAtSource() == [])
+    }
+
+    @Test func noQEMUOnTheDestination() async throws {
+        let lab = try await makeLab()
+        try await lab.startDestination(environment: ["PATH": lab.directory.directory("empty")])
+        let result = try await lab.migrate()
+        try await expectRefusal(lab, result, code: .refused, ["'qemu-system-x86_64' is not installed on this host"])
+    }
+
+    @Test func aQEMUThatDoesNotKnowTheMachineType() async throws {
+        let lab = try await makeLab()
+        let programs = lab.directory.directory("programs")
+        // Debian's other build of QEMU for this processor has the microvm machine only.
+        #expect(symlink("/usr/bin/qemu-system-x86_64-microvm", "\(programs)/qemu-system-x86_64") == 0)
+        try await lab.startDestination(environment: ["PATH": programs])
+        let result = try await lab.migrate()
+        try await expectRefusal(lab, result, code: .refused, ["does not know the machine type 'pc-i440fx-"])
+    }
+
+    @Test func aGuestOfThatNameOnTheDestinationIsLeftAlone() async throws {
+        let lab = try await makeLab()
+        try await lab.startDestination()
+        let image = try await lab.makeImage("other.raw", megabytes: 1, data: 0)
+        let started = try await lab.crossdock(
+            ["guest", "start", "web1", "--state-dir", lab.state("b"), "--", "qemu-system-x86_64", "-machine", "pc,accel=tcg"]
+                + ["-nodefaults", "-display", "none", "-drive", "file=\(image),format=raw"]
+        )
+        #expect(started.code == 0, "\(started.all)")
+        let result = try await lab.migrate()
+        #expect(result.code == MigrationError.Code.refused.rawValue, "\(result.all)")
+        #expect(result.errors.contains("A guest 'web1' runs on this host already"))
+        #expect(try await lab.monitor("b") { try await $0.status() } == "running")
+        #expect(try await lab.leftAtSource() == [])
+    }
+
+    @Test func aSecondMigrationOfTheSameGuestAndAnInterruptedFirstOne() async throws {
+        let lab = try await makeLab(data: 32)
+        try await lab.startDestination()
+        let first = try lab.beginMigration(more: ["--bandwidth", "1000000"])
+        try await first.wait(for: "the copy") { first.output.contains("copying disks") }
+        let second = try await lab.migrate()
+        #expect(second.code == MigrationError.Code.busy.rawValue, "\(second.all)")
+        #expect(second.errors.contains("is being migrated already"))
+        let status = try await lab.crossdock(["status", "--state-dir", lab.state("a")])
+        #expect(status.output.contains("migrating"), "\(status.all)")
+        first.signal(SIGINT)
+        let result = try await first.finish()
+        try await expectRefusal(lab, result, code: .cancelled, ["rolling back", "stays on this host"])
+    }
+
+    @Test func theDestinationAgentIsKilledDuringTheCopy() async throws {
+        let lab = try await makeLab(data: 32)
+        try await lab.startDestination()
+        let migration = try lab.beginMigration(more: ["--bandwidth", "1000000"])
+        try await migration.wait(for: "the copy") { migration.output.contains("copying disks") }
+        lab.destination?.signal(SIGKILL)
+        let result = try await migration.finish()
+        #expect(result.code == MigrationError.Code.failed.rawValue, "\(result.all)")
+        #expect(result.errors.contains("lost") && result.errors.contains("stays on this host"), "\(result.all)")
+        #expect(try await lab.leftAtSource() == [])
+        // A killed agent cannot clean up; the next one does, from its journal.
+        try await lab.startDestination()
+        #expect(try lab.leftAtDestination() == [])
+        #expect(try await lab.migrate().code == 0)
+    }
+
+    @Test func theDestinationsQEMUIsKilledDuringTheCopy() async throws {
+        let lab = try await makeLab(data: 32)
+        try await lab.startDestination()
+        let migration = try lab.beginMigration(more: ["--bandwidth", "1000000"])
+        try await migration.wait(for: "the copy") { migration.output.contains("copying disks") }
+        try lab.guests("b").load("web1")?.process?.signal(SIGKILL)
+        let result = try await migration.finish()
+        try await expectRefusal(lab, result, code: .failed, ["QEMU on the destination ended"])
+    }
+
+    @Test func theSourcesQEMUIsKilledDuringTheCopy() async throws {
+        let lab = try await makeLab(data: 32)
+        try await lab.startDestination()
+        let migration = try lab.beginMigration(more: ["--bandwidth", "1000000"])
+        try await migration.wait(for: "the copy") { migration.output.contains("copying disks") }
+        try lab.guests("a").load("web1")?.process?.signal(SIGKILL)
+        let result = try await migration.finish()
+        #expect(result.code == MigrationError.Code.failed.rawValue, "\(result.all)")
+        #expect(result.errors.contains("ended or closed its monitor"), "\(result.all)")
+        try await eventually("the destination has cleaned up") { try lab.leftAtDestination() == [] }
+    }
+
+    @Test func closingTheTerminalDoesNotEndTheMigration() async throws {
+        let lab = try await makeLab(data: 16)
+        try await lab.startDestination()
+        let command = try lab.beginMigration(more: ["--bandwidth", "8000000"])
+        try await command.wait(for: "the copy") { command.output.contains("copying disks") }
+        command.signal(SIGKILL)
+        _ = try await command.finish()
+        try await eventually(seconds: 60, "the guest runs on the destination") {
+            let list = try await lab.crossdock(["status", "--state-dir", lab.state("a")])
+            return list.output.contains("migrated")
+        }
+        #expect(try await lab.monitor("b") { try await $0.status() } == "running")
+    }
+}

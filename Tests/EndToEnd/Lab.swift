@@ -1,0 +1,214 @@
+import Emulator
+import FoundationEssentials
+import Glibc
+import IO
+import Migration
+import TLS
+import TestSupport
+
+/// Two hosts on this machine: state directories `a` and `b`, real programs, real guests under TCG.
+///
+/// Everything that was started is ended with the lab.
+final class Lab: @unchecked Sendable {
+    // Unchecked: each test uses its lab from one task.
+    static let repository: String = {
+        // Tests/EndToEnd/Lab.swift
+        let parts = #filePath.split(separator: "/").dropLast(3)
+        return "/" + parts.joined(separator: "/")
+    }()
+    static let crossdock: String = {
+        let own = DurableFile.resolve("/proc/self/exe", in: "/")
+        return own.split(separator: "/").dropLast().reduce("") { "\($0)/\($1)" } + "/crossdock"
+    }()
+    static let guestFiles = "\(repository)/.cache/guest"
+
+    let directory: TestDirectory
+    let pki: TestPKI
+    let loop = EventLoop(name: "lab")
+    /// Put before every program, to run it in a namespace.
+    var prefix: [String] = []
+    private(set) var destination: ChildProcess?
+    private var children: [ChildProcess] = []
+
+    init() throws {
+        directory = try TestDirectory()
+        pki = try TestPKI()
+    }
+
+    deinit {
+        destination?.signal(SIGKILL)
+        for side in ["a", "b"] {
+            let store = GuestStore(stateDirectory: state(side))
+            for name in store.names() { (try? store.load(name))??.process?.signal(SIGKILL) }
+        }
+        loop.stop()
+    }
+
+    func state(_ side: String) -> String { directory.file(side) }
+    func guests(_ side: String) -> GuestStore { GuestStore(stateDirectory: state(side)) }
+
+    func credentials(_ path: String? = nil, _ more: String = "") -> [String] {
+        ["--object", "tls-creds-x509,id=tls0,dir=\(path ?? pki.directory)\(more)", "--tls-creds", "tls0"]
+    }
+
+    func crossdock(_ arguments: [String], seconds: Int = 120) async throws -> ToolResult {
+        try await Tool.run(prefix + [Self.crossdock] + arguments, seconds: seconds)
+    }
+
+    // MARK: Guests
+
+    /// A sparse image with some data in it.
+    func makeImage(_ name: String, megabytes: Int, data: Int) async throws -> String {
+        let path = directory.file(name)
+        let made = try await Tool.run([
+            "sh", "-c",
+            "truncate -s \(megabytes)M \(path) && "
+                + "dd if=/dev/urandom of=\(path) bs=1M count=\(data) seek=\(megabytes / 2) conv=notrunc status=none",
+        ])
+        guard made.code == 0 else { throw TestFailure(made.all) }
+        return path
+    }
+
+    /// A machine without an operating system: it runs, idles in its firmware, and starts in no time.
+    func startIdleGuest(_ name: String = "web1", disks: [String], more: [String] = []) async throws {
+        var command = ["qemu-system-x86_64", "-machine", "pc,accel=tcg", "-m", "64", "-nodefaults", "-display", "none"]
+        for disk in disks { command += ["-drive", "file=\(disk),format=raw,if=virtio"] }
+        let started = try await crossdock(["guest", "start", name, "--state-dir", state("a"), "--"] + command + more)
+        guard started.code == 0 else { throw TestFailure("The guest did not start: \(started.all)") }
+    }
+
+    /// The command line of a Linux guest that writes numbered records; its kernel command line can ask for more.
+    func linuxCommand(disks: [String], workload: String = "", memory: Int = 256) -> [String] {
+        var command = ["qemu-system-x86_64", "-machine", "pc,accel=tcg", "-cpu", "max", "-m", "\(memory)"]
+        command += ["-nodefaults", "-display", "none", "-no-reboot", "-kernel", "\(Self.guestFiles)/vmlinuz"]
+        command += ["-initrd", "\(Self.guestFiles)/initrd", "-append", "console=ttyS0 quiet \(workload)"]
+        for disk in disks { command += ["-drive", "file=\(disk),format=raw,if=virtio"] }
+        return command + ["-serial", "file:\(directory.file("console.log"))"]
+    }
+
+    func startLinuxGuest(disks: [String], workload: String = "") async throws {
+        let command = linuxCommand(disks: disks, workload: workload)
+        let started = try await crossdock(["guest", "start", "web1", "--state-dir", state("a"), "--"] + command)
+        guard started.code == 0 else { throw TestFailure("The guest did not start: \(started.all)") }
+        try await eventually(seconds: 180, "the guest writes records") { try self.records(self.consoleA) > 20 }
+    }
+
+    var consoleA: String { directory.file("console.log") }
+    var consoleB: String { "\(guests("b").directory(of: "web1"))/run/console.log" }
+
+    func records(_ console: String) throws -> Int {
+        let text = String(decoding: try DurableFile.read(console) ?? [], as: UTF8.self)
+        return text.split(separator: "\n").count { $0.hasPrefix("REC") }
+    }
+
+    // MARK: Agents
+
+    /// Starts a destination agent and returns its control port.
+    @discardableResult
+    func startDestination(
+        credentials: [String]? = nil,
+        before: [String] = [],
+        environment: [String: String] = [:],
+        more: [String] = []
+    ) async throws -> UInt16 {
+        let agent = try ChildProcess(
+            prefix + before + [Self.crossdock, "destination", "--state-dir", state("b")]
+                + ["--listen", "127.0.0.1:0", "--nbd-listen", "127.0.0.1:0"]
+                + (credentials ?? self.credentials()) + more,
+            environment: environment
+        )
+        destination = agent
+        try await agent.wait(for: "a destination agent") { agent.output.contains("listening on") }
+        return controlPort
+    }
+
+    /// The ports that the agent printed: "listening on 127.0.0.1:PORT, NBD port PORT".
+    private func port(after marker: String) -> UInt16 {
+        let text = destination?.output ?? ""
+        guard let range = text.firstRange(of: marker) else { return 0 }
+        return UInt16(text[range.upperBound...].prefix { $0.isNumber }) ?? 0
+    }
+    var controlPort: UInt16 { port(after: "127.0.0.1:") }
+    var nbdPort: UInt16 { port(after: "NBD port ") }
+
+    func migrateCommand(
+        _ guest: String = "web1",
+        host: String = "localhost",
+        port: UInt16? = nil,
+        credentials: [String]? = nil,
+        more: [String] = []
+    ) -> [String] {
+        ["migrate", guest, "\(host):\(port ?? controlPort)", "--state-dir", state("a")]
+            + (credentials ?? self.credentials()) + more
+    }
+
+    func migrate(
+        _ guest: String = "web1",
+        host: String = "localhost",
+        port: UInt16? = nil,
+        credentials: [String]? = nil,
+        more: [String] = []
+    ) async throws -> ToolResult {
+        try await crossdock(
+            migrateCommand(guest, host: host, port: port, credentials: credentials, more: more),
+            seconds: 240
+        )
+    }
+
+    /// Starts a migration and leaves it running.
+    func beginMigration(more: [String]) throws -> ChildProcess {
+        let child = try ChildProcess(prefix + [Self.crossdock] + migrateCommand(more: more))
+        children.append(child)
+        return child
+    }
+
+    func report(_ path: String) throws -> MigrationReport {
+        try MigrationReport(parsing: DurableFile.read(path) ?? [])
+    }
+
+    // MARK: What is left
+
+    /// The monitor of a guest, as a third party sees it.
+    func monitor<T: Sendable>(
+        _ side: String,
+        _ guest: String = "web1",
+        _ body: @escaping @Sendable (QMPClient) async throws -> T
+    ) async throws -> T {
+        let path = guests(side).statusMonitor(of: guest)
+        let loop = loop
+        return try await loop.run {
+            let monitor = try await QMPClient.connect(to: path, on: loop)
+            defer { monitor.close() }
+            return try await body(monitor)
+        }
+    }
+
+    /// What a failed migration may not leave at the source: a job, a node, a paused guest, a socket. Empty when clean.
+    func leftAtSource() async throws -> [String] {
+        var left = try await monitor("a") { monitor in
+            var left: [String] = []
+            let status = try await monitor.status()
+            if status != "running" { left.append("the guest is \(status)") }
+            if try await !monitor.execute("query-jobs").array.isEmpty { left.append("a block job") }
+            let nodes = try await monitor.execute("query-named-block-nodes", ["flat": true]).array
+            for node in nodes.compactMap({ $0["node-name"]?.string }) where node.hasPrefix("xdt-") { left.append(node) }
+            return left
+        }
+        for id in DurableFile.list("\(state("a"))/migrations") {
+            for name in DurableFile.list("\(state("a"))/migrations/\(id)") where name.hasSuffix(".sock") { left.append(name) }
+        }
+        return left
+    }
+
+    /// What a failed migration may not leave at the destination: a QEMU, an image, a guest. Empty when clean.
+    func leftAtDestination(images: String? = nil) throws -> [String] {
+        var left = guests("b").names().map { "guest \($0)" }
+        for name in DurableFile.list(images ?? "\(state("b"))/images") where name != ".files" { left.append("image \(name)") }
+        for pid in DurableFile.list("/proc").compactMap({ Int32($0) }) {
+            let bytes = (try? DurableFile.read("/proc/\(pid)/cmdline")) ?? nil
+            let line = String(decoding: bytes ?? [], as: UTF8.self)
+            if line.contains("qemu-system"), line.contains("\(state("b"))/") { left.append("process \(pid)") }
+        }
+        return left
+    }
+}

@@ -1,0 +1,90 @@
+import Emulator
+import FoundationEssentials
+import Glibc
+import IO
+import Migration
+import TestSupport
+import Testing
+
+/// A running Linux guest moves while it writes.
+@Suite(.serialized, .timeLimit(.minutes(10)))
+struct MigrationEndToEnd {
+    @Test(arguments: [1, 2])
+    func aGuestThatWritesThroughoutMovesAndLosesNothing(_ count: Int) async throws {
+        let lab = try Lab()
+        var disks: [String] = []
+        for index in 0..<count {
+            disks.append(try await lab.makeImage("disk\(index).raw", megabytes: 256 << index, data: 20))
+        }
+        try await lab.startDestination()
+        try await lab.startLinuxGuest(disks: disks)
+        let script = lab.directory.file("start-web1.sh")
+        let command = lab.linuxCommand(disks: disks).map { "'\($0)'" }.joined(separator: " ")
+        try DurableFile.write(Array("#!/bin/sh\nexec \(command)\n".utf8), to: script, mode: 0o700)
+        let reportPath = lab.directory.file("report.json")
+
+        let result = try await lab.migrate(more: ["--report", reportPath])
+        #expect(result.code == 0, "\(result.all)")
+        #expect(result.output.contains("blackout"), "\(result.all)")
+
+        let report = try lab.report(reportPath)
+        #expect(report.outcome == .migrated)
+        #expect(report.disks.count == count)
+        for disk in report.disks {
+            #expect(disk.digestSource != nil && disk.digestSource == disk.digestDestination)
+        }
+        #expect(["1.2", "1.3"].contains(report.tls?.version))
+        #expect(report.blackoutMS.map { $0 > 0 } == true)
+        #expect(report.ramBytesSent > 0)
+
+        try await eventually("the guest writes on the destination") { try lab.records(lab.consoleB) > 50 }
+        var proof = ["python3", "\(Lab.repository)/deploy/demo/proofs.py", "records", lab.consoleA, lab.consoleB]
+        for (index, disk) in disks.enumerated() {
+            let image = "\(lab.state("b"))/images/web1/disk\(index).raw"
+            proof += ["--image", "\(index)=\(image)"]
+            let fenced = "\(disk).released-\(report.migration)"
+            let own = try await Tool.run(["python3", "\(Lab.repository)/deploy/demo/proofs.py", "digest", fenced])
+            #expect(own.output.contains(report.disks[index].digestDestination ?? "none"), "\(own.all)")
+        }
+        let proved = try await Tool.run(proof)
+        #expect(proved.code == 0, "\(proved.all)")
+
+        // The old copy is fenced: neither the user's script nor Crossdock starts it.
+        let old = try await Tool.run(["sh", script], seconds: 20)
+        #expect(old.code != 0 && old.all.contains("No such file"), "\(old.all)")
+        let again = try await lab.crossdock(["guest", "start", "web1", "--state-dir", lab.state("a")])
+        #expect(again.code == 10 && again.all.contains("was released to localhost"), "\(again.all)")
+        let other = try await lab.crossdock(
+            ["guest", "start", "web1", "--state-dir", lab.state("a"), "--"] + lab.linuxCommand(disks: disks)
+        )
+        #expect(other.code == 10, "\(other.all)")
+
+        let status = try await lab.crossdock(["status", "--json", "--state-dir", lab.state("a")])
+        #expect(status.output.contains(#""state" : "migrated""#), "\(status.all)")
+        let there = try await lab.crossdock(["guest", "list", "--state-dir", lab.state("b")])
+        #expect(there.output.contains("running"), "\(there.all)")
+    }
+
+    @Test func theEventsOfAMigrationAreOneJSONObjectALine() async throws {
+        let lab = try Lab()
+        try await lab.startDestination()
+        try await lab.startIdleGuest(disks: [try await lab.makeImage("disk.raw", megabytes: 64, data: 8)])
+        let result = try await lab.migrate(more: ["--json"])
+        #expect(result.code == 0, "\(result.all)")
+        let events = result.output.split(separator: "\n").map { MigrationEvent(parsing: Array($0.utf8)) }
+        #expect(events.allSatisfy { $0 != nil })
+        let phases = events.compactMap { $0 }.filter { $0.event == "phase" }.compactMap(\.phase)
+        #expect(phases == ["check", "disks", "verify", "memory", "switchover", "release", "done"])
+        #expect(events.last??.report?.outcome == .migrated)
+    }
+
+    @Test func theDemoProvesItsMoveThereAndBack() async throws {
+        let result = try await Tool.run(
+            ["python3", "\(Lab.repository)/deploy/demo/demo.py", Lab.crossdock, Lab.guestFiles, "--disk", "256"],
+            seconds: 400
+        )
+        #expect(result.code == 0, "\(result.all)")
+        #expect(result.output.contains("Every proof held"))
+        #expect(result.output.contains("each proof fails when its evidence is tampered with"))
+    }
+}
