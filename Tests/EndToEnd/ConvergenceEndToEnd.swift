@@ -9,7 +9,7 @@ struct ConvergenceEndToEnd {
     func makeLab(rate: String) async throws -> (Lab, ChildProcess) {
         let lab = try Lab()
         let script = """
-            ip link set lo up && tc qdisc add dev lo root tbf rate \(rate) burst 64kb latency 50ms && echo up \
+            ip link set lo mtu 1500 up && tc qdisc add dev lo root tbf rate \(rate) burst 128kb latency 50ms && echo up \
             && exec sleep infinity
             """
         let holder = try ChildProcess(Namespace.network + ["sh", "-c", script])
@@ -28,11 +28,11 @@ struct ConvergenceEndToEnd {
     }
 
     @Test func aGuestThatFillsItsDiskFasterThanTheLinkStaysAndKeepsWriting() async throws {
-        let (lab, holder) = try await makeLab(rate: "40mbit")
+        let (lab, holder) = try await makeLab(rate: "160mbit")
         defer { withExtendedLifetime(holder) {} }
         try await lab.startDestination()
         let disk = try await lab.makeImage("disk.raw", megabytes: 128, data: 1)
-        try await lab.startLinuxGuest(disks: [disk], workload: "xd.fill=48")
+        try await lab.startLinuxGuest(disks: [disk], workload: "xd.fill=24")
         let result = try await lab.migrate()
         try await expectNotConverged(lab, result, "writes to its disks faster")
         let before = try lab.records(lab.consoleA)
@@ -44,8 +44,8 @@ struct ConvergenceEndToEnd {
         defer { withExtendedLifetime(holder) {} }
         try await lab.startDestination()
         let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
-        try await lab.startLinuxGuest(disks: [disk], workload: "xd.dirty=40")
-        let result = try await lab.migrate(more: ["--downtime-limit", "20"])
+        try await lab.startLinuxGuest(disks: [disk], workload: "xd.dirty=16")
+        let result = try await lab.migrate(more: ["--downtime-limit", "1"])
         try await expectNotConverged(lab, result, "writes to its memory faster")
         let before = try lab.records(lab.consoleA)
         try await eventually("the guest goes on writing") { try lab.records(lab.consoleA) > before + 20 }

@@ -61,6 +61,8 @@ int xd_wait_nohang(pid_t pid, int *status);
 int xd_exit_code(int status);
 int xd_pidfd_open(pid_t pid);
 int xd_pidfd_signal(int pidfd, int signal);
+/* Turns signals into bytes: returns a descriptor from which the number of each signal that comes can be read. */
+int xd_signal_pipe(const int *signals, int count);
 int xd_terminal_width(int fd);
 int xd_open_directory(const char *path);
 

@@ -1,13 +1,14 @@
 /// Decides whether work that somebody keeps adding to will ever be done.
 ///
 /// A round ends when as much time has passed as the remainder at its beginning needed at the measured rate, at least
-/// one second. A round in which the remainder did not shrink by a tenth counts against the migration; several in a row
-/// end it.
+/// one second. A round that does not bring the remainder a tenth below the lowest one so far counts against the
+/// migration; several in a row end it. The lowest one is the measure, because a remainder that goes up and down around
+/// the same value is not progress.
 public struct Convergence: Sendable {
     /// How many such rounds in a row are too many.
     public static let patience = 5
 
-    private var startRemainder: UInt64?
+    private var lowest: UInt64?
     private var roundEnd: ContinuousClock.Instant = .now
     /// Rounds in a row that brought nothing.
     public private(set) var idleRounds = 0
@@ -27,24 +28,25 @@ public struct Convergence: Sendable {
         rate: Double,
         now: ContinuousClock.Instant = .now
     ) -> Bool {
-        guard let start = startRemainder else {
+        guard let before = lowest else {
+            lowest = remaining
             begin(remaining, rate, now)
             return false
         }
         guard now >= roundEnd else { return false }
-        idleRounds = Double(remaining) < Double(start) * 0.9 ? 0 : idleRounds + 1
+        idleRounds = Double(remaining) < Double(before) * 0.9 ? 0 : idleRounds + 1
+        lowest = min(before, remaining)
         begin(remaining, rate, now)
         return idleRounds >= Self.patience
     }
 
     /// Forgets the rounds, as when the remainder fits at last.
     public mutating func reset() {
-        startRemainder = nil
+        lowest = nil
         idleRounds = 0
     }
 
     private mutating func begin(_ remaining: UInt64, _ rate: Double, _ now: ContinuousClock.Instant) {
-        startRemainder = remaining
         let seconds = min(max(Double(remaining) / max(rate, 1), 1), 3600)
         roundEnd = now + .milliseconds(Int(seconds * 1000))
     }
