@@ -133,6 +133,8 @@ int xd_zero_range(int fd, off_t offset, off_t length) {
     return fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length);
 }
 
+int xd_reserve(int fd, off_t length) { return fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, length); }
+
 off_t xd_seek_data(int fd, off_t offset) { return lseek(fd, offset, SEEK_DATA); }
 off_t xd_seek_hole(int fd, off_t offset) { return lseek(fd, offset, SEEK_HOLE); }
 

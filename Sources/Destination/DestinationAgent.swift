@@ -171,7 +171,7 @@ public final class DestinationAgent: @unchecked Sendable {
         let peer = channel.session.peer
         switch hello.role {
         case .control:
-            let migration = incoming[hello.migration] ?? IncomingMigration(hello.migration, peer: peer, agent: self)
+            let migration = incoming[hello.migration] ?? IncomingMigration.open(hello.migration, peer: peer, agent: self)
             guard migration.peer == peer else {
                 try await connection.send(.abort("This migration belongs to another source"))
                 return
@@ -189,13 +189,13 @@ public final class DestinationAgent: @unchecked Sendable {
         }
     }
 
-    /// Ends the agent: migrations that are not decided are given up, guests that run here go on running.
+    /// Ends the agent: migrations before PREPARED are given up, those after it wait for the next agent, and guests that
+    /// run here go on running.
     public func stop() async {
         try? await loop.run {
             self.control?.close()
             self.nbd?.close()
-            for migration in self.incoming.values { await migration.giveUp("The destination agent was stopped") }
-            self.incoming = [:]
+            for migration in self.incoming.values { await migration.agentStops() }
         }
         loop.stop()
         dataLoops.stop()

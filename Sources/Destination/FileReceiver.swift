@@ -18,7 +18,10 @@ final class FileReceiver: @unchecked Sendable {
         self.store = store
     }
 
-    deinit { if let current { close(current.fd) } }
+    deinit {
+        if let current { close(current.fd) }
+        for index in missing { unlink(path(index)) }
+    }
 
     var isComplete: Bool { missing.isEmpty && failure == nil }
 
@@ -35,17 +38,22 @@ final class FileReceiver: @unchecked Sendable {
         try finishIfComplete()
     }
 
-    func receive(_ bytes: [UInt8]) throws {
+    /// Ends the receiving for whoever waits for it.
+    func abandon(_ error: any Error) { fail(error) }
+
+    func receive(_ bytes: [UInt8]) async throws {
         guard let (index, fd, rest) = current, UInt64(bytes.count) <= rest else {
             if failure != nil { return }
             throw ChannelError(.protocolViolation, "More data than the file has")
         }
         do {
-            try DurableFile.append(bytes, to: fd, path: path(index))
+            let path = path(index)
+            try await BlockingPool.shared.run { try DurableFile.append(bytes, to: fd, path: path) }
         } catch {
             return fail(error)
         }
         current = (index, fd, rest - UInt64(bytes.count))
+        progress.signal()
         try finishIfComplete()
     }
 

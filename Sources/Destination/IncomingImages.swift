@@ -37,7 +37,8 @@ final class IncomingImages: @unchecked Sendable {
         close(fd)
         do {
             guard sized == 0 else { throw ChannelError.system("make the image \(path) \(disk.size) bytes long", number) }
-            let digests = ChunkDigests(size: disk.size, isBlank: true)
+            try DurableFile.syncDirectory(of: path)
+            let digests = try ChunkDigests(size: disk.size, isBlank: true)
             let file = try RawFile(path: path, readOnly: false, observer: digests)
             try file.lock()
             let export = Export(name: name, summary: "\(disk.name) of an incoming guest", backEnd: file) {
@@ -53,7 +54,7 @@ final class IncomingImages: @unchecked Sendable {
 
     /// Takes up an image that an earlier agent made: nothing is known about its contents.
     func adopt(_ disk: Message.Offer.Disk, at path: String, export name: String) throws {
-        let digests = ChunkDigests(size: disk.size, isBlank: false)
+        let digests = try ChunkDigests(size: disk.size, isBlank: false)
         let file = try RawFile(path: path, readOnly: false, observer: digests)
         try file.lock()
         let export = Export(name: name, backEnd: file) { _ in false }

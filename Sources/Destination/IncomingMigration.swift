@@ -42,11 +42,24 @@ final class IncomingMigration: @unchecked Sendable {
     private var previous: GuestRecord?
     private var hasStarted = false
     private var connections: [MessageConnection] = []
+    private var waitingMessages = 0
 
     init(_ id: String, peer: TLSPeer, agent: DestinationAgent) {
         self.id = id
         self.peer = peer
         self.agent = agent
+    }
+
+    /// A migration that ended here may be asked for again by a source that did not hear OWNED: the journal answers.
+    static func open(_ id: String, peer: TLSPeer, agent: DestinationAgent) -> IncomingMigration {
+        let migration = IncomingMigration(id, peer: peer, agent: agent)
+        if let records = try? Journal.read(agent.migrations.journal(of: id)), case .accepted(_, peer.name, _) = records.first,
+            let digests = records.ownerDigests
+        {
+            migration.state = .done
+            migration.ownedDigests = digests
+        }
+        return migration
     }
 
     var isOver: Bool { (state == .new && connections.isEmpty) || state == .done || state == .aborted }
@@ -62,18 +75,30 @@ final class IncomingMigration: @unchecked Sendable {
             try await connection.send(.welcome(.init(state: state.rawValue)))
             try await withThrowingDiscardingTaskGroup { group in
                 while true {
-                    switch try await connection.receive() {
-                    case .data(let bytes): try files?.receive(bytes)
+                    let frame: MessageConnection.Frame
+                    do {
+                        frame = try await connection.receive()
+                    } catch {
+                        // A step that waits for files must not wait for ever.
+                        files?.abandon(error)
+                        throw error
+                    }
+                    switch frame {
+                    case .data(let bytes): try await files?.receive(bytes)
                     case .message(.ping): try await connection.send(.pong)
                     case .message(.file(let index)): try files?.begin(index)
-                    case .message(.done):
-                        await finish()
-                        try await connection.send(.done)
                     case .message(let message):
+                        waitingMessages += 1
+                        guard waitingMessages <= 8 else {
+                            throw ChannelError(.protocolViolation, "too many messages at once")
+                        }
                         // A long step must not keep pings from being answered.
                         group.addTask(executorPreference: self.agent.loop) {
                             await self.order.acquire()
-                            defer { self.order.release() }
+                            defer {
+                                self.order.release()
+                                self.waitingMessages -= 1
+                            }
                             await self.answer(message, connection)
                         }
                     }
@@ -87,7 +112,13 @@ final class IncomingMigration: @unchecked Sendable {
         }
         connections.removeAll { $0 === connection }
         // Whoever lost the connection before PREPARED rolls back; so does the other side.
-        if connections.isEmpty, state == .new || state == .offered { await giveUp("The connection to the source was lost") }
+        if connections.isEmpty {
+            switch state {
+            case .new, .offered: await giveUp("The connection to the source was lost")
+            case .owner: finish()
+            case .prepared, .done, .aborted: break
+            }
+        }
     }
 
     /// Handles a message; what goes wrong before PREPARED ends the migration and is told to the source.
@@ -128,9 +159,12 @@ final class IncomingMigration: @unchecked Sendable {
         case (.prepared, .offered), (.prepared, .prepared):
             try await prepare()
             try await connection.send(.prepared)
-        case (.release, .prepared), (.release, .owner):
-            try await own()
+        case (.release, .prepared), (.release, .owner), (.release, .done):
+            if state != .done { try await own() }
             try await connection.send(.owned(.init(digests: ownedDigests)))
+        case (.done, .owner), (.done, .done):
+            finish()
+            try await connection.send(.done)
         case (.abort(let reason), .new), (.abort(let reason), .offered), (.abort(let reason), .prepared):
             await giveUp(reason)
             try await connection.send(.abort(reason))
@@ -172,7 +206,11 @@ final class IncomingMigration: @unchecked Sendable {
 
     private func begin(_ offer: Message.Offer) throws {
         try GuestStore.validate(offer.guest)
-        guard !offer.commandLine.arguments.isEmpty, offer.commandLine.arguments.count < 4096, offer.disks.count <= 64
+        let names = Set(offer.disks.map(\.name))
+        guard !offer.commandLine.arguments.isEmpty, offer.commandLine.arguments.count < 4096, offer.disks.count <= 64,
+            names.count == offer.disks.count, names.allSatisfy(MigrationStore.isID),
+            offer.disks.allSatisfy({ $0.size > 0 && $0.size <= 1 << 50 && $0.allocated <= $0.size }),
+            Set(offer.files.map(\.path)).count == offer.files.count
         else { throw GuestError("The offer is malformed") }
         guard let lock = try agent.migrations.lock(guest: offer.guest) else {
             throw GuestError("Guest '\(offer.guest)' is being migrated on this host already")
@@ -183,21 +221,23 @@ final class IncomingMigration: @unchecked Sendable {
         }
         try DurableFile.makeDirectory(directory)
         let journal = try Journal(creating: agent.migrations.journal(of: id))
-        try journal.append(.accepted(guest: offer.guest, source: peer.name))
+        try journal.append(.accepted(guest: offer.guest, source: peer.name, order: agent.migrations.nextOrder()))
         self.journal = journal
     }
 
     /// Everything that can be known before anything is made.
     private func check(_ offer: Message.Offer) async -> [String] {
         var reasons: [String] = []
-        if let known = try? agent.guests.load(offer.guest) {
-            previous = known
-            if known.process?.isRunning == true {
-                reasons.append("A guest '\(offer.guest)' runs on this host already")
-            } else if known.released == nil {
-                reasons.append("A guest '\(offer.guest)' is defined on this host already")
+        do {
+            if let known = try agent.guests.load(offer.guest) {
+                previous = known
+                if known.process?.isRunning == true {
+                    reasons.append("A guest '\(offer.guest)' runs on this host already")
+                } else if known.released == nil {
+                    reasons.append("A guest '\(offer.guest)' is defined on this host already")
+                }
             }
-        }
+        } catch { reasons.append("\(error)") }
         let program = offer.commandLine.arguments[0]
         if let found = localProgram(program) {
             do {
@@ -231,9 +271,12 @@ final class IncomingMigration: @unchecked Sendable {
         return reasons
     }
 
-    /// The program of the offer by its path, or by its name in PATH.
+    /// The program of the offer by its path, or by its name in PATH. The name must be one of QEMU's: the offer says
+    /// which machine to start, not which program of this host to run.
     private func localProgram(_ program: String) -> String? {
-        EmulatorProcess.find(program) ?? EmulatorProcess.find(Self.lastComponent(program))
+        let name = Self.lastComponent(program)
+        guard name.hasPrefix("qemu-system-") || ["qemu-kvm", "kvm"].contains(name) else { return nil }
+        return (program.hasPrefix("/") ? EmulatorProcess.find(program) : nil) ?? EmulatorProcess.find(name)
     }
 
     private static func lastComponent(_ path: String) -> String {
@@ -272,7 +315,7 @@ final class IncomingMigration: @unchecked Sendable {
         defer { files = nil }
         try await connection.send(.need(missing))
         while !receiver.isComplete {
-            try await connection.channel.withDeadline(.seconds(120), for: "Receiving the guest's files") {
+            try await connection.channel.withDeadline(.seconds(60), for: "Receiving the guest's files") {
                 await receiver.progress.wait()
             }
             if let failure = receiver.failure { throw failure }
@@ -343,7 +386,7 @@ final class IncomingMigration: @unchecked Sendable {
         monitor.onDisconnect = { [weak self] in self?.emulatorEnded() }
         var capabilities = ["events", "return-path", "late-block-activate"]
         if offer.hasUUID { capabilities.append("validate-uuid") }
-        try await monitor.enableCapabilities(capabilities)
+        try await monitor.setCapabilities(capabilities, to: true)
     }
 
     private func save(_ offer: Message.Offer) throws {
@@ -381,14 +424,27 @@ final class IncomingMigration: @unchecked Sendable {
     }
 
     private func own() async throws {
-        guard let journal, let monitor, var record else {
+        guard let journal, let offer else {
             throw ChannelError(.protocolViolation, "RELEASE for a migration that is not there")
+        }
+        if monitor == nil {
+            // An earlier agent was connected; QEMU has outlived it.
+            monitor = try await QMPClient.connect(to: agent.guests.agentMonitor(of: offer.guest), on: agent.loop)
+        }
+        guard let monitor, var record else {
+            throw ChannelError(.protocolViolation, "RELEASE for a guest that is not there")
         }
         if state == .prepared {
             try await waitUntilLoaded(monitor)
-            try await finalDigests?.value
-            ownedDigests = try await images?.digests() ?? [:]
-            try journal.append(.owner)
+            do {
+                try await finalDigests?.value
+                ownedDigests = finalDigests == nil ? [:] : try await images?.digests() ?? [:]
+            } catch {
+                // The guest is complete here and nowhere else by now; the source reports that nothing was compared.
+                log(.error, "Migration \(id): the images could not be read back: \(error)")
+                ownedDigests = [:]
+            }
+            try journal.append(.owner(digests: ownedDigests))
             state = .owner
             log(.info, "Migration \(id): this host owns guest '\(record.name)' now")
         }
@@ -431,8 +487,8 @@ final class IncomingMigration: @unchecked Sendable {
         }
     }
 
-    /// The source knows that the guest runs here.
-    private func finish() async {
+    /// The guest runs here. Whether the source knows is its own affair: it may ask again, and the journal answers.
+    private func finish() {
         guard state == .owner else { return }
         state = .done
         unlink("\(directory)/incoming.json")
@@ -444,6 +500,12 @@ final class IncomingMigration: @unchecked Sendable {
     }
 
     // MARK: The way back
+
+    /// The agent ends: what the source can still take back by itself is given up, everything else waits for the next
+    /// agent with its QEMU and its images.
+    func agentStops() async {
+        if state == .new || state == .offered { await giveUp("The destination agent was stopped") }
+    }
 
     /// Ends the migration before the release and leaves nothing behind.
     func giveUp(_ reason: String) async {
@@ -491,20 +553,18 @@ final class IncomingMigration: @unchecked Sendable {
             record = try agent.guests.load(offer.guest)
             let images = IncomingImages(directory: imageDirectory(offer), exports: agent.exports)
             self.images = images
-            if records.contains(.prepared), !records.contains(where: { if case .rolledBack = $0 { true } else { false } }) {
-                monitor = try await QMPClient.connect(to: agent.guests.agentMonitor(of: offer.guest), on: agent.loop)
-                if records.contains(.owner) {
-                    state = .owner
-                    try await own()
-                    log(.info, "Migration \(id): took up guest '\(offer.guest)', which belongs to this host")
-                } else {
-                    for disk in offer.disks {
-                        try images.adopt(disk, at: imagePath(disk, offer), export: exportName(disk))
-                    }
-                    state = .prepared
-                    finalDigests = Task(executorPreference: agent.loop) { try await images.updateDigests() }
-                    log(.warning, "Migration \(id): waiting for the source's word on guest '\(offer.guest)'")
+            if let digests = records.ownerDigests {
+                state = .owner
+                ownedDigests = digests
+                try await own()
+                finish()
+                log(.info, "Migration \(id): took up guest '\(offer.guest)', which belongs to this host")
+            } else if records.contains(.prepared), !records.isRolledBack {
+                state = .prepared
+                for disk in offer.disks {
+                    try images.adopt(disk, at: imagePath(disk, offer), export: exportName(disk))
                 }
+                log(.warning, "Migration \(id): waiting for the source's word on guest '\(offer.guest)'")
             } else {
                 state = .offered
                 for disk in offer.disks where DurableFile.exists(imagePath(disk, offer)) {

@@ -14,8 +14,11 @@ final class ControlConnection: @unchecked Sendable {
     private let loop: EventLoop
     private var inbox: [Message] = []
     private let arrived = AsyncCondition()
+    private var isPinging = false
     private var lastHeard = ContinuousClock.now
     private(set) var failure: MigrationError?
+    /// What ends a wait for an answer from outside; the connection stays usable.
+    var interruption: MigrationError? { didSet { arrived.signal() } }
     /// Told once when the connection fails or the destination gives up.
     var onFailure: ((MigrationError) -> Void)?
 
@@ -129,7 +132,14 @@ final class ControlConnection: @unchecked Sendable {
         while failure == nil {
             await loop.sleep(for: Self.pingInterval)
             if failure != nil { return }
-            try? await connection.send(.ping)
+            if !isPinging {
+                // A send may wait for a link that is dead; the judgement below must not wait with it.
+                isPinging = true
+                Task(executorPreference: loop) {
+                    try? await self.connection.send(.ping)
+                    self.isPinging = false
+                }
+            }
             if ContinuousClock.now - lastHeard > Self.patience {
                 fail(MigrationError(.failed, "The destination has been silent for \(Self.patience)"))
             }
@@ -164,6 +174,7 @@ final class ControlConnection: @unchecked Sendable {
         defer { timer.cancel() }
         while inbox.isEmpty {
             if let failure { throw failure }
+            if let interruption { throw interruption }
             await arrived.wait()
         }
         return inbox.removeFirst()

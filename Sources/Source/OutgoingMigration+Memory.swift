@@ -22,7 +22,14 @@ extension OutgoingMigration {
         self.stream = stream
         var capabilities = ["events", "return-path", "pause-before-switchover", "auto-converge"]
         if record.commandLine.has("uuid") { capabilities.append("validate-uuid") }
-        try await monitor.enableCapabilities(capabilities)
+        try await monitor.setCapabilities(capabilities, to: true)
+        enabledCapabilities = capabilities
+        let changed: Set = [
+            "max-bandwidth", "downtime-limit", "throttle-trigger-threshold", "cpu-throttle-initial",
+            "cpu-throttle-increment", "max-cpu-throttle",
+        ]
+        let earlier = try await monitor.execute("query-migrate-parameters").object
+        earlierParameters = earlier.filter { changed.contains($0.key) }
         // The downtime limit is the gate: QEMU does not pause the guest while the disks have too much to send. The
         // throttle is kept from working until the rounds show that it is needed.
         try await monitor.setMigrationParameters([
@@ -120,9 +127,14 @@ extension OutgoingMigration {
             }
             try await wait(.milliseconds(5))
         }
-        let status = try await monitor.status()
-        guard status == "postmigrate" else {
-            throw MigrationError(.failed, "QEMU is in the state '\(status)' after the migration, not 'postmigrate'")
+        // The run state follows a moment after the migration's state.
+        while true {
+            let status = try await monitor.status()
+            if status == "postmigrate" { break }
+            guard ["finish-migrate", "paused"].contains(status) else {
+                throw MigrationError(.failed, "QEMU is in the state '\(status)' after the migration, not 'postmigrate'")
+            }
+            try await wait(.milliseconds(2))
         }
         try journal.append(.released)
         isReleased = true

@@ -19,7 +19,7 @@ extension OutgoingMigration {
         }
         try DurableFile.makeDirectory(migrations.directory(of: plan.id))
         let journal = try Journal(creating: migrations.journal(of: plan.id))
-        try journal.append(.offered(guest: plan.guest, destination: plan.host))
+        try journal.append(.offered(guest: plan.guest, destination: plan.host, order: migrations.nextOrder()))
         self.journal = journal
         try await control.send(.offer(offer))
         var answer = try await control.next(timeout: .seconds(60))

@@ -43,6 +43,8 @@ public final class OutgoingMigration: @unchecked Sendable {
     var hasMigrationStarted = false
     var isReleased = false
     var mayBePrepared = false
+    var enabledCapabilities: [String] = []
+    var earlierParameters: [String: JSONValue] = [:]
     private var deadline: LoopTimer?
     private var guestLock: FileLock?
 
@@ -80,7 +82,10 @@ public final class OutgoingMigration: @unchecked Sendable {
 
     /// Notes the first reason to stop, and wakes the main flow.
     func fail(_ error: MigrationError) {
-        if fault == nil, !isReleased { fault = error }
+        if fault == nil, !isReleased {
+            fault = error
+            control?.interruption = error
+        }
         changed.signal()
     }
 
@@ -180,6 +185,63 @@ public final class OutgoingMigration: @unchecked Sendable {
         return report
     }
 
+    /// Ends a migration whose source agent has died, from what its journal says.
+    ///
+    /// Without RELEASED the guest belongs to this host: jobs and nodes that are left are removed, a paused guest is
+    /// resumed, the destination is told. With RELEASED it belongs to the destination, which is asked until it confirms.
+    ///
+    /// - Returns: the report.
+    /// - Throws: `MigrationError` with `busy` when the agent still lives, `guest` when there is nothing to recover.
+    public func recover() async throws -> MigrationReport { try await loop.run { try await self.resumeFromJournal() } }
+
+    private func resumeFromJournal() async throws -> MigrationReport {
+        let records = try Journal.read(migrations.journal(of: plan.id))
+        guard case .offered = records.first, !records.isRolledBack, !records.contains(.confirmed) else {
+            throw MigrationError(.guest, "Migration \(plan.id) has nothing to recover; see 'crossdock status'")
+        }
+        guard let lock = try migrations.lock(guest: plan.guest) else {
+            throw MigrationError(.busy, "The source agent of migration \(plan.id) still works; see 'crossdock status'")
+        }
+        guestLock = lock
+        journal = try Journal(opening: migrations.journal(of: plan.id))
+        guard let known = try guests.load(plan.guest) else {
+            throw MigrationError(.guest, "The record of guest '\(plan.guest)' is gone")
+        }
+        record = known
+        if known.process?.isRunning == true {
+            monitor = try? await QMPClient.connect(to: guests.agentMonitor(of: plan.guest), on: loop)
+        }
+        if records.contains(.released) {
+            isReleased = true
+            for reference in try known.commandLine.paths() where reference.kind == .disk {
+                let path = DurableFile.resolve(reference.path, in: known.commandLine.directory)
+                let name = "disk\(disks.count)"
+                disks.append(
+                    SourceDisk(offer: .init(name: name, size: 0, allocated: 0, path: path), node: "", path: path)
+                )
+                report.disks.append(.init(name: name, size: 0))
+            }
+            await handOver()
+            await finish()
+        } else {
+            mayBePrepared = true
+            fault = MigrationError(.failed, "The source agent ended before the guest was released")
+            if let monitor {
+                hasMigrationStarted = ["setup", "active", "pre-switchover", "device", "completed"]
+                    .contains(try await monitor.migrationState().status)
+                try? await clearLeftovers(monitor)
+            }
+            await rollBack(fault ?? MigrationError(.failed, ""))
+            // The roll-back is what was asked for.
+            report.code = 0
+        }
+        control?.close()
+        monitor?.close()
+        guestLock = nil
+        if let text = try? MigrationReportFile.save(report, migrations) { warn(text) }
+        return report
+    }
+
     // MARK: check
 
     private func prepareSource() async throws {
@@ -220,6 +282,7 @@ public final class OutgoingMigration: @unchecked Sendable {
             if let reason = try await monitor.migrationBlockers().first {
                 throw MigrationError(.guest, "QEMU cannot migrate guest '\(plan.guest)': \(reason)")
             }
+            try await clearLeftovers(monitor)
             guard try await monitor.execute("query-jobs").array.isEmpty else {
                 throw MigrationError(.guest, "Guest '\(plan.guest)' has block jobs; wait for them or cancel them first")
             }
@@ -227,6 +290,26 @@ public final class OutgoingMigration: @unchecked Sendable {
             throw MigrationError(.guest, error.message)
         } catch let error as QMPError {
             throw MigrationError(.guest, "The monitor of guest '\(plan.guest)': \(error.message)")
+        }
+    }
+
+    /// Removes what a source agent that was killed has left in QEMU: the lock is ours, so nobody uses it.
+    func clearLeftovers(_ monitor: QMPClient) async throws {
+        for job in try await monitor.execute("query-jobs").array {
+            guard let name = job["id"]?.string, name.hasPrefix("xd-disk") else { continue }
+            _ = try? await monitor.cancelMirror(name, force: true)
+            for _ in 0..<500 {
+                guard let left = try await monitor.job(name) else { break }
+                if left.status == "concluded" {
+                    try await monitor.dismiss(name)
+                    break
+                }
+                await loop.sleep(for: .milliseconds(10))
+            }
+        }
+        for node in try await monitor.execute("query-named-block-nodes", ["flat": true]).array {
+            guard let name = node["node-name"]?.string, name.hasPrefix("xdt-disk") else { continue }
+            try await monitor.removeNode(name)
         }
     }
 
@@ -292,17 +375,18 @@ public final class OutgoingMigration: @unchecked Sendable {
                     control = try await ControlConnection.open(plan, credentials: credentials, on: loop).0
                 }
                 guard let control else { continue }
-                if case .owned(let owned) = try await control.ask(.release, timeout: .seconds(30)) {
-                    if let stoppedAt { report.blackoutMS = milliseconds(since: stoppedAt) }
-                    report.outcome = .migrated
-                    for index in disks.indices {
-                        report.disks[index].digestDestination = owned.digests[disks[index].offer.name]
-                    }
-                    try journal?.append(.confirmed)
-                    return
+                let answer = try await control.ask(.release, timeout: .seconds(30))
+                guard case .owned(let owned) = answer else {
+                    throw MigrationError(.undecided, "it answered RELEASE with \(answer.name)")
                 }
+                if let stoppedAt { report.blackoutMS = milliseconds(since: stoppedAt) }
+                report.outcome = .migrated
+                for index in disks.indices {
+                    report.disks[index].digestDestination = owned.digests[disks[index].offer.name]
+                }
+                do { try journal?.append(.confirmed) } catch { warn("\(error)") }
+                return
             } catch {
-                if report.outcome == .migrated { return }
                 warn(
                     "Guest '\(plan.guest)' was released to \(plan.host), which has not confirmed yet: \(error). It must "
                         + "not be started here; trying again"
@@ -350,11 +434,14 @@ public final class OutgoingMigration: @unchecked Sendable {
             let path = DurableFile.exists(fenced) ? fenced : disks[index].path
             let digest = try? await BlockingPool.shared.run { try ChunkDigests.digest(of: path) }
             report.disks[index].digestSource = digest
-            if let digest, digest != report.disks[index].digestDestination {
+            if digest == nil || digest != report.disks[index].digestDestination {
                 report.code = MigrationError.Code.mismatch.rawValue
+                let what =
+                    digest == nil || report.disks[index].digestDestination == nil
+                    ? "could not be compared" : "differ: the guest has another disk there than it had here"
                 report.reason =
-                    "The digests of \(disks[index].offer.name) differ: the guest runs on \(plan.host) with a disk that "
-                    + "is not the one it had here; the old image is kept as \(path)"
+                    "The digests of \(disks[index].offer.name) \(what). The guest runs on \(plan.host); the old image is "
+                    + "kept as \(path)"
                 FencedImages.keepForever(plan.id, migrations)
             }
             await disks[index].relay?.close()
@@ -369,6 +456,7 @@ public final class OutgoingMigration: @unchecked Sendable {
             ?? MigrationError((error as? CredentialError) != nil ? .security : .failed, "\(error)")
         fault = reason
         deadline?.cancel()
+        control?.interruption = nil
         report.outcome = .rolledBack
         report.reason = reason.message
         report.code = reason.code.rawValue
@@ -403,6 +491,7 @@ public final class OutgoingMigration: @unchecked Sendable {
             }
         }
         for disk in disks where disk.hasTarget { _ = try? await monitor.removeNode(disk.targetNode(plan.id)) }
+        await forgetMigrationSettings(monitor)
         guard hasMigrationStarted, monitor.isConnected else { return }
         // QEMU resumes a guest by itself after a failed or cancelled migration, but not after a completed one.
         for _ in 0..<100 {
@@ -416,18 +505,25 @@ public final class OutgoingMigration: @unchecked Sendable {
         }
     }
 
+    /// Other tools that use this QEMU must find what they are used to.
+    private func forgetMigrationSettings(_ monitor: QMPClient) async {
+        if !enabledCapabilities.isEmpty { try? await monitor.setCapabilities(enabledCapabilities, to: false) }
+        if !earlierParameters.isEmpty { try? await monitor.setMigrationParameters(earlierParameters) }
+    }
+
     /// A destination that was asked to prepare keeps everything until it hears this.
     private func tellDestination(_ reason: String) async {
         if let control, control.failure == nil {
-            if let answer = try? await control.ask(.abort(reason), timeout: .seconds(10)), case .abort = answer { return }
-            if control.failure != nil, !mayBePrepared { return }
+            try? await control.send(.abort(reason))
+            // Answers to what was asked before may still be on their way.
+            while let answer = try? await control.next(timeout: .seconds(10)) { if case .abort = answer { return } }
         }
         guard mayBePrepared else { return }
         let end = ContinuousClock.now + .seconds(30)
         while ContinuousClock.now < end {
             if let (control, welcome) = try? await ControlConnection.open(plan, credentials: credentials, on: loop) {
                 defer { control.close() }
-                if welcome.state != "prepared" { return }
+                if !["offered", "prepared"].contains(welcome.state) { return }
                 try? await control.send(.abort(reason))
                 if let answer = try? await control.next(timeout: .seconds(5)), case .abort = answer { return }
             }

@@ -263,6 +263,69 @@ struct FailureTests {
         try await eventually("the destination has cleaned up") { try lab.leftAtDestination() == [] }
     }
 
+    @Test func theSourceAgentIsKilledDuringTheCopyAndRecoverCleansUp() async throws {
+        let lab = try await makeLab(data: 32)
+        try await lab.startDestination()
+        let migration = try lab.beginMigration(more: ["--bandwidth", "1000000"])
+        try await migration.wait(for: "the copy") { migration.output.contains("copying disks") }
+        let id = DurableFile.list("\(lab.state("a"))/migrations").first ?? ""
+        let bytes = try DurableFile.read("\(lab.state("a"))/migrations/\(id)/agent.json") ?? []
+        try JSONDecoder().decode(EmulatorProcess.self, from: Data(bytes)).signal(SIGKILL)
+        let result = try await migration.finish()
+        #expect(result.code == MigrationError.Code.undecided.rawValue, "\(result.all)")
+        #expect(result.errors.contains("crossdock status"), "\(result.all)")
+        let status = try await lab.crossdock(["status", "--state-dir", lab.state("a")])
+        #expect(status.output.contains("interrupted") && status.output.contains("crossdock recover"), "\(status.all)")
+        let recovered = try await lab.crossdock(["recover", "--state-dir", lab.state("a")])
+        #expect(recovered.code == 0 && recovered.output.contains("belongs to this host"), "\(recovered.all)")
+        #expect(try await lab.monitor("a") { try await $0.execute("query-jobs").array.isEmpty })
+        try await eventually("the destination has cleaned up") { try lab.leftAtDestination() == [] }
+        let again = try await lab.migrate()
+        #expect(again.code == 0, "\(again.all)")
+    }
+
+    @Test func theDestinationAgentIsStoppedDuringTheCopy() async throws {
+        let lab = try await makeLab(data: 32)
+        try await lab.startDestination()
+        let migration = try lab.beginMigration(more: ["--bandwidth", "1000000"])
+        try await migration.wait(for: "the copy") { migration.output.contains("copying disks") }
+        lab.destination?.signal(SIGTERM)
+        let result = try await migration.finish()
+        try await expectRefusal(lab, result, code: .failed, ["stays on this host"])
+        #expect(try await lab.destination?.finish().code == 0)
+    }
+
+    @Test func theDestinationsExportsAnswerTheUsualToolsOverTLSOnly() async throws {
+        let lab = try await makeLab(data: 32)
+        try await lab.startDestination()
+        let migration = try lab.beginMigration(more: ["--bandwidth", "1000000"])
+        try await migration.wait(for: "the copy") { migration.output.contains("copying disks") }
+        let id = DurableFile.list("\(lab.state("a"))/migrations").first ?? ""
+        let uri = "nbds://localhost:\(lab.nbdPort)/\(id)/disk0?tls-certificates=\(lab.pki.directory)"
+        let info = try await Tool.run(["nbdinfo", "--json", uri])
+        #expect(info.output.contains(#""export-size": 67108864"#), "\(info.all)")
+        let copy = try await Tool.run(["nbdcopy", uri, "null:"])
+        #expect(copy.code == 0, "\(copy.all)")
+        let target =
+            "driver=nbd,server.type=inet,server.host=localhost,server.port=\(lab.nbdPort),export=\(id)/disk0,tls-creds=tls0"
+        let object = "tls-creds-x509,id=tls0,endpoint=client,dir=\(lab.pki.directory)"
+        let image = lab.directory.file("copy.raw")
+        let convert = try await Tool.run(["qemu-img", "convert", "--object", object, "--image-opts", target, "-O", "raw", image])
+        #expect(convert.code == 0, "\(convert.all)")
+        let io = try await Tool.run(["qemu-io", "--object", object, "-r", "-c", "read -P 0 0 64k", "--image-opts", target])
+        #expect(io.code == 0 && !io.all.contains("failed"), "\(io.all)")
+        let plain = try await Tool.run(["nbdinfo", "nbd://localhost:\(lab.nbdPort)/\(id)/disk0"])
+        #expect(plain.code != 0 && plain.all.contains("TLS"), "\(plain.all)")
+        // Another identity of the same authority does not see the export.
+        let other = try lab.pki.issue("other", hosts: ["other"])
+        let foreign = try await Tool.run([
+            "nbdinfo", "nbds://localhost:\(lab.nbdPort)/\(id)/disk0?tls-certificates=\(other)",
+        ])
+        #expect(foreign.code != 0, "\(foreign.all)")
+        migration.signal(SIGINT)
+        try await expectRefusal(lab, try await migration.finish(), code: .cancelled, [])
+    }
+
     @Test func closingTheTerminalDoesNotEndTheMigration() async throws {
         let lab = try await makeLab(data: 16)
         try await lab.startDestination()

@@ -25,6 +25,19 @@ struct ConvergenceTests {
         #expect(verdict((0..<40).map { $0 % 2 == 0 ? 1000 : 850 }) == Convergence.patience + 1)
     }
 
+    @Test func aRateThatIsNotKnownAtFirstDoesNotStretchTheFirstRound() {
+        var convergence = Convergence()
+        let start = ContinuousClock.now
+        var failedAfter: Int?
+        for second in 0..<60 where failedAfter == nil {
+            let rate = second == 0 ? 0 : 1e12
+            if convergence.hasFailed(remaining: 1 << 30, rate: rate, now: start + .milliseconds(1001 * second)) {
+                failedAfter = second
+            }
+        }
+        #expect(failedAfter.map { $0 < 15 } == true)
+    }
+
     @Test func progressNowAndThenIsProgress() {
         #expect(verdict([1000, 1000, 1000, 1000, 800, 800, 800, 800, 600, 600, 600, 600, 400, 400]) == nil)
     }

@@ -84,14 +84,13 @@ static int fill(const char *path, unsigned megabytes) {
 /* Changes every page of so many MiB of memory over and over. */
 _Noreturn static void dirty(unsigned megabytes) {
     size_t size = (size_t)megabytes << 20;
-    unsigned char *memory = malloc(size);
+    /* Volatile: nobody reads it, and it must be written all the same. */
+    volatile uint64_t *memory = malloc(size);
     uint64_t state = 1;
     for (;;) {
-        for (size_t i = 0; i + RECORD <= size; i += RECORD) {
-            for (int k = 0; k < RECORD; k += 64) {
-                state = state * 6364136223846793005u + 1442695040888963407u;
-                memcpy(memory + i + k, &state, 8);
-            }
+        for (size_t i = 0; i < size / sizeof *memory; i += 8) {
+            state = state * 6364136223846793005u + 1442695040888963407u;
+            memory[i] = state;
         }
     }
 }

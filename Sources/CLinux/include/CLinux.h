@@ -37,6 +37,7 @@ void xd_thread_name(const char *name);
 ssize_t xd_preadv_nowait(int fd, const void *iov, int count, off_t offset);
 ssize_t xd_pwritev_nowait(int fd, const void *iov, int count, off_t offset);
 int xd_punch_hole(int fd, off_t offset, off_t length);
+int xd_reserve(int fd, off_t length);
 int xd_zero_range(int fd, off_t offset, off_t length);
 off_t xd_seek_data(int fd, off_t offset);
 off_t xd_seek_hole(int fd, off_t offset);

@@ -129,9 +129,12 @@ public struct GuestCommandLine: Sendable, Hashable, Codable {
                     throw GuestError("A guest with -object \(argument.prefix { $0 != "," }) cannot be moved yet")
                 }
                 return (name, argument)
-            case "netdev":
+            case "netdev", "nic", "net":
+                if let argument, KeyValue.split(argument).contains(where: Self.isScript) {
+                    throw GuestError("A guest with -\(name) \(argument) cannot be moved: it runs a script of this host")
+                }
                 if let argument, argument.hasPrefix("vhost-user") || argument.contains("fd=") {
-                    throw GuestError("A guest with -netdev \(argument) cannot be moved: it depends on this host")
+                    throw GuestError("A guest with -\(name) \(argument) cannot be moved: it depends on this host")
                 }
                 return (name, argument)
             case "device":
@@ -142,6 +145,11 @@ public struct GuestCommandLine: Sendable, Hashable, Codable {
             default: return (name, argument)
             }
         }
+    }
+
+    /// Whether a property makes QEMU run a program.
+    private static func isScript(_ property: String) -> Bool {
+        ["script=", "downscript=", "helper="].contains { property.hasPrefix($0) } && !property.hasSuffix("=no")
     }
 
     private typealias Rewrite = (PathKind, String) throws -> String

@@ -47,9 +47,9 @@ extension QMPClient {
         )
     }
 
-    /// Switches capabilities on (`migrate-set-capabilities`).
-    public func enableCapabilities(_ names: [String]) async throws {
-        let list = names.map { JSONValue.object(["capability": .string($0), "state": true]) }
+    /// Switches capabilities on or off (`migrate-set-capabilities`).
+    public func setCapabilities(_ names: [String], to state: Bool) async throws {
+        let list = names.map { JSONValue.object(["capability": .string($0), "state": .bool(state)]) }
         try await execute("migrate-set-capabilities", ["capabilities": .array(list)])
     }
 

@@ -86,9 +86,12 @@ public final class Listener: @unchecked Sendable {
             if connection >= 0 { return connection }
             switch errno {
             case EAGAIN: await registration.waitReadable()
-            case EINTR, ECONNABORTED: continue
+            case EINTR: continue
             case EMFILE, ENFILE, ENOBUFS, ENOMEM: await loop.sleep(for: .milliseconds(50))
-            default: throw ChannelError.system("accept a connection on \(address)", errno)
+            case EBADF, EINVAL, ENOTSOCK: throw ChannelError.system("accept a connection on \(address)", errno)
+            default:
+                // The error belongs to the connection that was not made (accept(2)), not to the listener.
+                await loop.sleep(for: .milliseconds(20))
             }
         }
     }

@@ -28,10 +28,14 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
     /// - Parameters:
     ///   - size: its size in bytes.
     ///   - isBlank: whether it is known to be all zeroes.
-    public init(size: UInt64, isBlank: Bool) {
+    /// - Throws: `ChannelError` when there is no memory for so many.
+    public init(size: UInt64, isBlank: Bool) throws {
         self.size = size
         chunks = Int((size + Self.chunkSize - 1) / Self.chunkSize)
-        digests = calloc(max(chunks, 1), SHA256.length)!
+        guard size <= 1 << 50, let memory = calloc(max(chunks, 1), SHA256.length) else {
+            throw ChannelError(.system, "A disk of \(size) bytes is too large")
+        }
+        digests = memory
         marks = Mutex([UInt64](repeating: isBlank ? 0 : UInt64.max, count: (chunks + 63) / 64))
     }
 
@@ -147,7 +151,7 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
 
     /// The digest of an image that nobody writes. Blocks: run it on the pool.
     public static func digest(of path: String) throws -> String {
-        let digests = ChunkDigests(size: try RawFile(path: path, readOnly: true).size, isBlank: false)
+        let digests = try ChunkDigests(size: RawFile(path: path, readOnly: true).size, isBlank: false)
         try digests.update(from: path)
         return digests.digest()
     }

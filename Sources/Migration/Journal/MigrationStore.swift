@@ -20,7 +20,7 @@ public struct MigrationStore: Sendable {
     /// The report of a migration that has ended.
     public func report(of id: String) -> String { "\(directory)/\(id)/report.json" }
 
-    /// The ids, oldest first: they begin with the time.
+    /// The ids.
     public func ids() -> [String] { DurableFile.list(directory) }
 
     /// A new id: the time in seconds and something random, fit for file and socket names.
@@ -38,19 +38,30 @@ public struct MigrationStore: Sendable {
     /// Which migration took the guest away from this host, if its last word here is RELEASED: the guest must not be
     /// started here then.
     public func release(of guest: String) throws -> (migration: String, destination: String)? {
-        var last: (migration: String, destination: String)?
+        var last: (order: Int, release: (migration: String, destination: String)?) = (-1, nil)
         for id in ids() {
             let records = try Journal.read(journal(of: id))
             switch records.first {
-            case .offered(guest, let destination):
-                let isBack = records.contains { if case .rolledBack = $0 { true } else { false } }
-                if records.contains(.released), !isBack { last = (id, destination) }
-            case .accepted(guest, _):
-                if records.contains(.owner) { last = nil }
+            case .offered(guest, let destination, let order) where order > last.order:
+                if records.contains(.released), !records.isRolledBack { last = (order, (id, destination)) }
+            case .accepted(guest, _, let order) where order > last.order:
+                if records.ownerDigests != nil { last = (order, nil) }
             default: break
             }
         }
-        return last
+        return last.release
+    }
+
+    /// The number of the next migration of this host.
+    public func nextOrder() throws -> Int {
+        var next = 0
+        for id in ids() {
+            switch try Journal.read(journal(of: id)).first {
+            case .offered(_, _, let order), .accepted(_, _, let order): next = max(next, order + 1)
+            default: break
+            }
+        }
+        return next
     }
 
     /// Takes the lock that keeps two migrations of one guest apart; nil when it is taken.

@@ -150,7 +150,7 @@ final class RemoteDisk: BackEnd, @unchecked Sendable {
     func write(_ payload: Payload, at offset: UInt64, fua: Bool) async throws {
         try check()
         let range = offset..<(offset + UInt64(payload.count))
-        while bytesPending > 0, bytesPending + payload.count > Self.window || overlaps(range) {
+        while (bytesPending > 0 && bytesPending + payload.count > Self.window) || overlaps(range) {
             await changed.wait()
             try check()
         }

@@ -47,7 +47,8 @@ public struct Convergence: Sendable {
     }
 
     private mutating func begin(_ remaining: UInt64, _ rate: Double, _ now: ContinuousClock.Instant) {
-        let seconds = min(max(Double(remaining) / max(rate, 1), 1), 3600)
+        // Without a rate there is nothing to go by: a link that carries nothing is given a few seconds a round.
+        let seconds = rate > 0 ? min(max(Double(remaining) / rate, 1), 600) : 5
         roundEnd = now + .milliseconds(Int(seconds * 1000))
     }
 }

@@ -53,6 +53,7 @@ struct MigrateCommand: AsyncParsableCommand {
     func validate() throws {
         guard (1...64).contains(connections) else { throw ValidationError("--connections takes 1 to 64") }
         guard (1...2_000_000).contains(downtimeLimit) else { throw ValidationError("--downtime-limit takes 1 to 2000000") }
+        guard bandwidth <= 1 << 50 else { throw ValidationError("--bandwidth takes at most 1125899906842624") }
         guard (100...3_600_000).contains(blackoutDeadline), blackoutDeadline >= downtimeLimit else {
             throw ValidationError("--blackout-deadline takes 100 to 3600000, and not less than --downtime-limit")
         }
@@ -64,7 +65,8 @@ struct MigrateCommand: AsyncParsableCommand {
     static func seconds(_ text: String) -> Int? {
         guard let unit = text.last, let count = Int(text.dropLast()), count >= 0 else { return nil }
         let factors: [Character: Int] = ["s": 1, "m": 60, "h": 3600, "d": 86400]
-        return factors[unit].map { count * $0 }
+        guard let factor = factors[unit], count <= 100_000_000 else { return nil }
+        return count * factor
     }
 
     func run() async throws {
@@ -153,6 +155,14 @@ struct MigrateCommand: AsyncParsableCommand {
         }
         _ = try await reader.value
         renderer.finish()
+        if report == nil, let bytes = try DurableFile.read(common.migrations.report(of: plan.id)) {
+            report = try? MigrationReport(parsing: bytes)
+            if let report {
+                var event = MigrationEvent("finished", migration: plan.id, guest: guest, ms: report.totalMS)
+                event.report = report
+                renderer.render(event)
+            }
+        }
         guard let report else {
             let words = EmulatorProcess.tail(of: "\(common.migrations.directory(of: plan.id))/agent.log")
             throw MigrationError(
@@ -200,6 +210,8 @@ struct SourceAgentCommand: AsyncParsableCommand {
         }
         let file = open(store.events(of: order.plan.id), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o600)
         let pipe = events
+        // Whoever watches may be suspended: the migration must not wait for it. What does not fit is in the files.
+        if pipe >= 0 { _ = fcntl(pipe, F_SETFL, O_NONBLOCK) }
         let emit: @Sendable (MigrationEvent) -> Void = { event in
             let line = Array(event.line.utf8)
             line.withUnsafeBytes { bytes in

@@ -48,25 +48,25 @@ struct StatusCommand: AsyncParsableCommand {
         var rolledBack: String?
         for case .rolledBack(let reason) in records { rolledBack = reason }
         switch records.first {
-        case .offered(let guest, let destination):
+        case .offered(let guest, let destination, _):
             let state: (String, String)
             if let rolledBack {
                 state = ("rolled back", rolledBack)
             } else if records.contains(.confirmed) {
                 state = ("migrated", "runs on \(destination)")
             } else if records.contains(.released) {
-                state = ("undecided", "released to \(destination), which has not confirmed; it must not be started here")
+                state = ("undecided", "released to \(destination), which has not confirmed; it must not be started here, see 'crossdock recover'")
             } else if isAgentRunning(id) {
                 state = ("migrating", "to \(destination)\(lastPhase(id).map { ", phase \($0)" } ?? "")")
             } else {
-                state = ("interrupted", "the source agent ended; the guest belongs to this host")
+                state = ("interrupted", "the source agent ended; the guest belongs to this host, see 'crossdock recover'")
             }
             return Row(migration: id, guest: guest, role: "source", state: state.0, detail: state.1)
-        case .accepted(let guest, let source):
+        case .accepted(let guest, let source, _):
             let state: (String, String)
             if let rolledBack {
                 state = ("rolled back", rolledBack)
-            } else if records.contains(.owner) {
+            } else if records.ownerDigests != nil {
                 state = ("owned", "came from \(source)")
             } else if records.contains(.prepared) {
                 state = ("prepared", "waiting for the word of \(source); it must not be resumed by hand")

