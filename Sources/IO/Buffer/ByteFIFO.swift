@@ -1,7 +1,10 @@
 internal import Glibc
 
-/// A bounded first-in, first-out queue of bytes in one piece of memory.
-public struct ByteFIFO: ~Copyable {
+/// A bounded first-in, first-out queue of bytes in one piece of memory. Confined to whoever owns it.
+///
+/// A class, so that a C callback may fill the queue in the middle of a call that its owner makes: a queue that were a
+/// property of the owner would be in use for the whole call by the rules of exclusive access.
+public final class ByteFIFO {
     private var base: UnsafeMutableRawPointer
     private var head = 0
     private var tail = 0
@@ -27,7 +30,7 @@ public struct ByteFIFO: ~Copyable {
     public var bytes: UnsafeRawBufferPointer { UnsafeRawBufferPointer(start: base + head, count: tail - head) }
 
     /// Memory for at least `wanted` more bytes if they fit; commit with `append(count:)`.
-    public mutating func space(_ wanted: Int) -> UnsafeMutableRawBufferPointer {
+    public func space(_ wanted: Int) -> UnsafeMutableRawBufferPointer {
         if capacity - tail < wanted, head > 0 {
             memmove(base, base + head, tail - head)
             tail -= head
@@ -37,10 +40,10 @@ public struct ByteFIFO: ~Copyable {
     }
 
     /// Counts bytes that were written into `space`.
-    public mutating func append(count: Int) { tail += count }
+    public func append(count: Int) { tail += count }
 
     /// Appends a copy of the bytes; grows when they do not fit.
-    public mutating func append(_ bytes: UnsafeRawBufferPointer) {
+    public func append(_ bytes: UnsafeRawBufferPointer) {
         if free < bytes.count { grow(to: max(capacity * 2, count + bytes.count)) }
         let target = space(bytes.count)
         if let source = bytes.baseAddress { memcpy(target.baseAddress!, source, bytes.count) }
@@ -48,7 +51,7 @@ public struct ByteFIFO: ~Copyable {
     }
 
     /// Drops bytes from the front.
-    public mutating func remove(_ count: Int) {
+    public func remove(_ count: Int) {
         head += count
         if head == tail {
             head = 0
@@ -57,12 +60,12 @@ public struct ByteFIFO: ~Copyable {
     }
 
     /// Drops everything.
-    public mutating func removeAll() {
+    public func removeAll() {
         head = 0
         tail = 0
     }
 
-    private mutating func grow(to size: Int) {
+    private func grow(to size: Int) {
         let larger = UnsafeMutableRawPointer.allocate(byteCount: size, alignment: 4096)
         memcpy(larger, base + head, tail - head)
         base.deallocate()

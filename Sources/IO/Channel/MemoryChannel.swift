@@ -7,7 +7,7 @@ public import Glibc
 public final class MemoryChannel: Channel, @unchecked Sendable {
     // Unchecked: confined to the loop.
     private final class Pipe {
-        var bytes: ByteFIFO
+        let bytes: ByteFIFO
         let limit: Int
         var finished = false
         var reader: UnsafeContinuation<Void, Never>?

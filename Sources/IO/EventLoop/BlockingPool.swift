@@ -14,7 +14,9 @@ public final class BlockingPool: Sendable {
 
     private nonisolated(unsafe) let lock: UnsafeMutablePointer<pthread_mutex_t>
     private nonisolated(unsafe) let condition: UnsafeMutablePointer<pthread_cond_t>
-    private nonisolated(unsafe) var shared = Shared()
+    /// Behind a pointer: the lock guards it, and the optimiser, which knows nothing of locks, would hold one exclusive
+    /// access to a property over the wait on the condition.
+    private nonisolated(unsafe) let shared: UnsafeMutablePointer<Shared>
     private let width: Int
 
     /// The pool that the process shares.
@@ -27,6 +29,8 @@ public final class BlockingPool: Sendable {
         self.width = width
         lock = .allocate(capacity: 1)
         condition = .allocate(capacity: 1)
+        shared = .allocate(capacity: 1)
+        shared.initialize(to: Shared())
         pthread_mutex_init(lock, nil)
         pthread_cond_init(condition, nil)
     }
@@ -40,11 +44,11 @@ public final class BlockingPool: Sendable {
 
     private func submit(_ work: @escaping @Sendable () -> Void) {
         pthread_mutex_lock(lock)
-        shared.work.append(work)
-        if shared.idle > 0 {
+        shared.pointee.work.append(work)
+        if shared.pointee.idle > 0 {
             pthread_cond_signal(condition)
-        } else if shared.threads < width {
-            shared.threads += 1
+        } else if shared.pointee.threads < width {
+            shared.pointee.threads += 1
             startThread()
         }
         pthread_mutex_unlock(lock)
@@ -68,20 +72,20 @@ public final class BlockingPool: Sendable {
     private func work() {
         pthread_mutex_lock(lock)
         while true {
-            if shared.head < shared.work.count {
-                let item = shared.work[shared.head]
-                shared.head += 1
-                if shared.head == shared.work.count {
-                    shared.work.removeAll(keepingCapacity: true)
-                    shared.head = 0
+            if shared.pointee.head < shared.pointee.work.count {
+                let item = shared.pointee.work[shared.pointee.head]
+                shared.pointee.head += 1
+                if shared.pointee.head == shared.pointee.work.count {
+                    shared.pointee.work.removeAll(keepingCapacity: true)
+                    shared.pointee.head = 0
                 }
                 pthread_mutex_unlock(lock)
                 item()
                 pthread_mutex_lock(lock)
             } else {
-                shared.idle += 1
+                shared.pointee.idle += 1
                 pthread_cond_wait(condition, lock)
-                shared.idle -= 1
+                shared.pointee.idle -= 1
             }
         }
     }

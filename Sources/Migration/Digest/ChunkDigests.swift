@@ -88,10 +88,8 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
                 let start = UInt64(chunk) * Self.chunkSize
                 let end = min(start + Self.chunkSize, size)
                 if !(hole.lowerBound <= start && end <= hole.upperBound) {
-                    // One question covers the whole hole; within data the answer is not kept.
-                    if let extent = file.extentsNow(at: start, count: size - start, limit: 1).first, extent.isZero {
-                        hole = start..<(start + extent.length)
-                    }
+                    // Only the next data is looked for: looking for the end of data walks over all of it on tmpfs.
+                    hole = start..<min(max(file.nextData(from: start), start), size)
                 }
                 let target = digests + chunk * SHA256.length
                 if hole.lowerBound <= start, end <= hole.upperBound {

@@ -208,6 +208,13 @@ public final class RawFile: BackEnd {
         try await BlockingPool.shared.run { self.extentsNow(at: offset, count: count, limit: limit) }
     }
 
+    /// Where the next data begins, at or after an offset; the end of the file when there is none.
+    public func nextData(from offset: UInt64) -> UInt64 {
+        let data = xd_seek_data(fd, off_t(offset))
+        // A file system that cannot tell has data everywhere.
+        return data >= 0 ? UInt64(data) : errno == ENXIO ? size : offset
+    }
+
     /// The extents, on the caller's thread.
     public func extentsNow(at offset: UInt64, count: UInt64, limit: Int) -> [Extent] {
         var result: [Extent] = []

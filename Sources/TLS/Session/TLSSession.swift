@@ -39,8 +39,8 @@ public final class TLSSession: @unchecked Sendable {
     private let purpose: UnsafeMutablePointer<CChar>
     private let verification: UnsafeMutablePointer<gnutls_typed_vdata_st>
     private let staging: UnsafeMutableRawPointer
-    var inbound: ByteFIFO
-    var outbound: ByteFIFO
+    let inbound: ByteFIFO
+    let outbound: ByteFIFO
     /// Whether the transport has ended, so that an empty inbound queue means end of file.
     var transportEnded = false
 
