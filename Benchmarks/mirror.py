@@ -131,12 +131,17 @@ class Bench:
                 if event.get("phase") == "disks" and event["event"] == "phase":
                     pids = children_named(work)
                     pids = [pid for pid in pids if pid not in (os.getpid(), migrate.pid)]
-                    before, start = cpu(pids), time.monotonic()
+                    before, split = cpu(pids), {pid: cpu([pid]) for pid in pids}
                 elif event.get("phase") == "verify":
                     after = cpu(pids)
+                    split = {pid: cpu([pid]) - earlier for pid, earlier in split.items()}
+                    names = {pid: open(f"/proc/{pid}/cmdline").read().replace("\0", " ")[:60] for pid in pids}
                 elif event["event"] == "finished":
                     report = event["report"]
             assert migrate.wait() == 0, report
+            if self.options.verbose:
+                for pid, seconds in split.items():
+                    print(f"  {seconds / self.options.size * 1024:.2f} CPU s/GiB  {names[pid]}")
             return self.figures(report["phases_ms"]["disks"] / 1000, after - before)
         finally:
             subprocess.run([self.crossdock, "guest", "stop", "bench", "--state-dir", work + "/b"], check=False,
@@ -186,7 +191,8 @@ def main():
     parser.add_argument("--size", type=int, default=2048)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--connections", type=int, default=4)
-    parser.add_argument("--json")
+    parser.add_argument("--json", help="write the figures of every run to this file")
+    parser.add_argument("--verbose", action="store_true", help="print what each process of Crossdock used")
     options = parser.parse_args()
     options.crossdock = os.path.abspath(options.crossdock)
     directory = tempfile.mkdtemp(prefix="xd-bench-", dir="/dev/shm")

@@ -171,7 +171,8 @@ public final class DestinationAgent: @unchecked Sendable {
         let peer = channel.session.peer
         switch hello.role {
         case .control:
-            let migration = incoming[hello.migration] ?? IncomingMigration.open(hello.migration, peer: peer, agent: self)
+            let migration =
+                incoming[hello.migration] ?? IncomingMigration.open(hello.migration, peer: peer, agent: self)
             guard migration.peer == peer else {
                 try await connection.send(.abort("This migration belongs to another source"))
                 return

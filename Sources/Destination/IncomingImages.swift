@@ -36,7 +36,9 @@ final class IncomingImages: @unchecked Sendable {
         let number = errno
         close(fd)
         do {
-            guard sized == 0 else { throw ChannelError.system("make the image \(path) \(disk.size) bytes long", number) }
+            guard sized == 0 else {
+                throw ChannelError.system("make the image \(path) \(disk.size) bytes long", number)
+            }
             try DurableFile.syncDirectory(of: path)
             let digests = try ChunkDigests(size: disk.size, isBlank: true)
             let file = try RawFile(path: path, readOnly: false, observer: digests)

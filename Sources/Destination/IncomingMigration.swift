@@ -53,7 +53,8 @@ final class IncomingMigration: @unchecked Sendable {
     /// A migration that ended here may be asked for again by a source that did not hear OWNED: the journal answers.
     static func open(_ id: String, peer: TLSPeer, agent: DestinationAgent) -> IncomingMigration {
         let migration = IncomingMigration(id, peer: peer, agent: agent)
-        if let records = try? Journal.read(agent.migrations.journal(of: id)), case .accepted(_, peer.name, _) = records.first,
+        if let records = try? Journal.read(agent.migrations.journal(of: id)),
+            case .accepted(_, peer.name, _) = records.first,
             let digests = records.ownerDigests
         {
             migration.state = .done
@@ -535,7 +536,8 @@ final class IncomingMigration: @unchecked Sendable {
 
     static func restore(_ id: String, agent: DestinationAgent) -> IncomingMigration? {
         let path = "\(agent.migrations.directory(of: id))/incoming.json"
-        guard let bytes = try? DurableFile.read(path), let saved = try? JSONDecoder().decode(Saved.self, from: Data(bytes))
+        guard let bytes = try? DurableFile.read(path),
+            let saved = try? JSONDecoder().decode(Saved.self, from: Data(bytes))
         else { return nil }
         let migration = IncomingMigration(id, peer: saved.peer, agent: agent)
         migration.offer = saved.offer

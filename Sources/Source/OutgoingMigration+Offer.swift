@@ -15,7 +15,10 @@ extension OutgoingMigration {
         self.control = control
         control.onFailure = { [weak self] in self?.fail($0) }
         guard welcome.state == "new" else {
-            throw MigrationError(.refused, "The destination is in the state '\(welcome.state)' of this migration already")
+            throw MigrationError(
+                .refused,
+                "The destination is in the state '\(welcome.state)' of this migration already"
+            )
         }
         try DurableFile.makeDirectory(migrations.directory(of: plan.id))
         let journal = try Journal(creating: migrations.journal(of: plan.id))

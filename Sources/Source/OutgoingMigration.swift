@@ -273,7 +273,9 @@ public final class OutgoingMigration: @unchecked Sendable {
             self.monitor = monitor
             monitor.onEvent = { [weak self] in self?.handle($0) }
             monitor.onDisconnect = { [weak self] in
-                self?.fail(MigrationError(.failed, "QEMU of guest '\(self?.plan.guest ?? "")' ended or closed its monitor"))
+                self?.fail(
+                    MigrationError(.failed, "QEMU of guest '\(self?.plan.guest ?? "")' ended or closed its monitor")
+                )
             }
             let status = try await monitor.status()
             guard status == "running" else {
@@ -428,7 +430,9 @@ public final class OutgoingMigration: @unchecked Sendable {
         monitor?.onDisconnect = nil
         await monitor?.quit()
         await record?.process?.terminate()
-        if let record { for name in ["qmp.sock", "status.sock"] { unlink("\(guests.directory(of: record.name))/\(name)") } }
+        if let record {
+            for name in ["qmp.sock", "status.sock"] { unlink("\(guests.directory(of: record.name))/\(name)") }
+        }
         for index in disks.indices {
             let fenced = Fence.path(disks[index].path, plan.id)
             let path = DurableFile.exists(fenced) ? fenced : disks[index].path

@@ -115,7 +115,13 @@ struct FailureTests {
             more: ["--image-dir", images]
         )
         let result = try await lab.migrate()
-        try await expectRefusal(lab, result, code: .refused, [images, "bytes free, the disks need at least"], images: images)
+        try await expectRefusal(
+            lab,
+            result,
+            code: .refused,
+            [images, "bytes free, the disks need at least"],
+            images: images
+        )
     }
 
     @Test func anImageDirectoryThatFillsUpDuringTheCopy() async throws {
@@ -172,7 +178,10 @@ struct FailureTests {
         try await lab.startDestination()
         #expect(try await lab.crossdock(["guest", "stop", "web1", "--state-dir", lab.state("a")]).code == 0)
         let result = try await lab.migrate()
-        #expect(result.code == MigrationError.Code.guest.rawValue && result.errors.contains("does not run"), "\(result.all)")
+        #expect(
+            result.code == MigrationError.Code.guest.rawValue && result.errors.contains("does not run"),
+            "\(result.all)"
+        )
         #expect(try await lab.crossdock(["guest", "start", "web1", "--state-dir", lab.state("a")]).code == 0)
         #expect(try await lab.leftAtSource() == [])
     }
@@ -199,7 +208,10 @@ struct FailureTests {
         try await lab.startDestination()
         let image = try await lab.makeImage("other.raw", megabytes: 1, data: 0)
         let started = try await lab.crossdock(
-            ["guest", "start", "web1", "--state-dir", lab.state("b"), "--", "qemu-system-x86_64", "-machine", "pc,accel=tcg"]
+            [
+                "guest", "start", "web1", "--state-dir", lab.state("b"), "--", "qemu-system-x86_64", "-machine",
+                "pc,accel=tcg",
+            ]
                 + ["-nodefaults", "-display", "none", "-drive", "file=\(image),format=raw"]
         )
         #expect(started.code == 0, "\(started.all)")
@@ -310,9 +322,13 @@ struct FailureTests {
             "driver=nbd,server.type=inet,server.host=localhost,server.port=\(lab.nbdPort),export=\(id)/disk0,tls-creds=tls0"
         let object = "tls-creds-x509,id=tls0,endpoint=client,dir=\(lab.pki.directory)"
         let image = lab.directory.file("copy.raw")
-        let convert = try await Tool.run(["qemu-img", "convert", "--object", object, "--image-opts", target, "-O", "raw", image])
+        let convert = try await Tool.run([
+            "qemu-img", "convert", "--object", object, "--image-opts", target, "-O", "raw", image,
+        ])
         #expect(convert.code == 0, "\(convert.all)")
-        let io = try await Tool.run(["qemu-io", "--object", object, "-r", "-c", "read -P 0 0 64k", "--image-opts", target])
+        let io = try await Tool.run([
+            "qemu-io", "--object", object, "-r", "-c", "read -P 0 0 64k", "--image-opts", target,
+        ])
         #expect(io.code == 0 && !io.all.contains("failed"), "\(io.all)")
         let plain = try await Tool.run(["nbdinfo", "nbd://localhost:\(lab.nbdPort)/\(id)/disk0"])
         #expect(plain.code != 0 && plain.all.contains("TLS"), "\(plain.all)")

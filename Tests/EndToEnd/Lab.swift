@@ -196,7 +196,9 @@ final class Lab: @unchecked Sendable {
             return left
         }
         for id in DurableFile.list("\(state("a"))/migrations") {
-            for name in DurableFile.list("\(state("a"))/migrations/\(id)") where name.hasSuffix(".sock") { left.append(name) }
+            for name in DurableFile.list("\(state("a"))/migrations/\(id)") where name.hasSuffix(".sock") {
+                left.append(name)
+            }
         }
         return left
     }
@@ -204,7 +206,9 @@ final class Lab: @unchecked Sendable {
     /// What a failed migration may not leave at the destination: a QEMU, an image, a guest. Empty when clean.
     func leftAtDestination(images: String? = nil) throws -> [String] {
         var left = guests("b").names().map { "guest \($0)" }
-        for name in DurableFile.list(images ?? "\(state("b"))/images") where name != ".files" { left.append("image \(name)") }
+        for name in DurableFile.list(images ?? "\(state("b"))/images") where name != ".files" {
+            left.append("image \(name)")
+        }
         for pid in DurableFile.list("/proc").compactMap({ Int32($0) }) {
             let bytes = (try? DurableFile.read("/proc/\(pid)/cmdline")) ?? nil
             let line = String(decoding: bytes ?? [], as: UTF8.self)

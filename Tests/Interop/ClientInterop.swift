@@ -1,8 +1,8 @@
 import IO
 import NBD
 import TLS
-import Testing
 import TestSupport
+import Testing
 
 /// Our client against the servers that people use.
 @Suite(.timeLimit(.minutes(3)))

@@ -2,8 +2,8 @@ import Glibc
 import IO
 import NBD
 import TLS
-import Testing
 import TestSupport
+import Testing
 
 /// Our server over TCP and TLS with a raw image, for peers that are programs.
 struct ServedImage: Sendable {

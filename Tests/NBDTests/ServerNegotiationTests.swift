@@ -1,8 +1,8 @@
 import Glibc
 import IO
 import TLS
-import Testing
 import TestSupport
+import Testing
 
 @testable import NBD
 
@@ -74,7 +74,9 @@ struct ServerNegotiationTests {
         pki = try TestPKI()
         directory = try TestDirectory()
         _ = try await Tool.run(["truncate", "-s", "1M", directory.file("disk")])
-        exports.add(Export(name: "disk", summary: "a disk", backEnd: try RawFile(path: directory.file("disk"), readOnly: false)))
+        exports.add(
+            Export(name: "disk", summary: "a disk", backEnd: try RawFile(path: directory.file("disk"), readOnly: false))
+        )
     }
 
     func withClient(
@@ -202,7 +204,9 @@ struct ServerNegotiationTests {
             #expect(try await client.reply().type == NBDOptionReply.ack)
             let other = RawClient.name("disk", [0, 0, 0, 1] + RawClient.name("other:thing"))
             #expect(try await client.ask(10, other) == NBDOptionReply.ack)
-            #expect(try await client.ask(10, RawClient.name("disk", [0xff, 0xff, 0xff, 0xff])) == NBDOptionReply.invalid)
+            #expect(
+                try await client.ask(10, RawClient.name("disk", [0xff, 0xff, 0xff, 0xff])) == NBDOptionReply.invalid
+            )
         }
     }
 
@@ -217,7 +221,9 @@ struct ServerNegotiationTests {
 
     @Test func anExportThatThePeerMayNotUseDoesNotExistForIt() async throws {
         let exports = ExportTable()
-        exports.add(Export(name: "secret", backEnd: try RawFile(path: directory.file("disk"), readOnly: true)) { _ in false })
+        exports.add(
+            Export(name: "secret", backEnd: try RawFile(path: directory.file("disk"), readOnly: true)) { _ in false }
+        )
         #expect(exports.find("secret", for: nil) == nil)
         #expect(exports.find("", for: nil) == nil)
         #expect(exports.list(for: nil).isEmpty)

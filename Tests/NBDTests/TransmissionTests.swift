@@ -1,8 +1,8 @@
 import Glibc
 import IO
 import TLS
-import Testing
 import TestSupport
+import Testing
 
 @testable import NBD
 
@@ -28,7 +28,12 @@ func withExport(
         let (near, far) = MemoryChannel.pair(on: loop)
         let nbd = NBDServer(exports: exports, credentials: server, loops: group)
         let serving = Task(executorPreference: loop) { try? await nbd.serve(far) }
-        let options = NBDClientOptions(export: "disk", credentials: client, hostname: "localhost", wantsAllocation: true)
+        let options = NBDClientOptions(
+            export: "disk",
+            credentials: client,
+            hostname: "localhost",
+            wantsAllocation: true
+        )
         let connection = try await NBDConnection.open(over: near, options)
         try await body(connection, export, path)
         await connection.disconnect()

@@ -156,7 +156,9 @@ public struct GuestCommandLine: Sendable, Hashable, Codable {
 
     private static func drive(_ argument: String, _ rewrite: Rewrite) throws -> String {
         var parts = KeyValue.split(argument)
-        let isFile = parts.contains("media=cdrom") || parts.contains { ["readonly=on", "readonly", "read-only=on"].contains($0) }
+        let isFile =
+            parts.contains("media=cdrom")
+            || parts.contains { ["readonly=on", "readonly", "read-only=on"].contains($0) }
         for (index, part) in parts.enumerated() {
             for key in ["file", "file.filename"] where part.hasPrefix("\(key)=") {
                 let value = String(part.dropFirst(key.count + 1))

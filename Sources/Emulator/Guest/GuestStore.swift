@@ -88,7 +88,9 @@ public struct GuestStore: Sendable {
     public func remove(_ name: String) { DurableFile.remove(directory(of: name)) }
 
     /// The names of all guests.
-    public func names() -> [String] { DurableFile.list(directory).filter { DurableFile.exists("\(directory)/\($0)/guest.json") } }
+    public func names() -> [String] {
+        DurableFile.list(directory).filter { DurableFile.exists("\(directory)/\($0)/guest.json") }
+    }
 
     /// Starts a guest's QEMU and waits until its monitor answers.
     ///
@@ -161,7 +163,9 @@ public struct GuestStore: Sendable {
 
     /// What a guest does now, for people: QEMU's run state, "stopped", "released", or "unknown" when QEMU is silent.
     public func state(of record: GuestRecord, on loop: EventLoop) async -> String {
-        guard let process = record.process, process.isRunning else { return record.released == nil ? "stopped" : "released" }
+        guard let process = record.process, process.isRunning else {
+            return record.released == nil ? "stopped" : "released"
+        }
         guard
             let monitor = try? await QMPClient.connect(
                 to: statusMonitor(of: record.name),

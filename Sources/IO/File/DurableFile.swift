@@ -39,7 +39,9 @@ public enum DurableFile {
         let fd = xd_open_directory(parent.isEmpty ? "/" : parent)
         guard fd >= 0 else { throw ChannelError.system("open the directory \(parent)", errno) }
         defer { close(fd) }
-        guard fsync(fd) == 0 else { throw ChannelError.system("write the directory \(parent) to stable storage", errno) }
+        guard fsync(fd) == 0 else {
+            throw ChannelError.system("write the directory \(parent) to stable storage", errno)
+        }
     }
 
     /// The contents of a file; nil when there is none.

@@ -51,7 +51,8 @@ public final class Listener: @unchecked Sendable {
             }
             var number: Int32 = EADDRNOTAVAIL
             // Every address: the IPv6 socket takes IPv4 connections as well, so it is tried first.
-            let ordered = host.isEmpty ? candidates.sorted { $0.family == AF_INET6 && $1.family != AF_INET6 } : candidates
+            let ordered =
+                host.isEmpty ? candidates.sorted { $0.family == AF_INET6 && $1.family != AF_INET6 } : candidates
             for candidate in ordered {
                 let fd = xd_socket(candidate.family, Int32(SOCK_STREAM.rawValue))
                 guard fd >= 0 else { continue }

@@ -59,7 +59,10 @@ public final class MessageConnection: @unchecked Sendable {
         case 1 where length <= Self.maximumMessage:
             let payload = try await channel.read(exactly: length)
             guard let message = try? JSONDecoder().decode(Message.self, from: Data(payload)) else {
-                throw ChannelError(.protocolViolation, "\(channel.peerName) sent a message that this version does not know")
+                throw ChannelError(
+                    .protocolViolation,
+                    "\(channel.peerName) sent a message that this version does not know"
+                )
             }
             return .message(message)
         case 2 where length <= Self.maximumData: return .data(try await channel.read(exactly: length))

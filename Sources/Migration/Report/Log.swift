@@ -27,10 +27,11 @@ public struct Log: Sendable {
     ///   - write: gets each line without its end; standard error when it is not given.
     public init(level: Level = .info, write: (@Sendable (String) -> Void)? = nil) {
         self.level = level
-        self.write = write ?? { line in
-            let bytes = Array((line + "\n").utf8)
-            _ = bytes.withUnsafeBytes { Glibc.write(2, $0.baseAddress, $0.count) }
-        }
+        self.write =
+            write ?? { line in
+                let bytes = Array((line + "\n").utf8)
+                _ = bytes.withUnsafeBytes { Glibc.write(2, $0.baseAddress, $0.count) }
+            }
     }
 
     /// Says something; control characters, which a peer may have sent, are replaced.

@@ -141,7 +141,9 @@ public final class NBDConnection: @unchecked Sendable {
         data: Payload? = nil
     ) async throws {
         let error = await withUnsafeContinuation { (continuation: UnsafeContinuation<NBDError?, Never>) in
-            submit(command, flags: flags, offset: offset, length: length, data: data) { continuation.resume(returning: $0) }
+            submit(command, flags: flags, offset: offset, length: length, data: data) {
+                continuation.resume(returning: $0)
+            }
         }
         if let error { throw error }
     }
@@ -349,7 +351,9 @@ public final class NBDConnection: @unchecked Sendable {
         let count = Int(bytes.bigEndian(4, UInt16.self))
         guard count <= length - 6 else { throw violation("sent a malformed error") }
         let number: UInt32 = bytes.bigEndian(0)
-        let text = OptionReply.sanitize(String(decoding: UnsafeRawBufferPointer(rebasing: bytes[6..<(6 + count)]), as: UTF8.self))
+        let text = OptionReply.sanitize(
+            String(decoding: UnsafeRawBufferPointer(rebasing: bytes[6..<(6 + count)]), as: UTF8.self)
+        )
         return NBDError(
             .init(rawValue: number) ?? .invalid,
             text.isEmpty ? "The NBD server reported error \(number)" : text

@@ -12,7 +12,8 @@ public struct NBDRequest: Sendable, Equatable {
     public var length: UInt32
 
     /// Makes a request.
-    public init(_ command: NBDCommand, flags: CommandFlags = [], cookie: UInt64, offset: UInt64 = 0, length: UInt32 = 0) {
+    public init(_ command: NBDCommand, flags: CommandFlags = [], cookie: UInt64, offset: UInt64 = 0, length: UInt32 = 0)
+    {
         self.command = command.rawValue
         self.flags = flags
         self.cookie = cookie

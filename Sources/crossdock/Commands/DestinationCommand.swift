@@ -41,7 +41,9 @@ struct DestinationCommand: AsyncParsableCommand {
                     log: common.log
                 )
             )
-            for path in FencedImages.purge(common.migrations) { common.log(.info, "deleted \(path), whose time is over") }
+            for path in FencedImages.purge(common.migrations) {
+                common.log(.info, "deleted \(path), whose time is over")
+            }
             output("crossdock destination: listening on \(agent.address), NBD port \(agent.nbdPort)\n")
             for await _ in signals.stream { break }
             await agent.stop()

@@ -93,7 +93,9 @@ struct GuestCommand: AsyncParsableCommand {
                     var rows: [Row] = []
                     for name in common.guests.names() {
                         guard let record = try? common.guests.load(name) else {
-                            rows.append(Row(name: name, state: "damaged", process: nil, detail: "its record cannot be read"))
+                            rows.append(
+                                Row(name: name, state: "damaged", process: nil, detail: "its record cannot be read")
+                            )
                             continue
                         }
                         let state = await common.guests.state(of: record, on: loop)

@@ -23,7 +23,12 @@ struct MigrateCommand: AsyncParsableCommand {
     @Argument(help: "The guest's name; see 'crossdock guest list'.")
     var guest: String
 
-    @Argument(help: ArgumentHelp("The host that receives it; its certificate must be for this name.", valueName: "host[:port]"))
+    @Argument(
+        help: ArgumentHelp(
+            "The host that receives it; its certificate must be for this name.",
+            valueName: "host[:port]"
+        )
+    )
     var destination: String
 
     @OptionGroup var common: CommonOptions
@@ -52,7 +57,9 @@ struct MigrateCommand: AsyncParsableCommand {
 
     func validate() throws {
         guard (1...64).contains(connections) else { throw ValidationError("--connections takes 1 to 64") }
-        guard (1...2_000_000).contains(downtimeLimit) else { throw ValidationError("--downtime-limit takes 1 to 2000000") }
+        guard (1...2_000_000).contains(downtimeLimit) else {
+            throw ValidationError("--downtime-limit takes 1 to 2000000")
+        }
         guard bandwidth <= 1 << 50 else { throw ValidationError("--bandwidth takes at most 1125899906842624") }
         guard (100...3_600_000).contains(blackoutDeadline), blackoutDeadline >= downtimeLimit else {
             throw ValidationError("--blackout-deadline takes 100 to 3600000, and not less than --downtime-limit")

@@ -82,7 +82,9 @@ func failing<T>(_ body: () async throws -> T) async throws -> T {
         throw error
     } catch {
         printError("crossdock: \(error)")
-        throw ExitCode((error as? MigrationError)?.code.rawValue ?? (error is CredentialError ? 12 : error is GuestError ? 10 : 1))
+        throw ExitCode(
+            (error as? MigrationError)?.code.rawValue ?? (error is CredentialError ? 12 : error is GuestError ? 10 : 1)
+        )
     }
 }
 

@@ -30,7 +30,8 @@ struct RecoverCommand: AsyncParsableCommand {
 
     private func needsRecovery(_ id: String) throws -> Bool {
         let records = try Journal.read(common.migrations.journal(of: id))
-        guard case .offered(let guest, _, _) = records.first, !records.isRolledBack, !records.contains(.confirmed) else {
+        guard case .offered(let guest, _, _) = records.first, !records.isRolledBack, !records.contains(.confirmed)
+        else {
             return false
         }
         // A migration whose agent holds the guest's lock is at work.

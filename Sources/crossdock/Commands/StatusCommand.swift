@@ -55,11 +55,16 @@ struct StatusCommand: AsyncParsableCommand {
             } else if records.contains(.confirmed) {
                 state = ("migrated", "runs on \(destination)")
             } else if records.contains(.released) {
-                state = ("undecided", "released to \(destination), which has not confirmed; it must not be started here, see 'crossdock recover'")
+                state = (
+                    "undecided",
+                    "released to \(destination), which has not confirmed; it must not be started here, see 'crossdock recover'"
+                )
             } else if isAgentRunning(id) {
                 state = ("migrating", "to \(destination)\(lastPhase(id).map { ", phase \($0)" } ?? "")")
             } else {
-                state = ("interrupted", "the source agent ended; the guest belongs to this host, see 'crossdock recover'")
+                state = (
+                    "interrupted", "the source agent ended; the guest belongs to this host, see 'crossdock recover'"
+                )
             }
             return Row(migration: id, guest: guest, role: "source", state: state.0, detail: state.1)
         case .accepted(let guest, let source, _):

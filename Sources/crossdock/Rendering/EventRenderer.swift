@@ -82,7 +82,9 @@ struct ProgressRenderer: EventRenderer {
         lines.append("  blackout  \(blackout)")
         lines.append("  total     \(Self.time(report.totalMS / 1000))")
         var disks = "  disks     \(Self.bytes(disk)) sent"
-        if let phase = report.phasesMS["disks"], phase > 0, disk > 0 { disks += ", \(Self.bytes(disk * 1000 / phase))/s" }
+        if let phase = report.phasesMS["disks"], phase > 0, disk > 0 {
+            disks += ", \(Self.bytes(disk * 1000 / phase))/s"
+        }
         lines.append(disks + (report.code == 0 ? ", digests equal" : ""))
         lines.append("  memory    \(Self.bytes(Double(report.ramBytesSent))) sent")
         if let tls = report.tls {
