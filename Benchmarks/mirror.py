@@ -144,8 +144,9 @@ class Bench:
                     print(f"  {seconds / self.options.size * 1024:.2f} CPU s/GiB  {names[pid]}")
             return self.figures(report["phases_ms"]["disks"] / 1000, after - before)
         finally:
-            subprocess.run([self.crossdock, "guest", "stop", "bench", "--state-dir", work + "/b"], check=False,
-                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            for side in ("/a", "/b"):
+                subprocess.run([self.crossdock, "guest", "stop", "bench", "--state-dir", work + side], check=False,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             agent.send_signal(signal.SIGTERM)
             agent.wait()
             shutil.rmtree(work)

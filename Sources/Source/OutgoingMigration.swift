@@ -411,6 +411,11 @@ public final class OutgoingMigration: @unchecked Sendable {
             }
             try? DurableFile.syncDirectory(of: disk.path)
         }
+    }
+
+    /// Notes for people and for the deletion of the old images; the journal has decided already, so that this need not
+    /// happen while the guest is paused.
+    private func rememberRelease() {
         if var record {
             record.released = .init(migration: plan.id, destination: plan.host)
             try? guests.save(record)
@@ -426,6 +431,7 @@ public final class OutgoingMigration: @unchecked Sendable {
 
     /// Ends the old QEMU and compares the images.
     private func finish() async {
+        rememberRelease()
         _ = try? await control?.ask(.done, timeout: .seconds(10))
         monitor?.onDisconnect = nil
         await monitor?.quit()

@@ -209,11 +209,18 @@ final class Lab: @unchecked Sendable {
         for name in DurableFile.list(images ?? "\(state("b"))/images") where name != ".files" {
             left.append("image \(name)")
         }
-        for pid in DurableFile.list("/proc").compactMap({ Int32($0) }) {
-            let bytes = (try? DurableFile.read("/proc/\(pid)/cmdline")) ?? nil
-            let line = String(decoding: bytes ?? [], as: UTF8.self)
-            if line.contains("qemu-system"), line.contains("\(state("b"))/") { left.append("process \(pid)") }
+        for (pid, line) in Self.processes(containing: "\(state("b"))/") where line.contains("qemu-system") {
+            left.append("process \(pid)")
         }
         return left
+    }
+
+    /// The processes whose command line has a text.
+    static func processes(containing text: String) -> [(pid: Int32, line: String)] {
+        DurableFile.list("/proc").compactMap { Int32($0) }.compactMap { pid in
+            let bytes = (try? DurableFile.read("/proc/\(pid)/cmdline")) ?? nil
+            let line = String(decoding: bytes ?? [], as: UTF8.self)
+            return line.contains(text) ? (pid, line) : nil
+        }
     }
 }

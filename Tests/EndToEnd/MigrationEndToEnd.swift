@@ -87,4 +87,52 @@ struct MigrationEndToEnd {
         #expect(result.output.contains("Every proof held"))
         #expect(result.output.contains("each proof fails when its evidence is tampered with"))
     }
+
+    @Test func anInterruptedDemoLeavesNothingBehind() async throws {
+        let temporary = try TestDirectory()
+        let demo = try ChildProcess(
+            ["python3", "\(Lab.repository)/deploy/demo/demo.py", Lab.crossdock, Lab.guestFiles, "--disk", "64"],
+            environment: ["XD_DEMO_BASE": temporary.path]
+        )
+        try await demo.wait(seconds: 90, for: "the migration") { demo.output.contains("crossdock migrate") }
+        // As a terminal does it: the whole process group.
+        kill(-demo.pid, SIGINT)
+        let result = try await demo.finish()
+        #expect(result.code != 0)
+        #expect(result.errors.contains("interrupted"), "\(result.all)")
+        try await eventually("everything has ended") { Lab.processes(containing: temporary.path).isEmpty }
+        #expect(DurableFile.list(temporary.path).isEmpty)
+    }
+
+    /// The destination goes silent while the guest is paused: the pause ends at its deadline, on the source.
+    @Test func aSilentDestinationDuringTheSwitchoverGivesTheGuestBackAtTheDeadline() async throws {
+        let lab = try Lab()
+        try await lab.startDestination()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 64, data: 4)
+        try await lab.startLinuxGuest(disks: [disk], workload: "xd.dirty=8")
+        let reportPath = lab.directory.file("report.json")
+        // Eight megabytes of memory are always dirty, and the link takes a second for them: the pause is long enough to
+        // be hit.
+        let migration = try lab.beginMigration(more: [
+            "--bandwidth", "8000000", "--downtime-limit", "2000", "--blackout-deadline", "3000", "--report", reportPath,
+        ])
+        try await migration.wait(seconds: 90, for: "the switchover") { migration.output.contains("switching over") }
+        lab.destination?.signal(SIGSTOP)
+        try await eventually("the guest runs on the source again") {
+            try await lab.monitor("a") { try await $0.status() } == "running"
+        }
+        lab.destination?.signal(SIGCONT)
+        let result = try await migration.finish(seconds: 90)
+        #expect(result.code == MigrationError.Code.failed.rawValue, "\(result.all)")
+        #expect(result.errors.contains("blackout deadline"), "\(result.all)")
+        #expect(try lab.report(reportPath).outcome == .rolledBack)
+        #expect(try await lab.leftAtSource() == [])
+        try await eventually("the destination has cleaned up") { try lab.leftAtDestination() == [] }
+        let before = try lab.records(lab.consoleA)
+        try await eventually("the guest goes on writing") { try lab.records(lab.consoleA) > before + 20 }
+        let proved = try await Tool.run([
+            "python3", "\(Lab.repository)/deploy/demo/proofs.py", "records", lab.consoleA, "--image", "0=\(disk)",
+        ])
+        #expect(proved.code == 0, "\(proved.all)")
+    }
 }

@@ -193,6 +193,30 @@ struct ServerNegotiationTests {
         }
     }
 
+    @Test func exportNameLeadsToSimpleRepliesWithAndWithoutTheZeroes() async throws {
+        for flags in [UInt32(3), 1] {
+            try await withClient(tls: false) { client, _ in
+                try await client.greet(flags: flags)
+                try await client.channel.write(RawClient.option(1, Array("disk".utf8)))
+                let reply = try await client.channel.read(exactly: flags == 3 ? 10 : 134)
+                #expect(Array(reply[..<8]) == [0, 0, 0, 0, 0, 0x10, 0, 0])
+                #expect(reply[10...].allSatisfy { $0 == 0 })
+                let buffer = IOBuffer(capacity: 28)
+                NBDRequest(.read, cookie: 77, offset: 0, length: 16).encode(into: buffer.mutable(0..<28))
+                try await client.channel.write(Array(buffer.bytes(0..<28)))
+                let data = try await client.channel.read(exactly: 32)
+                #expect(Array(data[..<4]) == [0x67, 0x44, 0x66, 0x98])
+                #expect(data[8..<16].elementsEqual([0, 0, 0, 0, 0, 0, 0, 77]))
+                // A request that makes no sense is answered, a wrong magic is not.
+                NBDRequest(.read, cookie: 78, offset: 1 << 40, length: 16).encode(into: buffer.mutable(0..<28))
+                try await client.channel.write(Array(buffer.bytes(0..<28)))
+                #expect(Array(try await client.channel.read(exactly: 16)[4..<8]) == [0, 0, 0, 22])
+                try await client.channel.write([UInt8](repeating: 1, count: 28))
+                #expect(await client.isClosed())
+            }
+        }
+    }
+
     @Test func metadataContextsNeedStructuredRepliesAndKnowTheirNames() async throws {
         try await withClient(tls: false) { client, _ in
             try await client.greet()

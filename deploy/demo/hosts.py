@@ -50,7 +50,7 @@ class Lab:
     def __init__(self, crossdock):
         self.crossdock = crossdock
         self.is_root = os.geteuid() == 0
-        self.base = tempfile.mkdtemp(prefix="xd-demo-", dir="/tmp")
+        self.base = tempfile.mkdtemp(prefix="xd-demo-", dir=os.environ.get("XD_DEMO_BASE", "/tmp"))
         self.processes = []
         self.middle = None
 
