@@ -19,6 +19,9 @@ public final class RawFile: BackEnd {
     private let failure = Mutex<NBDError?>(nil)
     private let unsupportedNoWait = Atomic<Bool>(false)
     private let observer: (any WriteObserver)?
+    /// A file system writes to a file one call at a time and lets the others spin; here they sleep, and their cores can
+    /// decrypt and encrypt meanwhile.
+    private let writeGate = Mutex<Void>(())
 
     /// Opens a file or a block device.
     ///
@@ -135,7 +138,7 @@ public final class RawFile: BackEnd {
         defer { observer?.didChange(offset, UInt64(payload.count)) }
         let bytes = payload.bytes
         var vector = iovec(iov_base: UnsafeMutableRawPointer(mutating: bytes.baseAddress), iov_len: bytes.count)
-        let count = xd_pwritev_nowait(fd, &vector, 1, off_t(offset))
+        let count = writeGate.withLock { _ in xd_pwritev_nowait(fd, &vector, 1, off_t(offset)) }
         if count < 0, errno == EOPNOTSUPP { unsupportedNoWait.store(true, ordering: .relaxed) }
         return count == payload.count
     }
@@ -152,8 +155,12 @@ public final class RawFile: BackEnd {
         let bytes = payload.bytes
         var done = 0
         while done < bytes.count {
-            let count = pwrite(fd, bytes.baseAddress! + done, bytes.count - done, off_t(offset) + off_t(done))
-            if count < 0, errno == EINTR { continue }
+            let from = bytes.baseAddress! + done
+            let (count, number) = writeGate.withLock { _ in
+                (pwrite(fd, from, bytes.count - done, off_t(offset) + off_t(done)), errno)
+            }
+            if count < 0, number == EINTR { continue }
+            errno = number
             done += try check(count, "write to")
         }
     }
