@@ -78,6 +78,23 @@ struct MigrationEndToEnd {
         #expect(events.last??.report?.outcome == .migrated)
     }
 
+    @Test func aTerminalSeesOneLineWithPhasePercentRateAndTimeLeft() async throws {
+        let lab = try Lab()
+        try await lab.startDestination()
+        try await lab.startIdleGuest(disks: [try await lab.makeImage("disk.raw", megabytes: 64, data: 16)])
+        let command = ([Lab.crossdock] + lab.migrateCommand(more: ["--bandwidth", "8000000"])).joined(separator: " ")
+        let result = try await Tool.run(["script", "-qec", "stty cols 100; \(command)", "/dev/null"])
+        #expect(result.code == 0, "\(result.all)")
+        let lines = result.output.unicodeScalars.split(separator: "\r").map { String($0) }
+        #expect(
+            lines.contains {
+                $0.contains("copying disks") && $0.contains("%") && $0.contains("MiB/s") && $0.contains(" s left")
+            },
+            "\(lines)"
+        )
+        #expect(result.output.contains("blackout"))
+    }
+
     @Test func theDemoProvesItsMoveThereAndBack() async throws {
         let result = try await Tool.run(
             ["python3", "\(Lab.repository)/deploy/demo/demo.py", Lab.crossdock, Lab.guestFiles, "--disk", "256"],

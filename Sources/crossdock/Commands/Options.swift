@@ -33,6 +33,8 @@ extension Log.Level: ExpressibleByArgument {
         guard let level = Self.allCases.first(where: { "\($0)" == argument }) else { return nil }
         self = level
     }
+    /// The name, for the help.
+    public var defaultValueDescription: String { "\(self)" }
     /// The names.
     public static var allValueStrings: [String] { allCases.map { "\($0)" } }
 }

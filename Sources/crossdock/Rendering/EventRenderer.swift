@@ -57,7 +57,8 @@ struct ProgressRenderer: EventRenderer {
     private mutating func show(_ line: String, always: Bool) {
         guard always else { return }
         if isTerminal {
-            let width = max(Int(xd_terminal_width(1)), 20)
+            let measured = Int(xd_terminal_width(1))
+            let width = measured > 0 ? max(measured, 20) : 80
             output("\r\u{1b}[K" + String(line.prefix(width - 1)))
             hasLine = true
         } else {
