@@ -15,6 +15,7 @@
 #include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -333,6 +334,14 @@ int xd_signal_pipe(const int *signals, int count) {
     for (int i = 0; i < count; i++) sigaction(signals[i], &action, NULL);
     signal(SIGPIPE, SIG_IGN);
     return signal_pipe[0];
+}
+
+void xd_raise_descriptor_limit(void) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
 }
 
 int xd_terminal_width(int fd) {

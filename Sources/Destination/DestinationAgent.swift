@@ -1,3 +1,4 @@
+internal import CLinux
 internal import Emulator
 internal import Glibc
 public import IO
@@ -77,6 +78,7 @@ public final class DestinationAgent: @unchecked Sendable {
     ///
     /// - Throws: `MigrationError` or `ChannelError` naming the directory or the address that cannot be used.
     public static func start(_ configuration: Configuration) async throws -> DestinationAgent {
+        xd_raise_descriptor_limit()
         try DurableFile.makeDirectory(configuration.stateDirectory)
         try DurableFile.makeDirectory(configuration.imageDirectory)
         guard let lock = try FileLock("\(configuration.stateDirectory)/destination.lock") else {
@@ -115,9 +117,16 @@ public final class DestinationAgent: @unchecked Sendable {
     /// Takes up the migrations that an earlier agent of this state directory did not finish.
     private func restore() async {
         for id in migrations.ids() {
-            guard let records = try? Journal.read(migrations.journal(of: id)), case .accepted = records.first,
-                let migration = IncomingMigration.restore(id, agent: self)
-            else { continue }
+            guard let records = try? Journal.read(migrations.journal(of: id)), case .accepted = records.first else {
+                continue
+            }
+            guard let migration = IncomingMigration.restore(id, agent: self) else {
+                if !records.contains(.prepared), !records.isRolledBack {
+                    // The agent ended before anything was made.
+                    try? Journal(opening: migrations.journal(of: id)).append(.rolledBack(reason: "Nothing was made yet"))
+                }
+                continue
+            }
             incoming[id] = migration
             await migration.resume(records)
             if migration.isOver { incoming[id] = nil }

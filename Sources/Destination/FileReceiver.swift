@@ -11,8 +11,12 @@ final class FileReceiver: @unchecked Sendable {
     private let store: String
     private var missing: [Int]
     private var current: (index: Int, fd: Int32, rest: UInt64)?
+    /// While a pool thread writes, the descriptor stays open, whatever happens.
+    private var isWriting = false
+    private let migration: String
 
-    init(_ files: [Message.Offer.File], _ missing: [Int], store: String) {
+    init(_ files: [Message.Offer.File], _ missing: [Int], store: String, migration: String) {
+        self.migration = migration
         self.files = files
         self.missing = missing
         self.store = store
@@ -26,7 +30,7 @@ final class FileReceiver: @unchecked Sendable {
     var isComplete: Bool { missing.isEmpty && failure == nil }
 
     /// Where a file is until it is complete.
-    func path(_ index: Int) -> String { "\(store)/.new-\(getpid())-\(files[index].digest)" }
+    func path(_ index: Int) -> String { "\(store)/.new-\(migration)-\(index)" }
 
     func begin(_ index: Int) throws {
         guard current == nil, missing.first == index else {
@@ -42,15 +46,22 @@ final class FileReceiver: @unchecked Sendable {
     func abandon(_ error: any Error) { fail(error) }
 
     func receive(_ bytes: [UInt8]) async throws {
+        if failure != nil { return }
         guard let (index, fd, rest) = current, UInt64(bytes.count) <= rest else {
-            if failure != nil { return }
             throw ChannelError(.protocolViolation, "More data than the file has")
         }
         do {
             let path = path(index)
+            isWriting = true
+            defer { isWriting = false }
             try await BlockingPool.shared.run { try DurableFile.append(bytes, to: fd, path: path) }
         } catch {
             return fail(error)
+        }
+        if failure != nil {
+            close(fd)
+            current = nil
+            return
         }
         current = (index, fd, rest - UInt64(bytes.count))
         progress.signal()
@@ -69,8 +80,10 @@ final class FileReceiver: @unchecked Sendable {
 
     private func fail(_ error: any Error) {
         if failure == nil { failure = error }
-        if let current { close(current.fd) }
-        current = nil
+        if let current, !isWriting {
+            close(current.fd)
+            self.current = nil
+        }
         progress.signal()
     }
 }

@@ -3,6 +3,7 @@ internal import Glibc
 internal import IO
 internal import Migration
 internal import NBD
+internal import Synchronization
 internal import TLS
 
 /// The images of one incoming guest: made, exported, watched and closed together.
@@ -19,6 +20,7 @@ final class IncomingImages: @unchecked Sendable {
     private(set) var images: [Image] = []
     private let exports: ExportTable
     private let directory: String
+    private let isStopped = Atomic<Bool>(false)
 
     init(directory: String, exports: ExportTable) {
         self.directory = directory
@@ -64,12 +66,20 @@ final class IncomingImages: @unchecked Sendable {
     }
 
     /// Takes the digests of all chunks that changed since the last time.
-    func updateDigests() async throws {
+    ///
+    /// - Parameter isUrgent: whether the guest is paused meanwhile; otherwise others go first.
+    func updateDigests(isUrgent: Bool) async throws {
+        let pool = isUrgent ? BlockingPool.shared : BlockingPool.background
         for image in images {
             let (digests, path) = (image.digests, image.path)
-            _ = try await BlockingPool.shared.run { try digests.update(from: path) }
+            _ = try await pool.run {
+                try digests.update(from: path) { self.isStopped.load(ordering: .relaxed) }
+            }
         }
     }
+
+    /// Lets a pass end early, since its result is no longer wanted. From any thread.
+    func stopDigests() { isStopped.store(true, ordering: .relaxed) }
 
     /// The digests by disk name; right once the exports are closed and the digests updated.
     func digests() async throws -> [String: String] {

@@ -43,6 +43,10 @@ final class IncomingMigration: @unchecked Sendable {
     private var hasStarted = false
     private var connections: [MessageConnection] = []
     private var waitingMessages = 0
+    /// Whether the guest was resumed here, after OWNER.
+    private var runsHere = false
+    /// Whether the only connection was lost while a step was under way.
+    private var isCutOff = false
 
     init(_ id: String, peer: TLSPeer, agent: DestinationAgent) {
         self.id = id
@@ -75,34 +79,37 @@ final class IncomingMigration: @unchecked Sendable {
         do {
             try await connection.send(.welcome(.init(state: state.rawValue)))
             try await withThrowingDiscardingTaskGroup { group in
-                while true {
-                    let frame: MessageConnection.Frame
-                    do {
-                        frame = try await connection.receive()
-                    } catch {
-                        // A step that waits for files must not wait for ever.
-                        files?.abandon(error)
-                        throw error
-                    }
-                    switch frame {
-                    case .data(let bytes): try await files?.receive(bytes)
-                    case .message(.ping): try await connection.send(.pong)
-                    case .message(.file(let index)): try files?.begin(index)
-                    case .message(let message):
-                        waitingMessages += 1
-                        guard waitingMessages <= 8 else {
-                            throw ChannelError(.protocolViolation, "too many messages at once")
-                        }
-                        // A long step must not keep pings from being answered.
-                        group.addTask(executorPreference: self.agent.loop) {
-                            await self.order.acquire()
-                            defer {
-                                self.order.release()
-                                self.waitingMessages -= 1
+                do {
+                    while true {
+                        switch try await connection.receive() {
+                        case .data(let bytes): try await files?.receive(bytes)
+                        case .message(.ping): try await connection.send(.pong)
+                        case .message(.file(let index)): try files?.begin(index)
+                        case .message(let message):
+                            guard waitingMessages < 8 else {
+                                throw ChannelError(.protocolViolation, "too many messages at once")
                             }
-                            await self.answer(message, connection)
+                            waitingMessages += 1
+                            if case .abort = message { images?.stopDigests() }
+                            // A long step must not keep pings from being answered.
+                            group.addTask(executorPreference: self.agent.loop) {
+                                await self.order.acquire()
+                                defer {
+                                    self.order.release()
+                                    self.waitingMessages -= 1
+                                }
+                                await self.answer(message, connection)
+                            }
                         }
                     }
+                } catch {
+                    // A step that is under way must not wait for what will never come.
+                    isCutOff = connections.count == 1
+                    if isCutOff {
+                        files?.abandon(error)
+                        if state == .offered { images?.stopDigests() }
+                    }
+                    throw error
                 }
             }
         } catch {
@@ -116,7 +123,7 @@ final class IncomingMigration: @unchecked Sendable {
         if connections.isEmpty {
             switch state {
             case .new, .offered: await giveUp("The connection to the source was lost")
-            case .owner: finish()
+            case .owner: if runsHere { finish() } else { tryAgain() }
             case .prepared, .done, .aborted: break
             }
         }
@@ -131,6 +138,9 @@ final class IncomingMigration: @unchecked Sendable {
             if state == .new || state == .offered {
                 await giveUp("\(error)")
                 try? await connection.send(.abort("\(error)"))
+            } else {
+                // Not the end of the migration, but the source's operator should know what holds it up.
+                try? await connection.send(.abort("\(message.name) failed on the destination: \(error)"))
             }
             connection.channel.abort(ChannelError(.closed, "\(message.name) failed: \(error)"))
         }
@@ -151,7 +161,7 @@ final class IncomingMigration: @unchecked Sendable {
         switch (message, state) {
         case (.offer(let offer), .new): try await accept(offer, connection)
         case (.mirrored, .offered):
-            try await images?.updateDigests()
+            try await images?.updateDigests(isUrgent: false)
             try await connection.send(.mirrored)
         case (.stream, .offered):
             unlink(incomingSocket)
@@ -295,6 +305,7 @@ final class IncomingMigration: @unchecked Sendable {
         let store = "\(agent.configuration.imageDirectory)/.files"
         var found: [String: String] = [:]
         var missing: [Int] = []
+        var asked: Set<String> = []
         for (index, file) in offer.files.enumerated() {
             guard file.digest.utf8.count == 64, file.digest.allSatisfy(\.isHexDigit) else {
                 throw GuestError("The offer is malformed")
@@ -305,20 +316,24 @@ final class IncomingMigration: @unchecked Sendable {
                 if await Self.matches(candidate, file) { found[file.path] = candidate }
             }
             if found[file.path] == nil {
-                missing.append(index)
+                // Two paths may lead to the same contents.
+                if asked.insert(file.digest).inserted { missing.append(index) }
                 found[file.path] = stored
             }
         }
         if missing.isEmpty { return found }
+        if isCutOff { throw ChannelError(.closed, "The connection to the source was lost") }
         try DurableFile.makeDirectory(store)
-        let receiver = FileReceiver(offer.files, missing, store: store)
+        let receiver = FileReceiver(offer.files, missing, store: store, migration: id)
         files = receiver
         defer { files = nil }
         try await connection.send(.need(missing))
         while !receiver.isComplete {
-            try await connection.channel.withDeadline(.seconds(60), for: "Receiving the guest's files") {
-                await receiver.progress.wait()
+            let timer = agent.loop.schedule(after: .seconds(60)) {
+                receiver.abandon(ChannelError(.timedOut, "The source sent nothing of the guest's files for 60 s"))
             }
+            await receiver.progress.wait()
+            timer.cancel()
             if let failure = receiver.failure { throw failure }
         }
         for index in missing {
@@ -347,6 +362,8 @@ final class IncomingMigration: @unchecked Sendable {
         let images = IncomingImages(directory: imageDirectory(offer), exports: agent.exports)
         self.images = images
         var paths: [String: String] = [:]
+        // Before anything is made: a later agent finds here what it has to clean up.
+        try save(offer)
         for disk in offer.disks {
             let path = imagePath(disk, offer)
             try images.create(disk, at: path, export: exportName(disk), for: peer.name)
@@ -379,7 +396,6 @@ final class IncomingMigration: @unchecked Sendable {
             name: offer.guest,
             commandLine: GuestCommandLine(arguments: arguments, directory: run)
         )
-        try save(offer)
         hasStarted = true
         let monitor = try await agent.guests.start(&record, extra: ["-S", "-incoming", "defer"], on: agent.loop)
         self.record = record
@@ -421,15 +437,15 @@ final class IncomingMigration: @unchecked Sendable {
         try journal.append(.prepared)
         state = .prepared
         // The last digests are taken while the source sends the rest of the memory.
-        finalDigests = Task(executorPreference: agent.loop) { try await images.updateDigests() }
+        finalDigests = Task(executorPreference: agent.loop) { try await images.updateDigests(isUrgent: true) }
     }
 
     private func own() async throws {
         guard let journal, let offer else {
             throw ChannelError(.protocolViolation, "RELEASE for a migration that is not there")
         }
-        if monitor == nil {
-            // An earlier agent was connected; QEMU has outlived it.
+        if monitor?.isConnected != true {
+            // An earlier agent was connected, or the connection broke; QEMU has outlived it.
             monitor = try await QMPClient.connect(to: agent.guests.agentMonitor(of: offer.guest), on: agent.loop)
         }
         guard let monitor, var record else {
@@ -451,6 +467,7 @@ final class IncomingMigration: @unchecked Sendable {
         }
         images?.unlock()
         try await run(monitor)
+        runsHere = true
         record.released = nil
         try agent.guests.save(record)
         self.record = record
@@ -488,6 +505,28 @@ final class IncomingMigration: @unchecked Sendable {
         }
     }
 
+    /// The guest belongs here, and QEMU could not be made to run it: that does not change who owns it.
+    private func tryAgain() {
+        Task(executorPreference: agent.loop) {
+            await self.agent.loop.sleep(for: .seconds(5))
+            await self.order.acquire()
+            defer { self.order.release() }
+            guard self.state == .owner else { return }
+            do {
+                try await self.own()
+                if self.connections.isEmpty { self.finish() }
+            } catch {
+                self.log(.error, "Migration \(self.id): the guest belongs to this host and does not run: \(error)")
+                if self.record?.process?.isRunning == true {
+                    self.tryAgain()
+                } else {
+                    // Nothing can be resumed; the images are complete and the guest may be started here.
+                    self.finish()
+                }
+            }
+        }
+    }
+
     /// The guest runs here. Whether the source knows is its own affair: it may ask again, and the journal answers.
     private func finish() {
         guard state == .owner else { return }
@@ -520,7 +559,9 @@ final class IncomingMigration: @unchecked Sendable {
         monitor = nil
         if let offer, began {
             if hasStarted {
-                await record?.process?.terminate()
+                // QEMU's process is recorded before its monitor answers.
+                let known = (try? agent.guests.load(offer.guest)) ?? nil
+                await (record?.process ?? known?.process)?.terminate()
                 agent.guests.remove(offer.guest)
                 if let previous { try? agent.guests.save(previous) }
             }
@@ -550,7 +591,16 @@ final class IncomingMigration: @unchecked Sendable {
     func resume(_ records: [JournalRecord]) async {
         guard let offer else { return }
         do {
-            guestLock = try agent.migrations.lock(guest: offer.guest)
+            guard try agent.migrations.latest(of: offer.guest) == id else {
+                // A later migration has decided about this guest.
+                unlink("\(directory)/incoming.json")
+                return
+            }
+            guard let lock = try agent.migrations.lock(guest: offer.guest) else {
+                log(.error, "Migration \(id): guest '\(offer.guest)' is locked by another process")
+                return
+            }
+            guestLock = lock
             journal = try Journal(opening: agent.migrations.journal(of: id))
             record = try agent.guests.load(offer.guest)
             let images = IncomingImages(directory: imageDirectory(offer), exports: agent.exports)
@@ -558,9 +608,13 @@ final class IncomingMigration: @unchecked Sendable {
             if let digests = records.ownerDigests {
                 state = .owner
                 ownedDigests = digests
-                try await own()
+                if record?.process?.isRunning == true {
+                    try await own()
+                    log(.info, "Migration \(id): took up guest '\(offer.guest)', which belongs to this host")
+                } else {
+                    log(.warning, "Guest '\(offer.guest)' belongs to this host and does not run; use 'crossdock guest start'")
+                }
                 finish()
-                log(.info, "Migration \(id): took up guest '\(offer.guest)', which belongs to this host")
             } else if records.contains(.prepared), !records.isRolledBack {
                 state = .prepared
                 for disk in offer.disks {

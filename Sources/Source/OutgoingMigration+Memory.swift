@@ -136,6 +136,7 @@ extension OutgoingMigration {
             }
             try await wait(.milliseconds(2))
         }
+        if let fault { throw fault }
         try journal.append(.released)
         isReleased = true
     }

@@ -46,6 +46,8 @@ public final class OutgoingMigration: @unchecked Sendable {
     var enabledCapabilities: [String] = []
     var earlierParameters: [String: JSONValue] = [:]
     private var deadline: LoopTimer?
+    private var isRolledBack = false
+    private static let superseded = "Its source agent ended; a later migration followed"
     private var guestLock: FileLock?
 
     /// Makes a migration.
@@ -195,21 +197,28 @@ public final class OutgoingMigration: @unchecked Sendable {
     public func recover() async throws -> MigrationReport { try await loop.run { try await self.resumeFromJournal() } }
 
     private func resumeFromJournal() async throws -> MigrationReport {
-        let records = try Journal.read(migrations.journal(of: plan.id))
-        guard case .offered = records.first, !records.isRolledBack, !records.contains(.confirmed) else {
-            throw MigrationError(.guest, "Migration \(plan.id) has nothing to recover; see 'crossdock status'")
-        }
         guard let lock = try migrations.lock(guest: plan.guest) else {
             throw MigrationError(.busy, "The source agent of migration \(plan.id) still works; see 'crossdock status'")
         }
         guestLock = lock
+        let records = try Journal.read(migrations.journal(of: plan.id))
+        guard case .offered = records.first, !records.isRolledBack, !records.contains(.confirmed) else {
+            throw MigrationError(.guest, "Migration \(plan.id) has nothing to recover; see 'crossdock status'")
+        }
         journal = try Journal(opening: migrations.journal(of: plan.id))
+        guard try migrations.latest(of: plan.guest) == plan.id else {
+            // A later migration has decided about the guest: neither QEMU nor the images are this one's to touch.
+            if !records.contains(.released) { try journal?.append(.rolledBack(reason: Self.superseded)) }
+            throw MigrationError(.guest, "Migration \(plan.id) was followed by a later one of guest '\(plan.guest)'")
+        }
         guard let known = try guests.load(plan.guest) else {
             throw MigrationError(.guest, "The record of guest '\(plan.guest)' is gone")
         }
         record = known
         if known.process?.isRunning == true {
-            monitor = try? await QMPClient.connect(to: guests.agentMonitor(of: plan.guest), on: loop)
+            // Without its monitor nothing can be said about the guest, so nothing is decided.
+            let connected = try await QMPClient.connect(to: guests.agentMonitor(of: plan.guest), on: loop)
+            monitor = connected
         }
         if records.contains(.released) {
             isReleased = true
@@ -232,8 +241,8 @@ public final class OutgoingMigration: @unchecked Sendable {
                 try? await clearLeftovers(monitor)
             }
             await rollBack(fault ?? MigrationError(.failed, ""))
-            // The roll-back is what was asked for.
-            report.code = 0
+            // The roll-back is what was asked for; what is left of it is in the warnings.
+            report.code = isRolledBack ? 0 : MigrationError.Code.failed.rawValue
         }
         control?.close()
         monitor?.close()
@@ -260,6 +269,7 @@ public final class OutgoingMigration: @unchecked Sendable {
                 throw MigrationError(.busy, "Guest '\(plan.guest)' is being migrated already; see 'crossdock status'")
             }
             guestLock = lock
+            try closeSuperseded()
             if let release = try migrations.release(of: plan.guest) {
                 throw MigrationError(
                     .guest,
@@ -292,6 +302,17 @@ public final class OutgoingMigration: @unchecked Sendable {
             throw MigrationError(.guest, error.message)
         } catch let error as QMPError {
             throw MigrationError(.guest, "The monitor of guest '\(plan.guest)': \(error.message)")
+        }
+    }
+
+    /// Ends the journals of earlier migrations of this guest whose agents died before the release: this one takes over.
+    private func closeSuperseded() throws {
+        for id in migrations.ids() {
+            let records = try Journal.read(migrations.journal(of: id))
+            guard case .offered(plan.guest, _, _) = records.first, !records.contains(.released), !records.isRolledBack else {
+                continue
+            }
+            try Journal(opening: migrations.journal(of: id)).append(.rolledBack(reason: Self.superseded))
         }
     }
 
@@ -367,6 +388,7 @@ public final class OutgoingMigration: @unchecked Sendable {
     /// The decision. When this returns the guest belongs to the destination and runs there.
     private func handOver() async {
         deadline?.cancel()
+        control?.interruption = nil
         fence()
         enter("release")
         var delay = Duration.milliseconds(100)
@@ -472,14 +494,28 @@ public final class OutgoingMigration: @unchecked Sendable {
         report.code = reason.code.rawValue
         stream?.abort(reason.message)
         for disk in disks { disk.relay?.abort(reason.message) }
-        if let monitor, monitor.isConnected { await restoreGuest(monitor) }
-        await tellDestination(reason.message)
+        var isRestored = true
+        if record?.process?.isRunning == true, hasMigrationStarted || !disks.isEmpty {
+            if monitor?.isConnected != true {
+                monitor = try? await QMPClient.connect(to: guests.agentMonitor(of: plan.guest), on: loop)
+            }
+            if let monitor, monitor.isConnected { isRestored = await restoreGuest(monitor) } else { isRestored = false }
+        }
+        let isTold = await tellDestination(reason.message)
         for disk in disks { await disk.relay?.close() }
-        try? journal?.append(.rolledBack(reason: reason.message))
+        if !isRestored {
+            warn("Guest '\(plan.guest)' may still be paused; run 'crossdock recover \(plan.id)' once its monitor answers")
+        }
+        // A migration that is not closed can be recovered: the journal says so until everything is as it was.
+        guard isRestored, isTold else { return }
+        do {
+            try journal?.append(.rolledBack(reason: reason.message))
+            isRolledBack = true
+        } catch { warn("\(error)") }
     }
 
     /// Brings QEMU back to where it was: no migration, no jobs, no extra nodes, the guest running.
-    private func restoreGuest(_ monitor: QMPClient) async {
+    private func restoreGuest(_ monitor: QMPClient) async -> Bool {
         if hasMigrationStarted {
             _ = try? await monitor.cancelMigration()
             for _ in 0..<500 {
@@ -502,7 +538,7 @@ public final class OutgoingMigration: @unchecked Sendable {
         }
         for disk in disks where disk.hasTarget { _ = try? await monitor.removeNode(disk.targetNode(plan.id)) }
         await forgetMigrationSettings(monitor)
-        guard hasMigrationStarted, monitor.isConnected else { return }
+        guard hasMigrationStarted, monitor.isConnected else { return monitor.isConnected }
         // QEMU resumes a guest by itself after a failed or cancelled migration, but not after a completed one.
         for _ in 0..<100 {
             guard let status = try? await monitor.status() else { break }
@@ -510,9 +546,7 @@ public final class OutgoingMigration: @unchecked Sendable {
             if status == "postmigrate" || status == "paused" { _ = try? await monitor.resume() }
             await loop.sleep(for: .milliseconds(20))
         }
-        if let status = try? await monitor.status(), status != "running" {
-            warn("Guest '\(plan.guest)' is in the state '\(status)' after the roll-back; see 'crossdock guest list'")
-        }
+        return (try? await monitor.status()) == "running"
     }
 
     /// Other tools that use this QEMU must find what they are used to.
@@ -522,23 +556,28 @@ public final class OutgoingMigration: @unchecked Sendable {
     }
 
     /// A destination that was asked to prepare keeps everything until it hears this.
-    private func tellDestination(_ reason: String) async {
+    private func tellDestination(_ reason: String) async -> Bool {
         if let control, control.failure == nil {
             try? await control.send(.abort(reason))
             // Answers to what was asked before may still be on their way.
-            while let answer = try? await control.next(timeout: .seconds(10)) { if case .abort = answer { return } }
+            while let answer = try? await control.next(timeout: .seconds(10)) { if case .abort = answer { return true } }
         }
-        guard mayBePrepared else { return }
+        // Before it was asked to prepare, the destination gives up by itself.
+        guard mayBePrepared else { return true }
         let end = ContinuousClock.now + .seconds(30)
         while ContinuousClock.now < end {
             if let (control, welcome) = try? await ControlConnection.open(plan, credentials: credentials, on: loop) {
                 defer { control.close() }
-                if !["offered", "prepared"].contains(welcome.state) { return }
+                if !["offered", "prepared"].contains(welcome.state) { return true }
                 try? await control.send(.abort(reason))
-                if let answer = try? await control.next(timeout: .seconds(5)), case .abort = answer { return }
+                if let answer = try? await control.next(timeout: .seconds(5)), case .abort = answer { return true }
             }
             await loop.sleep(for: .milliseconds(500))
         }
-        warn("The destination \(plan.host) could not be told of the roll-back; it keeps the guest paused until it is")
+        warn(
+            "The destination \(plan.host) could not be told of the roll-back and keeps its copy, paused; run 'crossdock recover "
+                + "\(plan.id)' once it can be reached"
+        )
+        return false
     }
 }

@@ -64,6 +64,8 @@ int xd_pidfd_open(pid_t pid);
 int xd_pidfd_signal(int pidfd, int signal);
 /* Turns signals into bytes: returns a descriptor from which the number of each signal that comes can be read. */
 int xd_signal_pipe(const int *signals, int count);
+/* Raises the soft limit of open descriptors to the hard one. */
+void xd_raise_descriptor_limit(void);
 int xd_terminal_width(int fd);
 int xd_open_directory(const char *path);
 

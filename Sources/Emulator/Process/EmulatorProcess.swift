@@ -50,10 +50,12 @@ public struct EmulatorProcess: Sendable, Codable, Hashable {
     public func terminate(grace: Duration = .seconds(5)) async {
         signal(SIGTERM)
         let end = ContinuousClock.now + grace
-        while isRunning, ContinuousClock.now < end { try? await Task.sleep(for: .milliseconds(20)) }
+        // Not `Task.sleep`: the caller's task may be cancelled, and the loop would spin.
+        func pause() async { _ = try? await BlockingPool.shared.run { usleep(10_000) } }
+        while isRunning, ContinuousClock.now < end { await pause() }
         while isRunning {
             signal(SIGKILL)
-            try? await Task.sleep(for: .milliseconds(10))
+            await pause()
         }
     }
 

@@ -101,7 +101,12 @@ public final class QMPClient: @unchecked Sendable {
         }
         Task(executorPreference: loop) { await client.receive() }
         let capabilities: JSONValue = client.hasOutOfBand ? ["enable": ["oob"]] : [:]
-        _ = try await client.execute("qmp_capabilities", capabilities, timeout: timeout)
+        do {
+            try await client.execute("qmp_capabilities", capabilities, timeout: timeout)
+        } catch {
+            client.close()
+            throw error
+        }
         return client
     }
 

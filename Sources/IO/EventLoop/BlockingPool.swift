@@ -22,6 +22,10 @@ public final class BlockingPool: Sendable {
     /// The pool that the process shares.
     public static let shared = BlockingPool(width: 8)
 
+    /// A pool for long work in the background, such as the digests of whole disks, which must not keep others from the
+    /// shared one.
+    public static let background = BlockingPool(width: 2)
+
     /// Makes a pool; its threads start as work arrives.
     ///
     /// - Parameter width: how many threads at most.

@@ -190,9 +190,12 @@ public final class EventLoop: TaskExecutor {
         return timer
     }
 
-    /// Suspends the task for `delay`; returns early, without an error, when the task is cancelled.
+    /// Suspends the task for `delay`, also when the task was cancelled: a loop that polls would spin otherwise. Called on
+    /// the loop.
     public func sleep(for delay: Duration) async {
-        try? await Task.sleep(for: delay)
+        await withUnsafeContinuation { continuation in
+            schedule(after: delay) { continuation.resume() }
+        }
     }
 }
 

@@ -31,6 +31,12 @@ public final class SocketChannel: Channel, @unchecked Sendable {
             var one: Int32 = 1
             setsockopt(fd, Int32(IPPROTO_TCP), TCP_NODELAY, &one, socklen_t(MemoryLayout<Int32>.size))
             setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, socklen_t(MemoryLayout<Int32>.size))
+            // A peer whose host has vanished is noticed within a minute: TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT in
+            // seconds and probes, TCP_USER_TIMEOUT in milliseconds for data that is not acknowledged.
+            for (option, value) in [(4, 15), (5, 5), (6, 6), (18, 60_000)] as [(Int32, Int32)] {
+                var value = value
+                setsockopt(fd, Int32(IPPROTO_TCP), option, &value, socklen_t(MemoryLayout<Int32>.size))
+            }
         }
         do {
             registration = try loop.register(fd)

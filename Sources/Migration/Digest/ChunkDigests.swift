@@ -80,6 +80,8 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
                 defer { marks[word] = 0 }
                 return marks[word]
             }
+            // What was a hole before these marks were cleared may have been written since.
+            hole = 0..<0
             while pending != 0 {
                 let bit = pending.trailingZeroBitCount
                 pending &= pending - 1

@@ -82,7 +82,12 @@ public final class Journal: Sendable {
             _ = ftruncate(fd, end)
             throw error
         }
-        guard fsync(fd) == 0 else { throw ChannelError.system("write the journal \(path) to stable storage", errno) }
+        guard fsync(fd) == 0 else {
+            let number = errno
+            // Whoever reads the journal later must not find what was never decided.
+            _ = ftruncate(fd, end)
+            throw ChannelError.system("write the journal \(path) to stable storage", number)
+        }
     }
 
     /// The records of a journal up to the first damaged one: a torn write ends the journal.

@@ -35,6 +35,29 @@ public struct MigrationStore: Sendable {
             && text.utf8.allSatisfy { ($0 >= 48 && $0 <= 57) || ($0 >= 97 && $0 <= 122) || $0 == 45 }
     }
 
+    /// The latest migration of a guest on this host, in either direction.
+    public func latest(of guest: String) throws -> String? {
+        var last: (order: Int, id: String?) = (-1, nil)
+        for id in ids() {
+            switch try Journal.read(journal(of: id)).first {
+            case .offered(guest, _, let order) where order > last.order: last = (order, id)
+            case .accepted(guest, _, let order) where order > last.order: last = (order, id)
+            default: break
+            }
+        }
+        return last.id
+    }
+
+    /// The migration by which the guest is arriving here and does not belong to this host: its copy must not be started.
+    public func arrival(of guest: String) throws -> (migration: String, source: String)? {
+        guard let id = try latest(of: guest) else { return nil }
+        let records = try Journal.read(journal(of: id))
+        guard case .accepted(_, let source, _) = records.first, records.ownerDigests == nil, !records.isRolledBack else {
+            return nil
+        }
+        return (id, source)
+    }
+
     /// Which migration took the guest away from this host, if its last word here is RELEASED: the guest must not be
     /// started here then.
     public func release(of guest: String) throws -> (migration: String, destination: String)? {

@@ -9,6 +9,8 @@ public final class NBDServer: Sendable {
     public struct Limits: Sendable {
         /// How many connections at once; further ones are closed at once.
         public var connections = 1024
+        /// How many of them may be in the negotiation, where nobody has proved anything yet.
+        public var negotiating = 128
         /// The time from accept to the end of the negotiation.
         public var handshake = Duration.seconds(10)
 
@@ -23,6 +25,7 @@ public final class NBDServer: Sendable {
     private let limits: Limits
     private let log: @Sendable (String) -> Void
     private let active = Atomic<Int>(0)
+    private let negotiating = Atomic<Int>(0)
 
     /// Makes a server.
     ///
@@ -52,9 +55,11 @@ public final class NBDServer: Sendable {
     public func serve(_ listener: Listener) async {
         while true {
             guard let fd = try? await listener.acceptDescriptor() else { return }
-            if active.load(ordering: .relaxed) >= limits.connections {
+            if active.load(ordering: .relaxed) >= limits.connections
+                || negotiating.load(ordering: .relaxed) >= limits.negotiating
+            {
                 close(fd)
-                log("Refused an NBD connection: \(limits.connections) are open already")
+                log("Refused an NBD connection: too many are open already")
                 continue
             }
             let loop = loops.next()
@@ -78,13 +83,15 @@ public final class NBDServer: Sendable {
     public func serve(_ base: any Channel) async throws {
         var channel = base
         defer { channel.close() }
-        guard
-            let (secured, export, structured, contexts) = try await base.withDeadline(
-                limits.handshake,
-                for: "The NBD negotiation",
-                { try await negotiate(base) }
-            )
-        else { return }
+        negotiating.wrappingAdd(1, ordering: .relaxed)
+        let result: (any Channel, Export, Bool, Bool)?
+        do {
+            defer { negotiating.wrappingSubtract(1, ordering: .relaxed) }
+            result = try await base.withDeadline(limits.handshake, for: "The NBD negotiation") {
+                try await negotiate(base)
+            }
+        }
+        guard let (secured, export, structured, contexts) = result else { return }
         channel = secured
         guard export.enter(channel) else { return }
         defer { export.leave(channel) }
@@ -122,6 +129,10 @@ public final class NBDServer: Sendable {
                         .protocolViolation,
                         "Dropped \(channel.peerName): an option of \(length) bytes"
                     )
+                }
+                if option == NBDOption.exportName.rawValue {
+                    // This option has no error reply.
+                    throw ChannelError(.protocolViolation, "Dropped \(channel.peerName): a name of \(length) bytes")
                 }
                 _ = try await channel.read(exactly: Int(length))
                 try await channel.write(handshake.tooBig(option: option))

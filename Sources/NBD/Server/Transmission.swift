@@ -65,7 +65,7 @@ final class Transmission: @unchecked Sendable {
                         await slowDone.wait()
                     }
                     slow += 1
-                    slowPayload += Int(payload?.count ?? 0)
+                    slowPayload += Self.cost(request)
                     group.addTask(executorPreference: channel.loop) {
                         try await self.runSlow(request, payload)
                     }
@@ -120,10 +120,16 @@ final class Transmission: @unchecked Sendable {
         }
     }
 
+    /// How much memory a request holds until its reply is sent.
+    private static func cost(_ request: NBDRequest) -> Int {
+        let holds = request.command == NBDCommand.read.rawValue || request.command == NBDCommand.write.rawValue
+        return holds ? Int(request.length) : 0
+    }
+
     private func runSlow(_ request: NBDRequest, _ payload: Payload?) async throws {
         defer {
             slow -= 1
-            slowPayload -= Int(payload?.count ?? 0)
+            slowPayload -= Self.cost(request)
             slowDone.signal()
         }
         do {

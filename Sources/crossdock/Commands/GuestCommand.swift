@@ -35,6 +35,12 @@ struct GuestCommand: AsyncParsableCommand {
                             + "there; it must not be started here"
                     )
                 }
+                if let arrival = try common.migrations.arrival(of: name) {
+                    throw GuestError(
+                        "Guest '\(name)' is arriving from \(arrival.source) by migration \(arrival.migration) and does not "
+                            + "belong to this host yet; start 'crossdock destination', which finishes it or cleans up"
+                    )
+                }
                 let known = try common.guests.load(name)
                 if let known, let process = known.process, process.isRunning {
                     throw GuestError("Guest '\(name)' runs already, as process \(process.pid)")
