@@ -247,7 +247,12 @@ struct FailureTests {
         #expect(result.code == MigrationError.Code.failed.rawValue, "\(result.all)")
         #expect(result.errors.contains("lost") && result.errors.contains("stays on this host"), "\(result.all)")
         #expect(try await lab.leftAtSource() == [])
-        // A killed agent cannot clean up; the next one does, from its journal.
+        // A killed agent cannot clean up; the next one does, from its journal. Until then the copy is nobody's to start.
+        try await eventually("the destination's QEMU is all that is left") {
+            lab.guests("b").names() == ["web1"]
+        }
+        let early = try await lab.crossdock(["guest", "start", "web1", "--state-dir", lab.state("b")])
+        #expect(early.code == 10 && early.errors.contains("is arriving from"), "\(early.all)")
         try await lab.startDestination()
         #expect(try lab.leftAtDestination() == [])
         #expect(try await lab.migrate().code == 0)
@@ -294,6 +299,28 @@ struct FailureTests {
         try await eventually("the destination has cleaned up") { try lab.leftAtDestination() == [] }
         let again = try await lab.migrate()
         #expect(again.code == 0, "\(again.all)")
+    }
+
+    /// The agent died after RELEASED was durable and before OWNED came: only the destination can say what is true.
+    @Test func aReleaseThatWasNotConfirmedIsFinishedByRecover() async throws {
+        let lab = try await makeLab()
+        try await lab.startDestination()
+        #expect(try await lab.migrate().code == 0)
+        let id = DurableFile.list("\(lab.state("a"))/migrations").first ?? ""
+        let journal = MigrationStore(stateDirectory: lab.state("a")).journal(of: id)
+        let lines = (try DurableFile.read(journal) ?? []).split(separator: UInt8(ascii: "\n"))
+        try DurableFile.write(Array(lines.dropLast().joined(separator: [UInt8(ascii: "\n")])) + [10], to: journal)
+        #expect(try Journal.read(journal).last == .released)
+        let status = try await lab.crossdock(["status", "--state-dir", lab.state("a")])
+        #expect(status.output.contains("undecided"), "\(status.all)")
+        let start = try await lab.crossdock(["guest", "start", "web1", "--state-dir", lab.state("a")])
+        #expect(start.code == 10, "\(start.all)")
+        let recovered = try await lab.crossdock(["recover", "--state-dir", lab.state("a")])
+        #expect(recovered.code == 0 && recovered.output.contains("runs there"), "\(recovered.all)")
+        #expect(try Journal.read(journal).last == .confirmed)
+        #expect(try await lab.monitor("b") { try await $0.status() } == "running")
+        let nothing = try await lab.crossdock(["recover", "--state-dir", lab.state("a")])
+        #expect(nothing.output.contains("nothing to recover"), "\(nothing.all)")
     }
 
     @Test func theDestinationAgentIsStoppedDuringTheCopy() async throws {

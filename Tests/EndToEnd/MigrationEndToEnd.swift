@@ -121,6 +121,33 @@ struct MigrationEndToEnd {
         #expect(DurableFile.list(temporary.path).isEmpty)
     }
 
+    /// The destination agent dies while the guest is paused: the guest resumes on the source, and the next agent hears of it.
+    @Test func aDestinationAgentKilledDuringTheSwitchoverGivesTheGuestBack() async throws {
+        let lab = try Lab()
+        let port = try await lab.startDestination()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 64, data: 4)
+        try await lab.startLinuxGuest(disks: [disk], workload: "xd.dirty=8")
+        let migration = try lab.beginMigration(more: ["--bandwidth", "8000000", "--downtime-limit", "2000"])
+        try await migration.wait(seconds: 90, for: "the switchover") { migration.output.contains("switching over") }
+        lab.destination?.signal(SIGKILL)
+        try await eventually("the guest runs on the source again") {
+            try await lab.monitor("a") { try await $0.status() } == "running"
+        }
+        try await lab.startDestination(more: ["--listen", "127.0.0.1:\(port)"])
+        let result = try await migration.finish(seconds: 90)
+        #expect(result.code == MigrationError.Code.failed.rawValue, "\(result.all)")
+        #expect(try await lab.leftAtSource() == [])
+        try await eventually("the destination has cleaned up") { try lab.leftAtDestination() == [] }
+        for side in ["a", "b"] {
+            let status = try await lab.crossdock(["status", "--state-dir", lab.state(side)])
+            #expect(status.output.contains("rolled back"), "\(status.all)")
+        }
+        let proved = try await Tool.run([
+            "python3", "\(Lab.repository)/deploy/demo/proofs.py", "records", lab.consoleA, "--image", "0=\(disk)",
+        ])
+        #expect(proved.code == 0, "\(proved.all)")
+    }
+
     /// The destination goes silent while the guest is paused: the pause ends at its deadline, on the source.
     @Test func aSilentDestinationDuringTheSwitchoverGivesTheGuestBackAtTheDeadline() async throws {
         let lab = try Lab()

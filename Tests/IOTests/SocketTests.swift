@@ -35,6 +35,25 @@ struct SocketTests {
         }
     }
 
+    @Test func aConnectThatIsNotAnsweredEndsAtItsTimeout() async throws {
+        try await onLoop { loop in
+            // A full backlog leaves further connection requests without any answer.
+            let listener = try await Listener.listen(on: .inet(host: "127.0.0.1", port: 0), loop: loop, backlog: 0)
+            var error: ChannelError?
+            var admitted: [SocketChannel] = []
+            for _ in 0..<8 where error == nil {
+                do {
+                    admitted.append(
+                        try await SocketChannel.connect(to: listener.address, on: loop, timeout: .milliseconds(200))
+                    )
+                } catch let failure as ChannelError { error = failure }
+            }
+            #expect(error?.code == .timedOut)
+            #expect(error?.message.contains("\(listener.address)") == true)
+            listener.close()
+        }
+    }
+
     @Test func anUnknownHostIsNamed() async throws {
         try await onLoop { loop in
             let error = await #expect(throws: ChannelError.self) {

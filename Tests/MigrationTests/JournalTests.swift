@@ -67,6 +67,19 @@ struct JournalTests {
         #expect(try store.release(of: "web1")?.destination == "host-c")
     }
 
+    @Test func aGuestThatIsArrivingBelongsToNobodyHereYet() throws {
+        try journal("1-a", [.accepted(guest: "web1", source: "CN=host-a", order: 0)])
+        #expect(try store.arrival(of: "web1")?.source == "CN=host-a")
+        #expect(try store.latest(of: "web1") == "1-a")
+        try Journal(opening: store.journal(of: "1-a")).append(.prepared)
+        #expect(try store.arrival(of: "web1") != nil)
+        try Journal(opening: store.journal(of: "1-a")).append(.owner(digests: [:]))
+        #expect(try store.arrival(of: "web1") == nil)
+        try journal("0-b", [.offered(guest: "web1", destination: "host-c", order: try store.nextOrder())])
+        #expect(try store.latest(of: "web1") == "0-b")
+        #expect(try store.arrival(of: "web1") == nil)
+    }
+
     @Test func aRolledBackMigrationReleasesNothing() throws {
         try journal(
             "1-a",
