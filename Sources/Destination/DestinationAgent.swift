@@ -123,7 +123,9 @@ public final class DestinationAgent: @unchecked Sendable {
             guard let migration = IncomingMigration.restore(id, agent: self) else {
                 if !records.contains(.prepared), !records.isRolledBack {
                     // The agent ended before anything was made.
-                    try? Journal(opening: migrations.journal(of: id)).append(.rolledBack(reason: "Nothing was made yet"))
+                    try? Journal(opening: migrations.journal(of: id)).append(
+                        .rolledBack(reason: "Nothing was made yet")
+                    )
                 }
                 continue
             }

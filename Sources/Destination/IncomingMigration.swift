@@ -612,7 +612,10 @@ final class IncomingMigration: @unchecked Sendable {
                     try await own()
                     log(.info, "Migration \(id): took up guest '\(offer.guest)', which belongs to this host")
                 } else {
-                    log(.warning, "Guest '\(offer.guest)' belongs to this host and does not run; use 'crossdock guest start'")
+                    log(
+                        .warning,
+                        "Guest '\(offer.guest)' belongs to this host and does not run; use 'crossdock guest start'"
+                    )
                 }
                 finish()
             } else if records.contains(.prepared), !records.isRolledBack {

@@ -309,7 +309,8 @@ public final class OutgoingMigration: @unchecked Sendable {
     private func closeSuperseded() throws {
         for id in migrations.ids() {
             let records = try Journal.read(migrations.journal(of: id))
-            guard case .offered(plan.guest, _, _) = records.first, !records.contains(.released), !records.isRolledBack else {
+            guard case .offered(plan.guest, _, _) = records.first, !records.contains(.released), !records.isRolledBack
+            else {
                 continue
             }
             try Journal(opening: migrations.journal(of: id)).append(.rolledBack(reason: Self.superseded))
@@ -504,7 +505,9 @@ public final class OutgoingMigration: @unchecked Sendable {
         let isTold = await tellDestination(reason.message)
         for disk in disks { await disk.relay?.close() }
         if !isRestored {
-            warn("Guest '\(plan.guest)' may still be paused; run 'crossdock recover \(plan.id)' once its monitor answers")
+            warn(
+                "Guest '\(plan.guest)' may still be paused; run 'crossdock recover \(plan.id)' once its monitor answers"
+            )
         }
         // A migration that is not closed can be recovered: the journal says so until everything is as it was.
         guard isRestored, isTold else { return }
@@ -560,7 +563,9 @@ public final class OutgoingMigration: @unchecked Sendable {
         if let control, control.failure == nil {
             try? await control.send(.abort(reason))
             // Answers to what was asked before may still be on their way.
-            while let answer = try? await control.next(timeout: .seconds(10)) { if case .abort = answer { return true } }
+            while let answer = try? await control.next(timeout: .seconds(10)) {
+                if case .abort = answer { return true }
+            }
         }
         // Before it was asked to prepare, the destination gives up by itself.
         guard mayBePrepared else { return true }

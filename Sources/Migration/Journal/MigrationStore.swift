@@ -52,7 +52,8 @@ public struct MigrationStore: Sendable {
     public func arrival(of guest: String) throws -> (migration: String, source: String)? {
         guard let id = try latest(of: guest) else { return nil }
         let records = try Journal.read(journal(of: id))
-        guard case .accepted(_, let source, _) = records.first, records.ownerDigests == nil, !records.isRolledBack else {
+        guard case .accepted(_, let source, _) = records.first, records.ownerDigests == nil, !records.isRolledBack
+        else {
             return nil
         }
         return (id, source)
