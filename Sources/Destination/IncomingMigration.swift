@@ -1,6 +1,5 @@
 internal import CLinux
 internal import Emulator
-internal import FoundationEssentials
 internal import Glibc
 internal import IO
 internal import Migration
@@ -412,7 +411,7 @@ final class IncomingMigration: @unchecked Sendable {
             offer: offer,
             previous: previous
         )
-        try DurableFile.write(Array(try JSONEncoder().encode(saved)), to: "\(directory)/incoming.json")
+        try DurableFile.write(try JSONText.encode(saved), to: "\(directory)/incoming.json")
     }
 
     // MARK: STREAM
@@ -578,7 +577,7 @@ final class IncomingMigration: @unchecked Sendable {
     static func restore(_ id: String, agent: DestinationAgent) -> IncomingMigration? {
         let path = "\(agent.migrations.directory(of: id))/incoming.json"
         guard let bytes = try? DurableFile.read(path),
-            let saved = try? JSONDecoder().decode(Saved.self, from: Data(bytes))
+            let saved = JSONText.decode(Saved.self, from: bytes)
         else { return nil }
         let migration = IncomingMigration(id, peer: saved.peer, agent: agent)
         migration.offer = saved.offer

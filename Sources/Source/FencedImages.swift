@@ -1,4 +1,4 @@
-internal import FoundationEssentials
+internal import Emulator
 internal import Glibc
 internal import IO
 public import Migration
@@ -16,15 +16,15 @@ public enum FencedImages {
 
     static func remember(_ paths: [String], migration: String, keep: Int, _ migrations: MigrationStore) throws {
         let record = Record(paths: paths, deleteAfter: time(nil) + keep)
-        try DurableFile.write(Array(try JSONEncoder().encode(record)), to: file(migration, migrations))
+        try DurableFile.write(try JSONText.encode(record), to: file(migration, migrations))
     }
 
     static func keepForever(_ migration: String, _ migrations: MigrationStore) {
         guard let bytes = try? DurableFile.read(file(migration, migrations)),
-            var record = try? JSONDecoder().decode(Record.self, from: Data(bytes))
+            var record = JSONText.decode(Record.self, from: bytes)
         else { return }
         record.deleteAfter = nil
-        guard let data = try? JSONEncoder().encode(record) else { return }
+        guard let data = try? JSONText.encode(record) else { return }
         try? DurableFile.write(Array(data), to: file(migration, migrations))
     }
 
@@ -37,7 +37,7 @@ public enum FencedImages {
         var deleted: [String] = []
         for id in migrations.ids() {
             guard let bytes = try? DurableFile.read(file(id, migrations)),
-                let record = try? JSONDecoder().decode(Record.self, from: Data(bytes)),
+                let record = JSONText.decode(Record.self, from: bytes),
                 let limit = record.deleteAfter, limit <= now,
                 let journal = try? Journal.read(migrations.journal(of: id)), journal.contains(.confirmed)
             else { continue }

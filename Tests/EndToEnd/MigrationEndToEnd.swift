@@ -81,7 +81,7 @@ struct MigrationEndToEnd {
     @Test func aTerminalSeesOneLineWithPhasePercentRateAndTimeLeft() async throws {
         let lab = try Lab()
         try await lab.startDestination()
-        try await lab.startIdleGuest(disks: [try await lab.makeImage("disk.raw", megabytes: 64, data: 16)])
+        try await lab.startIdleGuest(disks: [try await lab.makeImage("disk.raw", megabytes: 64, data: 32)])
         let command = ([Lab.crossdock] + lab.migrateCommand(more: ["--bandwidth", "8000000"])).joined(separator: " ")
         let result = try await Tool.run(["script", "-qec", "stty cols 100; \(command)", "/dev/null"])
         #expect(result.code == 0, "\(result.all)")

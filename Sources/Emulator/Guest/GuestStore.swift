@@ -1,4 +1,3 @@
-internal import FoundationEssentials
 internal import Glibc
 public import IO
 
@@ -69,7 +68,7 @@ public struct GuestStore: Sendable {
         try Self.validate(name)
         let path = "\(directory(of: name))/guest.json"
         guard let bytes = try DurableFile.read(path) else { return nil }
-        guard let record = try? JSONDecoder().decode(GuestRecord.self, from: Data(bytes)) else {
+        guard let record = JSONText.decode(GuestRecord.self, from: bytes) else {
             throw GuestError("\(path) is damaged; start the guest again under this name once it is repaired or removed")
         }
         return record
@@ -79,9 +78,7 @@ public struct GuestStore: Sendable {
     public func save(_ record: GuestRecord) throws {
         try Self.validate(record.name)
         try DurableFile.makeDirectory(directory(of: record.name))
-        let encoder = JSONEncoder()
-        encoder.outputFormatting = [.sortedKeys, .prettyPrinted, .withoutEscapingSlashes]
-        try DurableFile.write(Array(try encoder.encode(record)), to: "\(directory(of: record.name))/guest.json")
+        try DurableFile.write(try JSONText.encode(record, pretty: true), to: "\(directory(of: record.name))/guest.json")
     }
 
     /// Forgets a guest that does not run.

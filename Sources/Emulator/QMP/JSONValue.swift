@@ -71,10 +71,7 @@ public enum JSONValue: Sendable, Hashable, Codable, ExpressibleByStringLiteral, 
 
     /// The value as compact JSON text with sorted keys.
     public var text: String {
-        let encoder = JSONEncoder()
-        encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
-        guard let data = try? encoder.encode(self) else { return "null" }
-        return String(decoding: data, as: UTF8.self)
+        String(decoding: (try? JSONText.encode(self)) ?? Array("null".utf8), as: UTF8.self)
     }
 
     /// A member of an object; nil when there is none.

@@ -1,5 +1,5 @@
 internal import CLinux
-internal import FoundationEssentials
+internal import Emulator
 internal import Glibc
 internal import IO
 internal import TLS
@@ -70,9 +70,7 @@ public final class Journal: Sendable {
     ///
     /// - Throws: `ChannelError`; the record may or may not be durable then, and nothing may be done on it.
     public func append(_ record: JournalRecord) throws {
-        let encoder = JSONEncoder()
-        encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
-        let body = Array(try encoder.encode(record))
+        let body = try JSONText.encode(record)
         let line = Array(SHA256.hash(body).hex.prefix(16).utf8) + [UInt8(ascii: " ")] + body + [UInt8(ascii: "\n")]
         let end = lseek(fd, 0, SEEK_END)
         do {
@@ -101,7 +99,7 @@ public final class Journal: Sendable {
         for line in bytes.split(separator: UInt8(ascii: "\n"), omittingEmptySubsequences: false) {
             let parts = line.split(separator: UInt8(ascii: " "), maxSplits: 1)
             guard parts.count == 2, Array(SHA256.hash(parts[1]).hex.prefix(16).utf8) == Array(parts[0]),
-                let record = try? JSONDecoder().decode(JournalRecord.self, from: Data(parts[1]))
+                let record = JSONText.decode(JournalRecord.self, from: Array(parts[1]))
             else { break }
             // Without its end the record was torn, however right it looks.
             guard length + line.count < bytes.count else { break }

@@ -1,4 +1,4 @@
-internal import FoundationEssentials
+internal import Emulator
 public import IO
 
 /// Frames on a channel: a length of four bytes, a kind of one byte, the payload. Kind 1 is a JSON message, kind 2 data.
@@ -29,9 +29,7 @@ public final class MessageConnection: @unchecked Sendable {
 
     /// Sends a message.
     public func send(_ message: Message) async throws {
-        let encoder = JSONEncoder()
-        encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
-        let payload = Array(try encoder.encode(message))
+        let payload = try JSONText.encode(message)
         guard payload.count <= Self.maximumMessage else {
             throw ChannelError(.protocolViolation, "The message \(message.name) is larger than 1 MiB")
         }
@@ -58,7 +56,7 @@ public final class MessageConnection: @unchecked Sendable {
         switch header[4] {
         case 1 where length <= Self.maximumMessage:
             let payload = try await channel.read(exactly: length)
-            guard let message = try? JSONDecoder().decode(Message.self, from: Data(payload)) else {
+            guard let message = JSONText.decode(Message.self, from: payload) else {
                 throw ChannelError(
                     .protocolViolation,
                     "\(channel.peerName) sent a message that this version does not know"

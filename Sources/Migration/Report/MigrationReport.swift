@@ -1,3 +1,4 @@
+internal import Emulator
 internal import FoundationEssentials
 
 /// How a migration went; `docs/report.md` describes the JSON.
@@ -116,9 +117,7 @@ public struct MigrationReport: Sendable, Codable {
 
     /// The report as JSON text.
     public var json: String {
-        let encoder = JSONEncoder()
-        encoder.outputFormatting = [.sortedKeys, .prettyPrinted, .withoutEscapingSlashes]
-        guard let data = try? encoder.encode(self) else { return "{}" }
+        guard let data = try? JSONText.encode(self, pretty: true) else { return "{}" }
         return String(decoding: data, as: UTF8.self) + "\n"
     }
 
@@ -161,15 +160,13 @@ public struct MigrationEvent: Sendable, Codable {
 
     /// The event as one line of JSON, with its end.
     public var line: String {
-        let encoder = JSONEncoder()
-        encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
-        guard let data = try? encoder.encode(self) else { return "" }
+        guard let data = try? JSONText.encode(self) else { return "" }
         return String(decoding: data, as: UTF8.self) + "\n"
     }
 
     /// Reads a line; nil when it is none.
     public init?(parsing line: [UInt8]) {
-        guard let event = try? JSONDecoder().decode(MigrationEvent.self, from: Data(line)) else { return nil }
+        guard let event = JSONText.decode(MigrationEvent.self, from: line) else { return nil }
         self = event
     }
 }

@@ -1,6 +1,5 @@
 import ArgumentParser
 import Emulator
-import FoundationEssentials
 import IO
 import Migration
 
@@ -119,9 +118,7 @@ struct GuestCommand: AsyncParsableCommand {
                     return rows
                 }
                 if json {
-                    let encoder = JSONEncoder()
-                    encoder.outputFormatting = [.sortedKeys, .prettyPrinted, .withoutEscapingSlashes]
-                    output(String(decoding: try encoder.encode(rows), as: UTF8.self) + "\n")
+                    output(String(decoding: try JSONText.encode(rows, pretty: true), as: UTF8.self) + "\n")
                 } else if rows.isEmpty {
                     output("No guests on this host.\n")
                 } else {
@@ -145,9 +142,7 @@ struct GuestCommand: AsyncParsableCommand {
         func run() async throws {
             try await failing {
                 guard let record = try common.guests.load(name) else { throw GuestError("There is no guest '\(name)'") }
-                let encoder = JSONEncoder()
-                encoder.outputFormatting = [.sortedKeys, .prettyPrinted, .withoutEscapingSlashes]
-                output(String(decoding: try encoder.encode(record), as: UTF8.self) + "\n")
+                output(String(decoding: try JSONText.encode(record, pretty: true), as: UTF8.self) + "\n")
             }
         }
     }

@@ -1,7 +1,6 @@
 import ArgumentParser
 import CLinux
 import Emulator
-import FoundationEssentials
 import Glibc
 import IO
 import Migration
@@ -117,7 +116,7 @@ struct MigrateCommand: AsyncParsableCommand {
         let directory = common.migrations.directory(of: plan.id)
         try DurableFile.makeDirectory(directory)
         let order = SourceAgentOrder(plan: plan, objects: security.objects, tlsCreds: security.tlsCreds)
-        try DurableFile.write(Array(try JSONEncoder().encode(order)), to: "\(directory)/plan.json")
+        try DurableFile.write(try JSONText.encode(order), to: "\(directory)/plan.json")
         var ends: [Int32] = [-1, -1]
         guard pipe(&ends) == 0 else { throw ChannelError.system("make a pipe", errno) }
         _ = fcntl(ends[0], F_SETFD, FD_CLOEXEC)
@@ -186,6 +185,14 @@ struct SourceAgentOrder: Codable {
     var plan: MigrationPlan
     var objects: [String]
     var tlsCreds: String?
+
+    /// The credentials that the command named.
+    func credentials() throws -> any TLSCredentials {
+        var security = CredentialOptions()
+        security.objects = objects
+        security.tlsCreds = tlsCreds
+        return try security.credentials(.client)
+    }
 }
 
 /// The source agent itself: one process for one migration.
@@ -208,12 +215,12 @@ struct SourceAgentCommand: AsyncParsableCommand {
             migration.withLock { $0?.cancel() }
         }
         guard let bytes = try DurableFile.read(plan),
-            let order = try? JSONDecoder().decode(SourceAgentOrder.self, from: Data(bytes))
+            let order = JSONText.decode(SourceAgentOrder.self, from: bytes)
         else { throw ValidationError("\(plan) is no plan") }
         let store = MigrationStore(stateDirectory: order.plan.stateDirectory)
         let directory = store.directory(of: order.plan.id)
         if let process = EmulatorProcess(pid: getpid()) {
-            try? DurableFile.write(Array(try JSONEncoder().encode(process)), to: "\(directory)/agent.json")
+            try? DurableFile.write(try JSONText.encode(process), to: "\(directory)/agent.json")
         }
         let file = open(store.events(of: order.plan.id), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o600)
         let pipe = events
@@ -233,12 +240,9 @@ struct SourceAgentCommand: AsyncParsableCommand {
             destination: "\(order.plan.address)"
         )
         do {
-            var security = CredentialOptions()
-            security.objects = order.objects
-            security.tlsCreds = order.tlsCreds
             let outgoing = OutgoingMigration(
                 plan: order.plan,
-                credentials: try security.credentials(.client),
+                credentials: try order.credentials(),
                 loop: EventLoop(name: "control"),
                 dataLoops: EventLoopGroup(name: "data"),
                 emit: emit

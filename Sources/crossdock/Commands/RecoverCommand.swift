@@ -1,5 +1,5 @@
 import ArgumentParser
-import FoundationEssentials
+import Emulator
 import IO
 import Migration
 import Source
@@ -41,14 +41,11 @@ struct RecoverCommand: AsyncParsableCommand {
     private func recover(_ id: String) async throws {
         guard MigrationStore.isID(id),
             let bytes = try DurableFile.read("\(common.migrations.directory(of: id))/plan.json"),
-            let order = try? JSONDecoder().decode(SourceAgentOrder.self, from: Data(bytes))
+            let order = JSONText.decode(SourceAgentOrder.self, from: bytes)
         else { throw MigrationError(.guest, "There is no migration '\(id)' that started on this host") }
-        var security = CredentialOptions()
-        security.objects = order.objects
-        security.tlsCreds = order.tlsCreds
         let outgoing = OutgoingMigration(
             plan: order.plan,
-            credentials: try security.credentials(.client),
+            credentials: try order.credentials(),
             loop: EventLoop(name: "control"),
             dataLoops: EventLoopGroup(name: "data")
         ) { event in

@@ -1,6 +1,5 @@
 import ArgumentParser
 import Emulator
-import FoundationEssentials
 import IO
 import Migration
 
@@ -27,9 +26,7 @@ struct StatusCommand: AsyncParsableCommand {
         try await failing {
             let rows = try common.migrations.ids().compactMap { try row($0) }
             if json {
-                let encoder = JSONEncoder()
-                encoder.outputFormatting = [.sortedKeys, .prettyPrinted, .withoutEscapingSlashes]
-                output(String(decoding: try encoder.encode(rows), as: UTF8.self) + "\n")
+                output(String(decoding: try JSONText.encode(rows, pretty: true), as: UTF8.self) + "\n")
             } else if rows.isEmpty {
                 output("No migrations on this host.\n")
             } else {
@@ -85,7 +82,7 @@ struct StatusCommand: AsyncParsableCommand {
 
     private func isAgentRunning(_ id: String) -> Bool {
         guard let bytes = try? DurableFile.read("\(common.migrations.directory(of: id))/agent.json"),
-            let process = try? JSONDecoder().decode(EmulatorProcess.self, from: Data(bytes))
+            let process = JSONText.decode(EmulatorProcess.self, from: bytes)
         else { return false }
         return process.isRunning
     }
