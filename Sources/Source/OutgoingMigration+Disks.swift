@@ -58,8 +58,11 @@ extension OutgoingMigration {
                 rate: meter.rate,
                 remaining: meter.rate > 0 ? Double(remaining) / meter.rate : nil
             )
-            if disks.allSatisfy(\.isReady), fits(remaining, dataMeter.peak) { break }
-            if convergence.hasFailed(remaining: remaining, rate: meter.rate) {
+            if fits(remaining, dataMeter.peak) {
+                if disks.allSatisfy(\.isReady) { break }
+                // QEMU keeps a job that is limited in its speed waiting before it says that it is ready.
+                convergence.reset()
+            } else if convergence.hasFailed(remaining: remaining, rate: meter.rate) {
                 throw notConverged("disks", remaining, meter.rate)
             }
         }

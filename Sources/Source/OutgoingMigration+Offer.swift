@@ -66,7 +66,9 @@ extension OutgoingMigration {
                 }
                 if offered.contains(where: { $0.path == reference.path }) { continue }
                 var status = stat()
-                let allocated = stat(path, &status) == 0 ? UInt64(status.st_blocks) * 512 : disk.size
+                // Only a file system knows how much of a disk is in use.
+                let isFile = stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
+                let allocated = isFile ? UInt64(status.st_blocks) * 512 : disk.size
                 let item = Message.Offer.Disk(
                     name: "disk\(offered.count)",
                     size: disk.size,

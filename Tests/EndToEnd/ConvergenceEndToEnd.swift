@@ -6,18 +6,6 @@ import Testing
 /// A guest that writes faster than the link carries it: `tc tbf` on the loopback of a network namespace.
 @Suite(.serialized, .timeLimit(.minutes(10)))
 struct ConvergenceEndToEnd {
-    func makeLab(rate: String) async throws -> (Lab, ChildProcess) {
-        let lab = try Lab()
-        let script = """
-            ip link set lo mtu 1500 up && tc qdisc add dev lo root tbf rate \(rate) burst 128kb latency 50ms && echo up \
-            && exec sleep infinity
-            """
-        let holder = try ChildProcess(Namespace.network + ["sh", "-c", script])
-        try await holder.wait(for: "the network namespace") { holder.output.contains("up") }
-        lab.prefix = Namespace.enterNetwork(holder.pid)
-        return (lab, holder)
-    }
-
     func expectNotConverged(_ lab: Lab, _ result: ToolResult, _ words: String) async throws {
         #expect(result.code == MigrationError.Code.notConverged.rawValue, "\(result.all)")
         #expect(result.errors.contains("did not converge"), "\(result.all)")
@@ -28,8 +16,8 @@ struct ConvergenceEndToEnd {
     }
 
     @Test func aGuestThatFillsItsDiskFasterThanTheLinkStaysAndKeepsWriting() async throws {
-        let (lab, holder) = try await makeLab(rate: "160mbit")
-        defer { withExtendedLifetime(holder) {} }
+        let lab = try Lab()
+        try await lab.throttle("160mbit")
         try await lab.startDestination()
         let disk = try await lab.makeImage("disk.raw", megabytes: 128, data: 1)
         try await lab.startLinuxGuest(disks: [disk], workload: "xd.fill=24")
@@ -40,8 +28,8 @@ struct ConvergenceEndToEnd {
     }
 
     @Test func aGuestThatDirtiesItsMemoryFasterThanTheLinkStaysAndKeepsWriting() async throws {
-        let (lab, holder) = try await makeLab(rate: "160mbit")
-        defer { withExtendedLifetime(holder) {} }
+        let lab = try Lab()
+        try await lab.throttle("160mbit")
         try await lab.startDestination()
         let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
         try await lab.startLinuxGuest(disks: [disk], workload: "xd.dirty=16")

@@ -44,6 +44,19 @@ final class Lab: @unchecked Sendable {
         loop.stop()
     }
 
+    /// Puts everything that is started from here on into a network namespace whose loopback carries so much:
+    /// `160mbit`.
+    func throttle(_ rate: String) async throws {
+        let script = """
+            ip link set lo mtu 1500 up && tc qdisc add dev lo root tbf rate \(rate) burst 128kb latency 50ms && echo up \
+            && exec sleep infinity
+            """
+        let holder = try ChildProcess(Namespace.network + ["sh", "-c", script])
+        children.append(holder)
+        try await holder.wait(for: "the network namespace") { holder.output.contains("up") }
+        prefix = Namespace.enterNetwork(holder.pid)
+    }
+
     func state(_ side: String) -> String { directory.file(side) }
     func guests(_ side: String) -> GuestStore { GuestStore(stateDirectory: state(side)) }
 

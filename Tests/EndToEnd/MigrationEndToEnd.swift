@@ -126,8 +126,8 @@ struct MigrationEndToEnd {
         let lab = try Lab()
         let port = try await lab.startDestination()
         let disk = try await lab.makeImage("disk.raw", megabytes: 64, data: 4)
-        try await lab.startLinuxGuest(disks: [disk], workload: "xd.dirty=8")
-        let migration = try lab.beginMigration(more: ["--bandwidth", "8000000", "--downtime-limit", "2000"])
+        try await lab.startLinuxGuest(disks: [disk], workload: "xd.dirty=12")
+        let migration = try lab.beginMigration(more: ["--bandwidth", "6000000", "--downtime-limit", "4000"])
         try await migration.wait(seconds: 90, for: "the switchover") { migration.output.contains("switching over") }
         lab.destination?.signal(SIGKILL)
         try await eventually("the guest runs on the source again") {
@@ -153,12 +153,12 @@ struct MigrationEndToEnd {
         let lab = try Lab()
         try await lab.startDestination()
         let disk = try await lab.makeImage("disk.raw", megabytes: 64, data: 4)
-        try await lab.startLinuxGuest(disks: [disk], workload: "xd.dirty=8")
+        try await lab.startLinuxGuest(disks: [disk], workload: "xd.dirty=12")
         let reportPath = lab.directory.file("report.json")
-        // Eight megabytes of memory are always dirty, and the link takes a second for them: the pause is long enough to
-        // be hit.
+        // Twelve megabytes of memory are always dirty, and the link takes two seconds for them: the pause is long enough
+        // to be hit.
         let migration = try lab.beginMigration(more: [
-            "--bandwidth", "8000000", "--downtime-limit", "2000", "--blackout-deadline", "3000", "--report", reportPath,
+            "--bandwidth", "6000000", "--downtime-limit", "4000", "--blackout-deadline", "5000", "--report", reportPath,
         ])
         try await migration.wait(seconds: 90, for: "the switchover") { migration.output.contains("switching over") }
         lab.destination?.signal(SIGSTOP)
