@@ -126,7 +126,10 @@ public struct GuestCommandLine: Sendable, Hashable, Codable {
             case "chardev": return (name, try Self.chardev(argument ?? "", path))
             case "object":
                 if let argument, argument.hasPrefix("memory-backend-file") || argument.hasPrefix("secret") {
-                    throw GuestError("A guest with -object \(argument.prefix { $0 != "," }) cannot be moved yet")
+                    throw GuestError(
+                        "A guest with -object \(argument.prefix { $0 != "," }) cannot be moved: it depends on a file or a secret of "
+                            + "this host"
+                    )
                 }
                 return (name, argument)
             case "netdev", "nic", "net":
