@@ -210,15 +210,12 @@ static int kept(int fd, const int *keep, int count) {
 }
 
 static void close_others(const int *keep, int count) {
-    int limit = (int)sysconf(_SC_OPEN_MAX);
-    if (limit < 0 || limit > 65536) limit = 65536;
     int last = 2;
     for (int i = 0; i < count; i++)
         if (keep[i] > last) last = keep[i];
     for (int fd = 3; fd <= last; fd++)
         if (!kept(fd, keep, count)) close(fd);
     close_range(last + 1, ~0U, 0);
-    (void)limit;
 }
 
 static void run_child(char *const argv[], char *const envp[], const char *directory, int in, int out, int err,

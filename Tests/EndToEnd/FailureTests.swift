@@ -109,11 +109,7 @@ struct FailureTests {
     @Test func aFullImageDirectory() async throws {
         let lab = try await makeLab()
         let images = lab.directory.directory("small")
-        let script = "mount -t tmpfs -o size=2M none \(images) && exec \"$@\""
-        try await lab.startDestination(
-            before: Namespace.mount + ["sh", "-c", script, "sh"],
-            more: ["--image-dir", images]
-        )
+        try await lab.startDestination(images: images, mounting: "mount -t tmpfs -o size=2M none \(images)")
         let result = try await lab.migrate()
         try await expectRefusal(
             lab,
@@ -130,11 +126,7 @@ struct FailureTests {
         try await lab.throttle("40mbit")
         try await lab.startIdleGuest(disks: [try await lab.makeImage("disk.raw", megabytes: 64, data: 32)])
         let images = lab.directory.directory("small")
-        let script = "mount -t tmpfs -o size=48M none \(images) && exec \"$@\""
-        try await lab.startDestination(
-            before: Namespace.mount + ["sh", "-c", script, "sh"],
-            more: ["--image-dir", images]
-        )
+        try await lab.startDestination(images: images, mounting: "mount -t tmpfs -o size=48M none \(images)")
         let migration = try lab.beginMigration(more: [])
         try await migration.wait(for: "the copy") { migration.output.contains("copying disks") }
         guard let agent = lab.destination?.pid else { return }
@@ -151,10 +143,9 @@ struct FailureTests {
     @Test func anImageDirectoryThatCannotBeWritten() async throws {
         let lab = try await makeLab()
         let images = lab.directory.directory("frozen")
-        let script = "mount --bind \(images) \(images) && mount -o remount,bind,ro \(images) && exec \"$@\""
         try await lab.startDestination(
-            before: Namespace.mount + ["sh", "-c", script, "sh"],
-            more: ["--image-dir", images]
+            images: images,
+            mounting: "mount --bind \(images) \(images) && mount -o remount,bind,ro \(images)"
         )
         let result = try await lab.migrate()
         try await expectRefusal(

@@ -136,6 +136,14 @@ final class Lab: @unchecked Sendable {
         return controlPort
     }
 
+    /// Starts a destination agent in a mount namespace of its own, after `mount` commands for its image directory.
+    func startDestination(images: String, mounting commands: String) async throws {
+        try await startDestination(
+            before: Namespace.mount + ["sh", "-c", "\(commands) && exec \"$@\"", "sh"],
+            more: ["--image-dir", images]
+        )
+    }
+
     /// The ports that the agent printed: "listening on 127.0.0.1:PORT, NBD port PORT".
     private func port(after marker: String) -> UInt16 {
         let text = destination?.output ?? ""

@@ -231,9 +231,6 @@ public final class TLSSession: @unchecked Sendable {
         return done
     }
 
-    /// Whether plaintext is ready without more ciphertext.
-    var hasPending: Bool { gnutls_record_check_pending(handle) > 0 || !inbound.isEmpty }
-
     /// Queues a close_notify.
     func closeNotify() { _ = gnutls_bye(handle, GNUTLS_SHUT_WR) }
 
