@@ -3,10 +3,21 @@
 
 #include <gcrypt.h>
 
-/* gcry_control is variadic, which Swift cannot call. */
-static inline int xd_gcry_finish_initialization(void) {
-    return (int)gcry_control(GCRYCTL_INITIALIZATION_FINISHED, 0);
+/* gcry_control is variadic, which Swift cannot call. Secure memory stays off: the keys that libgcrypt holds are wiped
+   when a handle is closed, and its pool of locked memory is small. Calling it again changes nothing. */
+static inline void xd_gcry_initialize(void) {
+    if (gcry_control(GCRYCTL_INITIALIZATION_FINISHED_P)) return;
+    (void)gcry_check_version(NULL);
+    (void)gcry_control(GCRYCTL_DISABLE_SECMEM, 0);
+    (void)gcry_control(GCRYCTL_INITIALIZATION_FINISHED, 0);
 }
-static inline int xd_gcry_disable_secure_memory(void) { return (int)gcry_control(GCRYCTL_DISABLE_SECMEM, 0); }
+
+/* Macros around gcry_md_ctl and gcry_cipher_ctl. */
+static inline int xd_gcry_md_available(int algorithm) { return gcry_md_test_algo(algorithm) == 0; }
+static inline int xd_gcry_cipher_available(int algorithm) { return gcry_cipher_test_algo(algorithm) == 0; }
+static inline int xd_gcry_md_write(gcry_md_hd_t handle, const void *bytes, size_t count) {
+    gcry_md_write(handle, bytes, count);
+    return 0;
+}
 
 #endif

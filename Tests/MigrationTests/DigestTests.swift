@@ -11,9 +11,9 @@ struct DigestTests {
     func reference(_ bytes: [UInt8]) -> String {
         var all: [UInt8] = []
         for start in stride(from: 0, to: bytes.count, by: 65536) {
-            all += SHA256.hash(bytes[start..<min(start + 65536, bytes.count)])
+            all += HashAlgorithm.sha256.hash(bytes[start..<min(start + 65536, bytes.count)])
         }
-        return SHA256.hash(all).hex
+        return HashAlgorithm.sha256.hash(all).hex
     }
 
     @Test(arguments: [0, 1, 65535, 65536, 65537, 300_000])

@@ -15,7 +15,7 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
 
     /// The length of a chunk in bytes.
     public static let chunkSize: UInt64 = 64 << 10
-    private static let zeroDigest = SHA256.hash([UInt8](repeating: 0, count: Int(chunkSize)))
+    private static let zeroDigest = HashAlgorithm.sha256.hash([UInt8](repeating: 0, count: Int(chunkSize)))
 
     private let size: UInt64
     private let chunks: Int
@@ -32,7 +32,7 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
     public init(size: UInt64, isBlank: Bool) throws {
         self.size = size
         chunks = Int((size + Self.chunkSize - 1) / Self.chunkSize)
-        guard size <= 1 << 50, let memory = calloc(max(chunks, 1), SHA256.length) else {
+        guard size <= 1 << 50, let memory = calloc(max(chunks, 1), HashAlgorithm.sha256.digestLength) else {
             throw ChannelError(.system, "A disk of \(size) bytes is too large")
         }
         digests = memory
@@ -93,17 +93,17 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
                     // Only the next data is looked for: looking for the end of data walks over all of it on tmpfs.
                     hole = start..<min(max(file.nextData(from: start), start), size)
                 }
-                let target = digests + chunk * SHA256.length
+                let target = digests + chunk * HashAlgorithm.sha256.digestLength
                 if hole.lowerBound <= start, end <= hole.upperBound {
-                    memset(target, 0, SHA256.length)
+                    memset(target, 0, HashAlgorithm.sha256.digestLength)
                     continue
                 }
                 try readChunk(fd, path, buffer.mutable(0..<Int(end - start)), at: start)
                 let bytes = buffer.bytes(0..<Int(end - start))
                 if xd_is_zero(bytes.baseAddress, bytes.count) != 0 {
-                    memset(target, 0, SHA256.length)
+                    memset(target, 0, HashAlgorithm.sha256.digestLength)
                 } else {
-                    SHA256.hash(bytes, into: target)
+                    HashAlgorithm.sha256.hash(bytes, into: target)
                 }
                 read += 1
             }
@@ -129,23 +129,27 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
 
     /// The disk's digest in hexadecimal. Only right while nothing is marked.
     public func digest() -> String {
-        let all = IOBuffer(capacity: max(chunks * SHA256.length, 1))
-        let bytes = all.mutable(0..<(chunks * SHA256.length))
+        let all = IOBuffer(capacity: max(chunks * HashAlgorithm.sha256.digestLength, 1))
+        let bytes = all.mutable(0..<(chunks * HashAlgorithm.sha256.digestLength))
         let lastIsShort = size % Self.chunkSize != 0
         for chunk in 0..<chunks {
-            let source = digests + chunk * SHA256.length
-            let target = bytes.baseAddress! + chunk * SHA256.length
-            if xd_is_zero(source, SHA256.length) == 0 {
-                memcpy(target, source, SHA256.length)
+            let source = digests + chunk * HashAlgorithm.sha256.digestLength
+            let target = bytes.baseAddress! + chunk * HashAlgorithm.sha256.digestLength
+            if xd_is_zero(source, HashAlgorithm.sha256.digestLength) == 0 {
+                memcpy(target, source, HashAlgorithm.sha256.digestLength)
             } else if lastIsShort, chunk == chunks - 1 {
-                let tail = SHA256.hash([UInt8](repeating: 0, count: Int(size % Self.chunkSize)))
-                tail.withUnsafeBytes { _ = memcpy(target, $0.baseAddress!, SHA256.length) }
+                let tail = HashAlgorithm.sha256.hash([UInt8](repeating: 0, count: Int(size % Self.chunkSize)))
+                tail.withUnsafeBytes { _ = memcpy(target, $0.baseAddress!, HashAlgorithm.sha256.digestLength) }
             } else {
-                Self.zeroDigest.withUnsafeBytes { _ = memcpy(target, $0.baseAddress!, SHA256.length) }
+                Self.zeroDigest.withUnsafeBytes {
+                    _ = memcpy(target, $0.baseAddress!, HashAlgorithm.sha256.digestLength)
+                }
             }
         }
-        var result = [UInt8](repeating: 0, count: SHA256.length)
-        result.withUnsafeMutableBytes { SHA256.hash(UnsafeRawBufferPointer(bytes), into: $0.baseAddress!) }
+        var result = [UInt8](repeating: 0, count: HashAlgorithm.sha256.digestLength)
+        result.withUnsafeMutableBytes {
+            HashAlgorithm.sha256.hash(UnsafeRawBufferPointer(bytes), into: $0.baseAddress!)
+        }
         return result.hex
     }
 

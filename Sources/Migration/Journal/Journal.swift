@@ -71,7 +71,10 @@ public final class Journal: Sendable {
     /// - Throws: `ChannelError`; the record may or may not be durable then, and nothing may be done on it.
     public func append(_ record: JournalRecord) throws {
         let body = try JSONText.encode(record)
-        let line = Array(SHA256.hash(body).hex.prefix(16).utf8) + [UInt8(ascii: " ")] + body + [UInt8(ascii: "\n")]
+        let line =
+            Array(HashAlgorithm.sha256.hash(body).hex.prefix(16).utf8) + [UInt8(ascii: " ")] + body + [
+                UInt8(ascii: "\n")
+            ]
         let end = lseek(fd, 0, SEEK_END)
         do {
             try DurableFile.append(line, to: fd, path: path)
@@ -98,7 +101,8 @@ public final class Journal: Sendable {
         var length = 0
         for line in bytes.split(separator: UInt8(ascii: "\n"), omittingEmptySubsequences: false) {
             let parts = line.split(separator: UInt8(ascii: " "), maxSplits: 1)
-            guard parts.count == 2, Array(SHA256.hash(parts[1]).hex.prefix(16).utf8) == Array(parts[0]),
+            guard parts.count == 2,
+                Array(HashAlgorithm.sha256.hash(parts[1]).hex.prefix(16).utf8) == Array(parts[0]),
                 let record = JSONText.decode(JournalRecord.self, from: Array(parts[1]))
             else { break }
             // Without its end the record was torn, however right it looks.
