@@ -26,7 +26,7 @@ let package = Package(
         .systemLibrary(name: "CSSH", pkgConfig: "libssh", providers: [.apt(["libssh-dev"])]),
         .target(name: "CLinux"),
         .target(name: "IO", dependencies: ["CLinux"], swiftSettings: settings),
-        .target(name: "TLS", dependencies: ["IO", "CGnuTLS", "CGcrypt"], swiftSettings: settings),
+        .target(name: "TLS", dependencies: ["IO", "CGnuTLS", "CGcrypt", "CLinux"], swiftSettings: settings),
         .target(name: "NBD", dependencies: ["TLS", "IO", "CLinux"], swiftSettings: settings),
         .target(name: "Emulator", dependencies: ["TLS", "IO", "CLinux"], swiftSettings: settings),
         .target(name: "Migration", dependencies: ["NBD", "Emulator", "TLS", "IO", "CLinux"], swiftSettings: settings),

@@ -1,4 +1,5 @@
 #define _GNU_SOURCE
+#include <sys/mman.h>
 #include "CLinux.h"
 
 #include <dirent.h>
@@ -347,3 +348,23 @@ int xd_terminal_width(int fd) {
 }
 
 int xd_open_directory(const char *path) { return open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC); }
+
+void *xd_secret_pages(size_t length) {
+    void *pages = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED) return NULL;
+    (void)madvise(pages, length, MADV_DONTDUMP);
+    (void)madvise(pages, length, MADV_WIPEONFORK);
+    (void)mlock(pages, length);
+    return pages;
+}
+
+void xd_secret_pages_free(void *pages, size_t length) {
+    explicit_bzero(pages, length);
+    munmap(pages, length);
+}
+
+void xd_wipe(void *bytes, size_t length) { explicit_bzero(bytes, length); }
+
+long xd_keyring_read(int32_t serial, void *buffer, size_t capacity) {
+    return syscall(SYS_keyctl, 11 /* KEYCTL_READ */, serial, buffer, capacity, 0);
+}

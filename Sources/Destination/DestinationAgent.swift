@@ -184,7 +184,7 @@ public final class DestinationAgent: @unchecked Sendable {
         case .control:
             let migration =
                 incoming[hello.migration] ?? IncomingMigration.open(hello.migration, peer: peer, agent: self)
-            guard migration.peer == peer else {
+            guard migration.peer.name == peer.name else {
                 try await connection.send(.abort("This migration belongs to another source"))
                 return
             }
@@ -192,7 +192,7 @@ public final class DestinationAgent: @unchecked Sendable {
             await migration.serve(connection)
             if migration.isOver { incoming[hello.migration] = nil }
         case .stream:
-            guard let migration = incoming[hello.migration], migration.peer == peer else {
+            guard let migration = incoming[hello.migration], migration.peer.name == peer.name else {
                 try await connection.send(.abort("There is no such migration here"))
                 return
             }

@@ -36,6 +36,8 @@ enum GnuTLS {
                 GNUTLS_CERT_SIGNATURE_FAILURE,
                 "it is not signed by the certificate authority in ca-cert.pem, but by one of the same name"
             ),
+            (GNUTLS_CERT_REVOCATION_DATA_SUPERSEDED, "the revocation list in ca-crl.pem is out of date"),
+            (GNUTLS_CERT_REVOCATION_DATA_ISSUED_IN_FUTURE, "the revocation list in ca-crl.pem is from the future"),
             (GNUTLS_CERT_SIGNER_CONSTRAINTS_FAILURE, "it violates its issuer's constraints"),
         ]
         let found = table.filter { status & $0.0.rawValue != 0 }.map(\.1)

@@ -69,4 +69,11 @@ void xd_raise_descriptor_limit(void);
 int xd_terminal_width(int fd);
 int xd_open_directory(const char *path);
 
+/* Pages for secrets: left out of core dumps and not inherited by children; locked when the limit allows it. */
+void *xd_secret_pages(size_t length);
+void xd_secret_pages_free(void *pages, size_t length);
+void xd_wipe(void *bytes, size_t length);
+/* keyctl(2): the payload of a key of the kernel's keyring; returns its length, or -1 with errno. */
+long xd_keyring_read(int32_t serial, void *buffer, size_t capacity);
+
 #endif

@@ -6,122 +6,63 @@ public struct ObjectDescription: Sendable, Equatable {
     public var type: String
     /// The id by which others refer to it.
     public var id: String
-    /// The other properties; booleans are "on" or "off".
-    public var properties: [String: String]
+    /// The other properties.
+    public var properties: [String: ObjectValue]
+    /// Whether texts stand for every type, as in the keyval form.
+    var isKeyval: Bool
 
-    /// Parses a description.
+    /// Parses a description, with QEMU's rules: `keyval_parse` with the implied key `qom-type`, or JSON.
     ///
-    /// In the keyval form a comma within a value is written twice.
-    ///
-    /// - Throws: `CredentialError` that names the part that cannot be understood.
+    /// - Throws: `CredentialError` that names the parameter which cannot be understood, but no value: one may be a secret.
     public init(parsing text: String) throws {
-        var pairs: [(String, String)]
         if text.hasPrefix("{") {
-            pairs = try Self.parseJSON(text)
-            guard let index = pairs.firstIndex(where: { $0.0 == "qom-type" }) else {
-                throw CredentialError("--object '\(text)' has no 'qom-type'")
+            guard let value = try? JSONDecoder().decode([String: ObjectValue].self, from: Data(text.utf8)) else {
+                throw CredentialError("--object '{...' is not valid JSON")
             }
-            type = pairs.remove(at: index).1
+            try self.init(value, isKeyval: false)
         } else {
-            let parts = KeyValue.split(text)
-            guard let first = parts.first, !first.isEmpty else {
-                throw CredentialError("--object needs a type, as in --object tls-creds-x509,id=tls0,dir=DIR")
+            let value: [String: ObjectValue]
+            do {
+                value = try KeyValue.parse(text, implied: "qom-type")
+            } catch let error as CredentialError {
+                throw CredentialError(
+                    text.hasPrefix("secret")
+                        ? "--object secret,...: not a list of key=value; a comma in a value is written twice"
+                        : "--object: \(error.message)"
+                )
             }
-            var rest = parts.dropFirst()
-            if first.contains("=") {
-                guard first.hasPrefix("qom-type=") else {
-                    throw CredentialError("--object '\(text)' must begin with a type")
-                }
-                type = String(first.dropFirst(9))
-            } else {
-                type = first
-            }
-            pairs = []
-            while let part = rest.popFirst() {
-                guard let equals = part.firstIndex(of: "=") else {
-                    throw CredentialError("In --object '\(text)', '\(part)' is not key=value")
-                }
-                pairs.append((String(part[..<equals]), String(part[part.index(after: equals)...])))
-            }
+            try self.init(value, isKeyval: true)
         }
-        var properties: [String: String] = [:]
-        for (key, value) in pairs { properties[key] = value }
-        guard let id = properties.removeValue(forKey: "id"), !id.isEmpty else {
-            throw CredentialError("--object '\(text)' has no id, as in --object \(type),id=tls0")
+    }
+
+    /// Makes a description of a record with `qom-type` and `id`, as QMP's object-add has it.
+    public init(_ record: [String: ObjectValue], isKeyval: Bool = false) throws {
+        var properties = record
+        guard case .text(let type)? = properties.removeValue(forKey: "qom-type"), !type.isEmpty else {
+            throw CredentialError(
+                "--object: Parameter 'qom-type' is missing; an object begins with its type, as in tls-creds-x509,id=tls0,dir=DIR"
+            )
         }
+        guard case .text(let id)? = properties.removeValue(forKey: "id") else {
+            throw CredentialError("--object: Parameter 'id' is missing, as in \(type),id=tls0")
+        }
+        guard Self.isWellFormed(id) else {
+            throw CredentialError(
+                "--object: Parameter 'id' expects an identifier: a letter, then letters, digits, '-', '.' and '_'"
+            )
+        }
+        self.type = type
         self.id = id
         self.properties = properties
+        self.isKeyval = isKeyval
     }
 
-    private static func parseJSON(_ text: String) throws -> [(String, String)] {
-        guard let value = try? JSONDecoder().decode([String: Scalar].self, from: Data(text.utf8)) else {
-            throw CredentialError("--object '\(text)' is not a JSON object of plain values")
-        }
-        return value.map { ($0.key, $0.value.text) }
+    private static func isWellFormed(_ id: String) -> Bool {
+        let bytes = Array(id.utf8)
+        func isLetter(_ byte: UInt8) -> Bool { (65...90).contains(byte) || (97...122).contains(byte) }
+        guard let first = bytes.first, isLetter(first) else { return false }
+        return bytes.allSatisfy { isLetter($0) || (48...57).contains($0) || $0 == 45 || $0 == 46 || $0 == 95 }
     }
 
-    private enum Scalar: Decodable {
-        case text(String), flag(Bool), number(Int)
-
-        init(from decoder: any Decoder) throws {
-            let container = try decoder.singleValueContainer()
-            if let flag = try? container.decode(Bool.self) {
-                self = .flag(flag)
-            } else if let number = try? container.decode(Int.self) {
-                self = .number(number)
-            } else {
-                self = .text(try container.decode(String.self))
-            }
-        }
-
-        var text: String {
-            switch self {
-            case .text(let text): text
-            case .flag(let flag): flag ? "on" : "off"
-            case .number(let number): String(number)
-            }
-        }
-    }
-
-    /// A property that is a switch, in any of QEMU's spellings.
-    func flag(_ key: String, default value: Bool) throws -> Bool {
-        switch properties[key] {
-        case nil: return value
-        case "on", "yes", "true", "y": return true
-        case "off", "no", "false", "n": return false
-        case let text?: throw CredentialError("In object '\(id)', \(key)=\(text) is neither on nor off")
-        }
-    }
-}
-
-/// QEMU's comma-separated lists, in which a comma within an item is doubled.
-public enum KeyValue {
-    /// Splits at single commas and undoes the doubling.
-    public static func split(_ text: String) -> [String] {
-        var parts: [String] = []
-        var current = ""
-        var iterator = text.makeIterator()
-        var held = iterator.next()
-        while let character = held {
-            held = iterator.next()
-            if character == "," {
-                if held == "," {
-                    current.append(",")
-                    held = iterator.next()
-                } else {
-                    parts.append(current)
-                    current = ""
-                }
-            } else {
-                current.append(character)
-            }
-        }
-        parts.append(current)
-        return parts
-    }
-
-    /// Doubles the commas of a value.
-    public static func escape(_ value: String) -> String {
-        String(value.flatMap { $0 == "," ? [",", ","] : [$0] })
-    }
+    var reader: PropertyReader { PropertyReader(properties, isKeyval: isKeyval) }
 }

@@ -8,11 +8,19 @@ public struct TLSPeer: Sendable, Hashable, Codable {
     public var distinguishedName: String?
     /// The user of a pre-shared key.
     public var pskUser: String?
+    /// The certificate's subject alternative names, each with its kind: `DNS:host`, `IP:192.0.2.1`, `URI:...`, `EMAIL:...`.
+    public var alternativeNames: [String]?
 
     /// Makes an identity.
-    public init(distinguishedName: String? = nil, pskUser: String? = nil) {
+    public init(distinguishedName: String? = nil, pskUser: String? = nil, alternativeNames: [String]? = nil) {
         self.distinguishedName = distinguishedName
         self.pskUser = pskUser
+        self.alternativeNames = alternativeNames
+    }
+
+    /// Everything that an authorisation may be about, the main name first; empty for who proved nothing.
+    public var identities: [String] {
+        ([distinguishedName ?? pskUser].compactMap { $0 }) + (alternativeNames ?? [])
     }
 
     /// The identity for messages and comparisons.
@@ -39,6 +47,8 @@ public final class TLSSession: @unchecked Sendable {
     private let purpose: UnsafeMutablePointer<CChar>
     private let verification: UnsafeMutablePointer<gnutls_typed_vdata_st>
     private let staging: UnsafeMutableRawPointer
+    /// What the credentials loaded; a reload does not change a session that exists.
+    let attachment: AnyObject
     let inbound: ByteFIFO
     let outbound: ByteFIFO
     /// Whether the transport has ended, so that an empty inbound queue means end of file.
@@ -59,6 +69,12 @@ public final class TLSSession: @unchecked Sendable {
             | UInt32(GNUTLS_NO_SIGNAL.rawValue)
         try GnuTLS.check(gnutls_init(&session, flags), "Cannot make a TLS session")
         handle = session!
+        do {
+            attachment = try credentials.attach(to: session!)
+        } catch {
+            gnutls_deinit(session)
+            throw error
+        }
         self.hostname = hostname.map { strdup($0) }
         purpose = strdup(isServer ? GNUTLS_KP_TLS_WWW_CLIENT : GNUTLS_KP_TLS_WWW_SERVER)
         verification = .allocate(capacity: 2)
@@ -72,7 +88,7 @@ public final class TLSSession: @unchecked Sendable {
             let rest = position.map { String(cString: $0) } ?? ""
             throw CredentialError("The TLS priority string is invalid at '\(rest)': \(GnuTLS.message(code))")
         }
-        try credentials.attach(to: handle)
+        gnutls_session_set_ptr(handle, Unmanaged.passUnretained(self).toOpaque())
         if credentials.usesCertificates, credentials.verifiesPeer { try requireVerification(isServer) }
         if let hostname, !isServer, !Self.isAddress(hostname) {
             gnutls_server_name_set(handle, GNUTLS_NAME_DNS, hostname, hostname.utf8.count)
@@ -278,19 +294,13 @@ public final class TLSSession: @unchecked Sendable {
         if credentials.usesCertificates {
             var count: UInt32 = 0
             guard let list = gnutls_certificate_get_peers(handle, &count), count > 0 else { return peer }
-            var certificate: gnutls_x509_crt_t?
-            guard gnutls_x509_crt_init(&certificate) == 0 else { return peer }
-            defer { gnutls_x509_crt_deinit(certificate) }
+            var handle: gnutls_x509_crt_t?
+            guard gnutls_x509_crt_init(&handle) == 0, let handle else { return peer }
+            let certificate = Certificate(adopting: handle)
             var datum = list[0]
-            guard gnutls_x509_crt_import(certificate, &datum, GNUTLS_X509_FMT_DER) == 0 else { return peer }
-            var size = 4096
-            var text = [CChar](repeating: 0, count: size)
-            if gnutls_x509_crt_get_dn(certificate, &text, &size) == 0 {
-                peer.distinguishedName = String(
-                    decoding: text.prefix(size).prefix { $0 != 0 }.map { UInt8(bitPattern: $0) },
-                    as: UTF8.self
-                )
-            }
+            guard gnutls_x509_crt_import(handle, &datum, GNUTLS_X509_FMT_DER) == 0 else { return peer }
+            peer.distinguishedName = certificate.subject
+            peer.alternativeNames = certificate.alternativeNames
         } else if credentials.endpoint == .server, let user = gnutls_psk_server_get_username(handle) {
             peer.pskUser = String(cString: user)
         }

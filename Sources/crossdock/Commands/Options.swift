@@ -56,7 +56,7 @@ struct CredentialOptions: ParsableArguments {
     var tlsCreds: String?
 
     func credentials(_ endpoint: TLSEndpoint) throws -> any TLSCredentials {
-        var store = ObjectStore()
+        let store = ObjectStore()
         for object in objects { try store.add(ObjectDescription(parsing: object)) }
         if let tlsCreds { return try store.credentials(tlsCreds, endpoint: endpoint) }
         let directories = ["/etc/pki/crossdock", "/etc/pki/qemu"]

@@ -146,7 +146,7 @@ struct TLSSessionTests {
         let error = #expect(throws: CredentialError.self) {
             try PSKCredentials(id: "p", directory: directory.path, endpoint: .client)
         }
-        #expect(error?.message.contains("'qemu' not found") == true)
+        #expect(error?.message.contains("Username qemu not found") == true)
     }
 
     @Test func aWrongPreSharedKeyFailsOnBothEnds() async throws {

@@ -1,0 +1,161 @@
+internal import FoundationEssentials
+internal import Glibc
+internal import Synchronization
+
+/// Decides whether a peer that proved its identity may pass.
+public protocol Authorizer: SecurityObject {
+    /// Whether a peer with these names may pass. The first name is the main one: a certificate's distinguished name, or the
+    /// user of a pre-shared key; the certificate's alternative names follow.
+    func allows(_ identities: [String]) -> Bool
+}
+
+/// Allows one identity: QEMU's `authz-simple`.
+public final class SimpleAuthorizer: Authorizer {
+    /// The object's id.
+    public let id: String
+    /// The type.
+    public let type = "authz-simple"
+    private let identity: String
+
+    /// Makes an authorisation for one identity, compared byte for byte.
+    public init(id: String, identity: String) {
+        self.id = id
+        self.identity = identity
+    }
+
+    /// See `Authorizer.allows(_:)`.
+    public func allows(_ identities: [String]) -> Bool {
+        identities.contains { Array($0.utf8) == Array(identity.utf8) }
+    }
+}
+
+/// Rules in their order, the first that matches decides, and a policy when none does: QEMU's `authz-list`.
+public final class ListAuthorizer: Authorizer {
+    /// The object's id.
+    public let id: String
+    /// The type.
+    public let type = "authz-list"
+    /// The rules in their order.
+    public let rules: [AuthorizationRule]
+    /// What is decided when no rule matches.
+    public let policy: AuthorizationPolicy
+
+    /// Makes a list.
+    public init(id: String, rules: [AuthorizationRule], policy: AuthorizationPolicy = .deny) {
+        self.id = id
+        self.rules = rules
+        self.policy = policy
+    }
+
+    /// See `Authorizer.allows(_:)`. A rule matches when it is about any of the names.
+    public func allows(_ identities: [String]) -> Bool {
+        for rule in rules where identities.contains(where: rule.matches) { return rule.policy == .allow }
+        return policy == .allow
+    }
+}
+
+/// A list in a JSON file: QEMU's `authz-list-file`.
+///
+/// With `refresh` the file is compared with what was read before at each decision, so that a change counts from the moment
+/// it is in place. A file that cannot be read or understood denies everybody until it is good again.
+public final class ListFileAuthorizer: Authorizer {
+    /// The object's id.
+    public let id: String
+    /// The type.
+    public let type = "authz-list-file"
+    /// The file.
+    public let path: String
+    private let refresh: Bool
+    private struct State {
+        var contents: [UInt8]
+        var list: ListAuthorizer?
+        var problem: String?
+    }
+    private let state: Mutex<State>
+
+    /// Reads the file.
+    ///
+    /// - Parameters:
+    ///   - id: the object's id.
+    ///   - path: an absolute path.
+    ///   - refresh: whether later changes count.
+    /// - Throws: `CredentialError` when the file cannot be read or understood now.
+    public init(id: String, path: String, refresh: Bool = true) throws {
+        guard path.hasPrefix("/") else {
+            throw CredentialError("Parameter 'filename' of object '\(id)' must be an absolute path, not '\(path)'")
+        }
+        self.id = id
+        self.path = path
+        self.refresh = refresh
+        let contents = try CredentialFile.contents(path)
+        state = Mutex(State(contents: contents, list: try Self.parse(contents, id: id, path: path)))
+    }
+
+    /// Why everybody is denied at present; nil when the file is good.
+    public var problem: String? { state.withLock { $0.problem } }
+
+    /// See `Authorizer.allows(_:)`.
+    public func allows(_ identities: [String]) -> Bool {
+        state.withLock { state in
+            if refresh {
+                do {
+                    let contents = try CredentialFile.contents(path)
+                    if contents != state.contents || state.list == nil {
+                        state.list = nil
+                        state.contents = contents
+                        state.list = try Self.parse(contents, id: id, path: path)
+                    }
+                    state.problem = nil
+                } catch {
+                    state.list = nil
+                    state.problem = "\(error)"
+                }
+            }
+            return state.list?.allows(identities) ?? false
+        }
+    }
+
+    private static func parse(_ contents: [UInt8], id: String, path: String) throws -> ListAuthorizer {
+        let decoded: [String: ObjectValue]
+        do {
+            decoded = try JSONDecoder().decode([String: ObjectValue].self, from: Data(contents))
+        } catch {
+            throw CredentialError("Unable to parse \(path) of object '\(id)': it is not a JSON object")
+        }
+        do {
+            var reader = PropertyReader(decoded, isKeyval: false)
+            let rules = try AuthorizationRule.parse(reader.records("rules") ?? [])
+            let policy: AuthorizationPolicy = try reader.choice("policy") ?? .deny
+            try reader.finish()
+            return ListAuthorizer(id: id, rules: rules, policy: policy)
+        } catch let error as CredentialError {
+            throw CredentialError("In \(path) of object '\(id)': \(error.message)")
+        }
+    }
+}
+
+/// The check that a server makes of each peer, by the id of an authorisation: QEMU's `tls-authz`.
+public struct AccessControl: Sendable {
+    private let objects: ObjectStore
+    /// The id of the authorisation; nil lets everybody pass who got through TLS.
+    public let authorization: String?
+
+    /// Makes a check against the objects of a process.
+    public init(objects: ObjectStore, authorization: String?) {
+        self.objects = objects
+        self.authorization = authorization
+    }
+
+    /// Throws when the peer may not pass. An object that does not exist, or is no authorisation, denies.
+    ///
+    /// The object is looked up at each check, so that one that is removed and added again counts at once.
+    public func check(_ peer: TLSPeer) throws {
+        guard let authorization else { return }
+        let authorizer = try objects.authorizer(authorization)
+        guard authorizer.allows(peer.identities) else {
+            var message = "TLS authz check for \(peer.name) is denied by object '\(authorization)'"
+            if let problem = (authorizer as? ListFileAuthorizer)?.problem { message += ", because: \(problem)" }
+            throw CredentialError(message)
+        }
+    }
+}
