@@ -22,6 +22,11 @@ public final class DestinationAgent: @unchecked Sendable {
         public var stateDirectory: String
         /// Who we are, and whom we trust.
         public var credentials: any TLSCredentials
+        /// The objects of the process, which the control socket changes.
+        public var objects: ObjectStore
+        /// The id of the authorisation that each peer is checked against, QEMU's `tls-authz`; nil for everybody whom the
+        /// credentials trust.
+        public var authorization: String?
         /// What the operator reads.
         public var log: Log
 
@@ -32,6 +37,8 @@ public final class DestinationAgent: @unchecked Sendable {
             imageDirectory: String,
             stateDirectory: String,
             credentials: any TLSCredentials,
+            objects: ObjectStore = ObjectStore(),
+            authorization: String? = nil,
             log: Log = Log()
         ) {
             self.listen = listen
@@ -39,6 +46,8 @@ public final class DestinationAgent: @unchecked Sendable {
             self.imageDirectory = imageDirectory
             self.stateDirectory = stateDirectory
             self.credentials = credentials
+            self.objects = objects
+            self.authorization = authorization
             self.log = log
         }
     }
@@ -55,6 +64,7 @@ public final class DestinationAgent: @unchecked Sendable {
     private let dataLoops: EventLoopGroup
     private var control: Listener?
     private var nbd: Listener?
+    private var monitor: ObjectMonitor?
     private var incoming: [String: IncomingMigration] = [:]
     private var pending = 0
     private let stateLock: FileLock
@@ -69,6 +79,9 @@ public final class DestinationAgent: @unchecked Sendable {
     }
 
     var log: Log { configuration.log }
+    private var access: AccessControl {
+        AccessControl(objects: configuration.objects, authorization: configuration.authorization)
+    }
     /// The NBD server's port.
     public var nbdPort: UInt16 { nbd?.address.port ?? 0 }
     /// The control port's address.
@@ -106,9 +119,18 @@ public final class DestinationAgent: @unchecked Sendable {
         self.control = control
         let nbd = try await Listener.listen(on: configuration.nbdListen, loop: loop)
         self.nbd = nbd
-        let server = NBDServer(exports: exports, credentials: configuration.credentials, loops: dataLoops) { [log] in
-            log(.warning, $0)
-        }
+        let server = NBDServer(
+            exports: exports,
+            credentials: configuration.credentials,
+            access: access,
+            loops: dataLoops
+        ) { [log] in log(.warning, $0) }
+        monitor = try await ObjectMonitor.start(
+            path: ObjectMonitor.path(stateDirectory: configuration.stateDirectory),
+            objects: configuration.objects,
+            log: log,
+            loop: loop
+        )
         Task(executorPreference: loop) { await server.serve(nbd) }
         Task(executorPreference: loop) { await self.accept(control) }
         log(.info, "listening on \(control.address), NBD on \(nbd.address), images in \(configuration.imageDirectory)")
@@ -160,6 +182,14 @@ public final class DestinationAgent: @unchecked Sendable {
             opened = try await base.withDeadline(.seconds(10), for: "The greeting") {
                 let channel = try await TLSChannel.handshake(over: base, credentials: configuration.credentials)
                 let connection = MessageConnection(channel)
+                do {
+                    try access.check(channel.session.peer)
+                } catch {
+                    try await connection.send(
+                        .abort("This agent does not let '\(channel.session.peer.name)' migrate guests to it")
+                    )
+                    throw error
+                }
                 guard case .hello(let hello) = try await connection.receiveMessage() else {
                     throw ChannelError(.protocolViolation, "the first message is not HELLO")
                 }
@@ -207,6 +237,7 @@ public final class DestinationAgent: @unchecked Sendable {
         try? await loop.run {
             self.control?.close()
             self.nbd?.close()
+            self.monitor?.close()
             for migration in self.incoming.values { await migration.agentStops() }
         }
         loop.stop()

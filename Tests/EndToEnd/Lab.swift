@@ -16,10 +16,7 @@ final class Lab: @unchecked Sendable {
         let parts = #filePath.split(separator: "/").dropLast(3)
         return "/" + parts.joined(separator: "/")
     }()
-    static let crossdock: String = {
-        let own = DurableFile.resolve("/proc/self/exe", in: "/")
-        return own.split(separator: "/").dropLast().reduce("") { "\($0)/\($1)" } + "/crossdock"
-    }()
+    static let crossdock = Tool.crossdock
     static let guestFiles = "\(repository)/.cache/guest"
 
     let directory: TestDirectory

@@ -17,6 +17,12 @@ public struct ToolResult: Sendable {
 
 /// Runs programs that tests use as real peers.
 public enum Tool {
+    /// The program under test, which is built beside the tests.
+    public static let crossdock: String = {
+        let own = DurableFile.resolve("/proc/self/exe", in: "/")
+        return own.split(separator: "/").dropLast().reduce("") { "\($0)/\($1)" } + "/crossdock"
+    }()
+
     /// Runs a program to its end. A missing program fails the test.
     ///
     /// - Parameters:

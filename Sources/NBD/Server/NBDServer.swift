@@ -21,6 +21,7 @@ public final class NBDServer: Sendable {
     /// What it offers.
     public let exports: ExportTable
     private let credentials: (any TLSCredentials)?
+    private let access: AccessControl?
     private let loops: EventLoopGroup
     private let limits: Limits
     private let log: @Sendable (String) -> Void
@@ -32,18 +33,21 @@ public final class NBDServer: Sendable {
     /// - Parameters:
     ///   - exports: what it offers; may change while it serves.
     ///   - credentials: with them TLS is required of every client; without them there is none.
+    ///   - access: whom TLS lets in; everybody whom the credentials trust when it is not given.
     ///   - loops: where the connections live.
     ///   - limits: the bounds.
     ///   - log: gets a sentence for each connection that failed.
     public init(
         exports: ExportTable,
         credentials: (any TLSCredentials)?,
+        access: AccessControl? = nil,
         loops: EventLoopGroup,
         limits: Limits = Limits(),
         log: @escaping @Sendable (String) -> Void = { _ in }
     ) {
         self.exports = exports
         self.credentials = credentials
+        self.access = access
         self.loops = loops
         self.limits = limits
         self.log = log
@@ -154,8 +158,13 @@ public final class NBDServer: Sendable {
                     credentials: credentials,
                     timeout: limits.handshake
                 )
-                handshake.startedTLS(secure.session.peer)
                 channel = secure
+                do {
+                    try access?.check(secure.session.peer)
+                } catch {
+                    throw ChannelError(.tls, "Dropped \(secure.peerName): \(error)")
+                }
+                handshake.startedTLS(secure.session.peer)
             case .transmit(let bytes, let export):
                 try await channel.write(bytes)
                 return (channel, export, handshake.structuredReplies, handshake.hasAllocationContext)

@@ -9,7 +9,7 @@ public struct ObjectDescription: Sendable, Equatable {
     /// The other properties.
     public var properties: [String: ObjectValue]
     /// Whether texts stand for every type, as in the keyval form.
-    var isKeyval: Bool
+    public private(set) var isKeyval: Bool
 
     /// Parses a description, with QEMU's rules: `keyval_parse` with the implied key `qom-type`, or JSON.
     ///
@@ -62,6 +62,24 @@ public struct ObjectDescription: Sendable, Equatable {
         func isLetter(_ byte: UInt8) -> Bool { (65...90).contains(byte) || (97...122).contains(byte) }
         guard let first = bytes.first, isLetter(first) else { return false }
         return bytes.allSatisfy { isLetter($0) || (48...57).contains($0) || $0 == 45 || $0 == 46 || $0 == 95 }
+    }
+
+    /// The properties with the types that QMP's object-add wants, whatever form they were written in.
+    ///
+    /// - Throws: `CredentialError` when a switch is neither on nor off, or a number is none.
+    public var typedProperties: [String: ObjectValue] {
+        get throws {
+            guard isKeyval else { return properties }
+            var reader = reader
+            var typed = properties
+            for key in ["verify-peer", "sanity-check", "refresh", "loaded"] where properties[key] != nil {
+                typed[key] = .flag(try reader.flag(key, default: false))
+            }
+            for key in ["serial", "fd"] where properties[key] != nil {
+                typed[key] = try reader.number(key).map { .number($0) }
+            }
+            return typed
+        }
     }
 
     var reader: PropertyReader { PropertyReader(properties, isKeyval: isKeyval) }

@@ -267,6 +267,11 @@ public final class ObjectStore: Sendable {
                 input = try SecretBytes(wiping: &bytes)
             case (nil, let file?, nil): input = try SecretSource.file(file)
             case (nil, nil, let fd?):
+                guard origin == .commandLine else {
+                    throw CredentialError(
+                        "'fd' of secret '\(id)' is for the command line; a running agent inherits nothing"
+                    )
+                }
                 guard let fd = Int32(exactly: fd), fd > 2 else {
                     throw CredentialError(
                         "'fd' of secret '\(id)' must be the number of an inherited descriptor above 2"

@@ -152,6 +152,56 @@ public final class TLSSession: @unchecked Sendable {
         }
     }
 
+    /// How far the handshake is.
+    public enum HandshakeStatus: Sendable {
+        /// It waits for ciphertext of the peer: `receive` some and go on.
+        case receiving
+        /// There is ciphertext for the peer: `send` it and go on.
+        case sending
+        /// It is done, and the peer is who it must be.
+        case complete
+    }
+
+    /// Goes on with the handshake, for whoever carries the ciphertext without a channel: a thread with blocking calls, a
+    /// protocol that wraps it.
+    ///
+    /// - Parameter peer: the peer's name, for messages.
+    /// - Returns: what to do next. After `complete` there may still be ciphertext to send.
+    /// - Throws: `ChannelError` with `Code.tls`, whose message says which certificate was rejected by whom and why; the
+    ///   alert for the peer is left to `send`.
+    public func handshake(with peer: String) throws -> HandshakeStatus {
+        if try handshake(peer: peer) { return .complete }
+        return outbound.isEmpty ? .receiving : .sending
+    }
+
+    /// Takes ciphertext that came from the peer; an empty buffer is the end of the transport.
+    public func receive(_ ciphertext: UnsafeRawBufferPointer) {
+        if ciphertext.isEmpty { transportEnded = true } else { inbound.append(ciphertext) }
+    }
+
+    /// Hands the ciphertext for the peer to `body`, which returns how many bytes of it were sent.
+    public func send(_ body: (UnsafeRawBufferPointer) throws -> Int) rethrows {
+        if !outbound.isEmpty { outbound.remove(try body(outbound.bytes)) }
+    }
+
+    /// Encrypts plaintext for `send`.
+    ///
+    /// - Returns: how many bytes were taken; fewer than given when too much ciphertext waits to be sent.
+    public func encrypt(_ plaintext: UnsafeRawBufferPointer) throws -> Int {
+        var vector = iovec(
+            iov_base: UnsafeMutableRawPointer(mutating: plaintext.baseAddress),
+            iov_len: plaintext.count
+        )
+        return try withUnsafePointer(to: &vector) { try encrypt(UnsafeBufferPointer(start: $0, count: 1)) }
+    }
+
+    /// Decrypts what was received into a buffer.
+    ///
+    /// - Returns: the number of bytes; 0 after the peer's close_notify; nil when more ciphertext is needed.
+    public func decrypt(into buffer: UnsafeMutableRawBufferPointer) throws -> Int? {
+        try decrypt(into: buffer, peer: "the peer")
+    }
+
     /// Goes on with the handshake.
     ///
     /// - Returns: whether it is done; otherwise more ciphertext is needed.
@@ -247,8 +297,17 @@ public final class TLSSession: @unchecked Sendable {
         return done
     }
 
+    /// Makes new keys for both directions (RFC 8446, section 4.6.3), as GnuTLS does by itself after 2^24 records. Only in
+    /// TLS 1.3.
+    ///
+    /// - Throws: `ChannelError` with `Code.tls` when the session is not in TLS 1.3.
+    public func updateKeys() throws {
+        let code = gnutls_session_key_update(handle, UInt32(GNUTLS_KU_PEER))
+        guard code >= 0 else { throw ChannelError(.tls, "Cannot update the keys: \(GnuTLS.message(code))") }
+    }
+
     /// Queues a close_notify.
-    func closeNotify() { _ = gnutls_bye(handle, GNUTLS_SHUT_WR) }
+    public func closeNotify() { _ = gnutls_bye(handle, GNUTLS_SHUT_WR) }
 
     private func failure(_ code: Int32, peer: String, during activity: String) -> ChannelError {
         switch code {

@@ -11,11 +11,23 @@ struct DestinationCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "destination",
         abstract: "Receives guests: the destination agent.",
-        discussion: "Ends on SIGTERM or SIGINT; guests that run on this host go on running."
+        discussion: """
+            Ends on SIGTERM or SIGINT; guests that run on this host go on running. SIGHUP loads the credentials again. \
+            Objects are added, listed and removed while it runs with 'crossdock object'.
+            """
     )
 
     @OptionGroup var common: CommonOptions
     @OptionGroup var security: CredentialOptions
+
+    @Option(
+        help: ArgumentHelp(
+            "The id of an authz object that each source must pass; without it every peer with a certificate may migrate guests "
+                + "to this host.",
+            valueName: "id"
+        )
+    )
+    var tlsAuthz: String?
 
     @Option(help: ArgumentHelp("Where source agents connect; port 0 lets the system choose.", valueName: "host:port"))
     var listen: String = ":\(MessageConnection.port)"
@@ -28,16 +40,28 @@ struct DestinationCommand: AsyncParsableCommand {
 
     func run() async throws {
         let signals = AsyncStream<Int32>.makeStream()
-        SignalWatcher.start([SIGINT, SIGTERM]) { signals.continuation.yield($0) }
+        SignalWatcher.start([SIGINT, SIGTERM, SIGHUP]) { signals.continuation.yield($0) }
         try await failing {
             let state = common.stateDirectory
+            let objects = try security.store()
+            let credentials = try security.credentials(.server, from: objects, user: "the destination agent")
+            // An agent starts QEMU for its peers: it has to know who they are.
+            guard credentials.verifiesPeer else {
+                throw CredentialError(
+                    "The credentials '\(credentials.id)' do not verify who connects, and who connects to a destination agent "
+                        + "starts guests on this host; use tls-creds-x509 with verify-peer=on, or tls-creds-psk"
+                )
+            }
+            if let tlsAuthz { _ = try objects.authorizer(tlsAuthz) }
             let agent = try await DestinationAgent.start(
                 .init(
                     listen: SocketAddress(parsing: listen, defaultPort: MessageConnection.port),
                     nbdListen: SocketAddress(parsing: nbdListen, defaultPort: NBDWire.port),
                     imageDirectory: imageDir.map { DurableFile.resolve($0, in: currentDirectory) } ?? "\(state)/images",
                     stateDirectory: state,
-                    credentials: security.credentials(.server),
+                    credentials: credentials,
+                    objects: objects,
+                    authorization: tlsAuthz,
                     log: common.log
                 )
             )
@@ -45,7 +69,12 @@ struct DestinationCommand: AsyncParsableCommand {
                 common.log(.info, "deleted \(path), whose time is over")
             }
             output("crossdock destination: listening on \(agent.address), NBD port \(agent.nbdPort)\n")
-            for await _ in signals.stream { break }
+            for await signal in signals.stream {
+                guard signal == SIGHUP else { break }
+                let result = try objects.reload()
+                for id in result.reloaded { common.log(.info, "reloaded '\(id)'") }
+                for failure in result.failures { common.log(.error, "\(failure)") }
+            }
             await agent.stop()
         }
     }

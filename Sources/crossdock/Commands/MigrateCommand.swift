@@ -191,7 +191,13 @@ struct SourceAgentOrder: Codable {
         var security = CredentialOptions()
         security.objects = objects
         security.tlsCreds = tlsCreds
-        return try security.credentials(.client)
+        let credentials = try security.credentials(.client, from: security.store(), user: "the source agent") { _ in }
+        guard credentials.verifiesPeer else {
+            throw CredentialError(
+                "The credentials '\(credentials.id)' do not verify the destination: a guest is not sent to just anybody"
+            )
+        }
+        return credentials
     }
 }
 

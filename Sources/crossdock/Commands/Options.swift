@@ -55,10 +55,27 @@ struct CredentialOptions: ParsableArguments {
     )
     var tlsCreds: String?
 
-    func credentials(_ endpoint: TLSEndpoint) throws -> any TLSCredentials {
+    /// The objects, made in their order: one may refer to those before it.
+    func store() throws -> ObjectStore {
         let store = ObjectStore()
         for object in objects { try store.add(ObjectDescription(parsing: object)) }
-        if let tlsCreds { return try store.credentials(tlsCreds, endpoint: endpoint) }
+        return store
+    }
+
+    /// The credentials for one end, with their warnings told.
+    func credentials(
+        _ endpoint: TLSEndpoint,
+        from store: ObjectStore,
+        user: String,
+        warn: (String) -> Void = { printError("crossdock: warning: \($0)") }
+    ) throws -> any TLSCredentials {
+        let credentials = try find(endpoint, from: store, user: user)
+        for warning in credentials.warnings { warn(warning) }
+        return credentials
+    }
+
+    private func find(_ endpoint: TLSEndpoint, from store: ObjectStore, user: String) throws -> any TLSCredentials {
+        if let tlsCreds { return try store.credentials(tlsCreds, endpoint: endpoint, user: user) }
         let directories = ["/etc/pki/crossdock", "/etc/pki/qemu"]
         guard let directory = directories.first(where: { DurableFile.exists("\($0)/ca-cert.pem") }) else {
             throw CredentialError(
@@ -66,7 +83,9 @@ struct CredentialOptions: ParsableArguments {
                     + "with 'crossdock pki', or name a directory with --object tls-creds-x509,id=tls0,dir=DIR --tls-creds tls0"
             )
         }
-        return try X509Credentials(id: "default", directory: directory, endpoint: endpoint)
+        let credentials = try X509Credentials(id: "default", directory: directory, endpoint: endpoint)
+        try store.adopt(credentials, user: user)
+        return credentials
     }
 }
 
