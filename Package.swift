@@ -25,7 +25,7 @@ let package = Package(
         .systemLibrary(name: "CGcrypt", pkgConfig: "libgcrypt", providers: [.apt(["libgcrypt20-dev"])]),
         .systemLibrary(name: "CSSH", pkgConfig: "libssh", providers: [.apt(["libssh-dev"])]),
         .target(name: "CLinux"),
-        .target(name: "IO", dependencies: ["CLinux"], swiftSettings: settings),
+        .target(name: "IO", dependencies: ["CLinux", "CGcrypt", "CSSH"], swiftSettings: settings),
         .target(name: "TLS", dependencies: ["IO", "CGnuTLS", "CGcrypt", "CLinux"], swiftSettings: settings),
         .target(name: "NBD", dependencies: ["TLS", "IO", "CLinux"], swiftSettings: settings),
         .target(name: "Emulator", dependencies: ["TLS", "IO", "CLinux"], swiftSettings: settings),

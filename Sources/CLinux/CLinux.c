@@ -14,6 +14,9 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <linux/vm_sockets.h>
+#include <poll.h>
+#include <stdio.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
@@ -368,3 +371,111 @@ void xd_wipe(void *bytes, size_t length) { explicit_bzero(bytes, length); }
 long xd_keyring_read(int32_t serial, void *buffer, size_t capacity) {
     return syscall(SYS_keyctl, 11 /* KEYCTL_READ */, serial, buffer, capacity, 0);
 }
+
+#define XD_MAX_DESCRIPTORS 253 /* SCM_MAX_FD */
+
+ssize_t xd_send_with_descriptors(int fd, const void *iov, int iov_count, const int *descriptors, int count) {
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int) * XD_MAX_DESCRIPTORS)];
+    } control;
+    if (count > XD_MAX_DESCRIPTORS) {
+        errno = EINVAL;
+        return -1;
+    }
+    struct msghdr message = {.msg_iov = (struct iovec *)iov, .msg_iovlen = (size_t)iov_count};
+    if (count > 0) {
+        memset(&control, 0, sizeof control);
+        message.msg_control = control.bytes;
+        message.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)count);
+        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(sizeof(int) * (size_t)count);
+        memcpy(CMSG_DATA(header), descriptors, sizeof(int) * (size_t)count);
+    }
+    return sendmsg(fd, &message, MSG_NOSIGNAL);
+}
+
+ssize_t xd_receive_with_descriptors(int fd, const void *iov, int iov_count, int *descriptors, int *count, int *lost) {
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int) * XD_MAX_DESCRIPTORS)];
+    } control;
+    int capacity = *count;
+    struct msghdr message = {
+        .msg_iov = (struct iovec *)iov,
+        .msg_iovlen = (size_t)iov_count,
+        .msg_control = control.bytes,
+        .msg_controllen = sizeof control.bytes,
+    };
+    *count = 0;
+    *lost = 0;
+    ssize_t result = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
+    if (result < 0) return result;
+    if (message.msg_flags & MSG_CTRUNC) *lost = 1;
+    for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header; header = CMSG_NXTHDR(&message, header)) {
+        if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+        size_t number = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (size_t i = 0; i < number; i++) {
+            int descriptor;
+            memcpy(&descriptor, CMSG_DATA(header) + i * sizeof(int), sizeof descriptor);
+            if (*count < capacity) {
+                descriptors[(*count)++] = descriptor;
+            } else {
+                close(descriptor);
+                *lost = 1;
+            }
+        }
+    }
+    return result;
+}
+
+static void vsock_address(struct sockaddr_vm *address, uint32_t cid, uint32_t port) {
+    memset(address, 0, sizeof *address);
+    address->svm_family = AF_VSOCK;
+    address->svm_cid = cid;
+    address->svm_port = port;
+}
+
+int xd_vsock_connect(int fd, uint32_t cid, uint32_t port) {
+    struct sockaddr_vm address;
+    vsock_address(&address, cid, port);
+    return connect(fd, (struct sockaddr *)&address, sizeof address);
+}
+
+int xd_vsock_bind(int fd, uint32_t cid, uint32_t port) {
+    struct sockaddr_vm address;
+    vsock_address(&address, cid, port);
+    return bind(fd, (struct sockaddr *)&address, sizeof address);
+}
+
+int xd_vsock_name(int fd, int peer, uint32_t *cid, uint32_t *port) {
+    struct sockaddr_vm address;
+    socklen_t length = sizeof address;
+    int result = peer ? getpeername(fd, (struct sockaddr *)&address, &length)
+                      : getsockname(fd, (struct sockaddr *)&address, &length);
+    if (result == 0) {
+        *cid = address.svm_cid;
+        *port = address.svm_port;
+    }
+    return result;
+}
+
+int xd_is_readable(int fd) {
+    struct pollfd waiting = {.fd = fd, .events = POLLIN};
+    return poll(&waiting, 1, 0) > 0;
+}
+
+int xd_set_nonblocking(int fd) {
+    int flags = fcntl(fd, F_GETFL);
+    return flags < 0 ? -1 : fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+}
+
+int xd_reopen(int fd, int writing) {
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    return open(path, (writing ? O_WRONLY | O_APPEND : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+}
+
+int xd_pipe(int ends[2]) { return pipe2(ends, O_CLOEXEC); }

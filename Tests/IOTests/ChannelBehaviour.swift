@@ -42,8 +42,66 @@ struct ChannelKind: Sendable, CustomTestStringConvertible {
         }
     }
 
+    static let pipes = ChannelKind(testDescription: "pipes") { try DescriptorChannel.pair(on: $0) }
+
+    static let vsock = ChannelKind(testDescription: "vsock") { loop in
+        try await connected(.vsock(cid: 1, port: UInt32.max), loop)
+    }
+
+    static func websocket(over base: ChannelKind) -> ChannelKind {
+        ChannelKind(testDescription: "websocket over \(base.testDescription)") { loop in
+            let (a, b) = try await base.pair(loop)
+            async let accepted = WebSocketChannel.accept(over: b)
+            let connected = try await WebSocketChannel.connect(over: a, host: "localhost")
+            return (connected, try await accepted)
+        }
+    }
+
+    /// A child process that carries its standard streams to a Unix socket and back.
+    static let command = ChannelKind(testDescription: "command") { loop in
+        let directory = try TestDirectory()
+        let listener = try await Listener.listen(on: .unix(path: directory.file("s")), loop: loop)
+        defer { listener.close() }
+        let relay = """
+            import os, socket, sys, threading
+            s = socket.socket(socket.AF_UNIX)
+            s.connect(sys.argv[1])
+            def outward():
+                while data := os.read(0, 65536): s.sendall(data)
+                s.shutdown(socket.SHUT_WR)
+            threading.Thread(target=outward, daemon=True).start()
+            while data := s.recv(65536):
+                while data: data = data[os.write(1, data):]
+            """
+        let child = try CommandChannel(["python3", "-c", relay, directory.file("s")], on: loop)
+        return (child, try await listener.accept())
+    }
+
+    /// A TCP connection that an sshd makes.
+    static let ssh = ChannelKind(testDescription: "ssh") { loop in
+        let server = try await SSHServer.shared.value
+        let listener = try await Listener.listen(on: .inet(host: "127.0.0.1", port: 0), loop: loop)
+        defer { listener.close() }
+        let configuration = SSHConfiguration(
+            host: "127.0.0.1",
+            port: server.port,
+            user: server.user,
+            knownHosts: server.directory.file("known_hosts"),
+            identity: server.directory.file("id")
+        )
+        let channel = try await SSHChannel.connect(
+            configuration,
+            to: .tcp(host: "127.0.0.1", port: listener.address.port ?? 0),
+            on: loop
+        )
+        return (channel, try await listener.accept())
+    }
+
     static let all: [ChannelKind] = [
-        memory, unix, unixPath, tcp, tls(over: memory), tls(over: unix), tls(over: tcp), tls(over: tls(over: memory)),
+        memory, unix, unixPath, tcp, vsock, pipes, command, ssh, tls(over: memory), tls(over: unix), tls(over: tcp),
+        tls(over: pipes), tls(over: tls(over: memory)), websocket(over: memory), websocket(over: tcp),
+        websocket(over: tls(over: tcp)), tls(over: websocket(over: tls(over: unix))), tls(over: ssh),
+        websocket(over: websocket(over: memory)),
     ]
 }
 

@@ -31,6 +31,18 @@ int xd_socket(int domain, int type);
 int xd_socketpair(int descriptors[2]);
 int xd_unix_connect(int fd, const char *path);
 int xd_unix_bind(int fd, const char *path);
+/* sendmsg and recvmsg with SCM_RIGHTS. Received descriptors are close-on-exec; *count is the capacity on the way in and the
+   number on the way out. *lost tells that some did not fit; the kernel has closed those. */
+ssize_t xd_send_with_descriptors(int fd, const void *iov, int iov_count, const int *descriptors, int count);
+ssize_t xd_receive_with_descriptors(int fd, const void *iov, int iov_count, int *descriptors, int *count, int *lost);
+int xd_vsock_connect(int fd, uint32_t cid, uint32_t port);
+int xd_vsock_bind(int fd, uint32_t cid, uint32_t port);
+int xd_vsock_name(int fd, int peer, uint32_t *cid, uint32_t *port);
+int xd_is_readable(int fd);
+int xd_set_nonblocking(int fd);
+/* The same open file with a status of its own, so that O_NONBLOCK does not reach whoever shares it; -1 for sockets. */
+int xd_reopen(int fd, int writing);
+int xd_pipe(int ends[2]);
 int xd_peer_credentials(int fd, pid_t *pid, uid_t *uid);
 void xd_thread_name(const char *name);
 

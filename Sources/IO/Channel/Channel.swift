@@ -12,6 +12,10 @@ public struct ChannelFeatures: OptionSet, Sendable {
     public static let secure = ChannelFeatures(rawValue: 1 << 1)
     /// Bytes may be held back until `flush`.
     public static let buffersWrites = ChannelFeatures(rawValue: 1 << 2)
+    /// Open files can travel with the bytes: see `SocketChannel.write(_:passing:)`.
+    public static let passesDescriptors = ChannelFeatures(rawValue: 1 << 3)
+    /// The position in the stream can be changed.
+    public static let seekable = ChannelFeatures(rawValue: 1 << 4)
 }
 
 /// A stream of bytes in both directions, whatever carries it: a socket, TLS, memory.
@@ -55,4 +59,27 @@ public protocol Channel: AnyObject, Sendable {
 
     /// Releases the channel's resources, without an orderly end. Further calls fail.
     func close()
+
+    /// This end's address, when there is a socket below.
+    var localAddress: SocketAddress? { get }
+
+    /// The other end's address, when there is a socket below.
+    var peerAddress: SocketAddress? { get }
+
+    /// Holds back partial packets until it is switched off (TCP_CORK); nothing happens where there are no packets.
+    func setCork(_ enabled: Bool)
+
+    /// Lets the system delay small packets until earlier ones are acknowledged (Nagle's algorithm); off by default.
+    func setDelay(_ enabled: Bool)
+}
+
+extension Channel {
+    /// There is no socket below.
+    public var localAddress: SocketAddress? { nil }
+    /// There is no socket below.
+    public var peerAddress: SocketAddress? { nil }
+    /// There are no packets.
+    public func setCork(_ enabled: Bool) {}
+    /// There are no packets.
+    public func setDelay(_ enabled: Bool) {}
 }

@@ -1,7 +1,7 @@
 internal import CLinux
 internal import Glibc
 
-/// A listening socket: TCP or Unix.
+/// A listening socket: TCP, Unix or vsock.
 public final class Listener: @unchecked Sendable {
     // Unchecked: confined to the loop, but for `abort`.
 
@@ -22,6 +22,53 @@ public final class Listener: @unchecked Sendable {
         registration = try loop.register(fd)
     }
 
+    /// Takes over a socket that somebody else bound and put into the listening state. Called on the loop.
+    ///
+    /// - Throws: `ChannelError` when the descriptor is not open or no listening stream socket.
+    public convenience init(inheriting fd: Int32, on loop: EventLoop) throws {
+        var value: Int32 = 0
+        var length = socklen_t(MemoryLayout<Int32>.size)
+        guard getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &value, &length) == 0, value != 0 else {
+            throw ChannelError(.system, "Descriptor \(fd), which this process inherited, is no listening socket")
+        }
+        _ = fcntl(fd, F_SETFD, FD_CLOEXEC)
+        _ = xd_set_nonblocking(fd)
+        try self.init(fd: fd, address: RawAddress.of(fd, peer: false), path: nil, on: loop)
+    }
+
+    /// Listens on all addresses of a name, each with a socket of its own. Called on the loop.
+    static func listenEverywhere(on address: SocketAddress, loop: EventLoop) async throws -> [Listener] {
+        guard case .inet(let host, var port) = address else { return [try await listen(on: address, loop: loop)] }
+        let candidates = try await BlockingPool.shared.run { [port] in
+            try RawAddress.resolve(host: host, port: port, passive: true)
+        }
+        var result: [Listener] = []
+        for var candidate in candidates {
+            let fd = xd_socket(candidate.family, Int32(SOCK_STREAM.rawValue))
+            // The system may have no IPv6.
+            if fd < 0, errno == EAFNOSUPPORT { continue }
+            guard fd >= 0 else { throw ChannelError.system("make a socket", errno) }
+            var one: Int32 = 1
+            setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, socklen_t(MemoryLayout<Int32>.size))
+            if candidate.family == AF_INET6 {
+                setsockopt(fd, Int32(IPPROTO_IPV6), IPV6_V6ONLY, &one, socklen_t(MemoryLayout<Int32>.size))
+            }
+            candidate.setPort(port)
+            guard candidate.withPointer({ Glibc.bind(fd, $0, $1) }) == 0, Glibc.listen(fd, 128) == 0 else {
+                let number = errno
+                Glibc.close(fd)
+                if number == EADDRNOTAVAIL, candidates.count > 1 { continue }
+                for listener in result { listener.close() }
+                throw ChannelError.system("listen on \(address)", number)
+            }
+            let numeric = RawAddress.of(fd, peer: false)
+            port = numeric.port ?? port
+            result.append(try Listener(fd: fd, address: numeric, path: nil, on: loop))
+        }
+        guard !result.isEmpty else { throw ChannelError.system("listen on \(address)", EADDRNOTAVAIL) }
+        return result
+    }
+
     deinit { if fd >= 0 { Glibc.close(fd) } }
 
     /// Listens. Called on the loop.
@@ -31,6 +78,15 @@ public final class Listener: @unchecked Sendable {
     public static func listen(on address: SocketAddress, loop: EventLoop, backlog: Int32 = 128) async throws -> Listener
     {
         switch address {
+        case .vsock(let cid, let port):
+            let fd = xd_socket(AF_VSOCK, Int32(SOCK_STREAM.rawValue))
+            guard fd >= 0 else { throw ChannelError.system("make a vsock socket", errno) }
+            guard xd_vsock_bind(fd, cid, port) == 0, Glibc.listen(fd, backlog) == 0 else {
+                let number = errno
+                Glibc.close(fd)
+                throw ChannelError.system("listen on \(address)", number)
+            }
+            return try Listener(fd: fd, address: RawAddress.of(fd, peer: false), path: nil, on: loop)
         case .unix(let path):
             let fd = xd_socket(AF_UNIX, Int32(SOCK_STREAM.rawValue))
             guard fd >= 0 else { throw ChannelError.system("make a socket", errno) }

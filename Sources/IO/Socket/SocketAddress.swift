@@ -7,8 +7,10 @@ public enum SocketAddress: Sendable, Hashable, CustomStringConvertible {
     case inet(host: String, port: UInt16)
     /// A Unix socket.
     case unix(path: String)
+    /// A socket between a host and its virtual machines: the context id, 2 for the host and 1 for this machine, and a port.
+    case vsock(cid: UInt32, port: UInt32)
 
-    /// Reads `HOST`, `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH`.
+    /// Reads `HOST`, `HOST:PORT`, `[IPV6]:PORT`, `unix:PATH` or `vsock:CID:PORT`.
     ///
     /// - Parameters:
     ///   - text: the address; an empty host means every local address.
@@ -17,6 +19,14 @@ public enum SocketAddress: Sendable, Hashable, CustomStringConvertible {
     public init(parsing text: String, defaultPort: UInt16) throws {
         if text.hasPrefix("unix:") {
             self = .unix(path: String(text.dropFirst(5)))
+            return
+        }
+        if text.hasPrefix("vsock:") {
+            let parts = text.dropFirst(6).split(separator: ":", omittingEmptySubsequences: false)
+            guard parts.count == 2, let cid = UInt32(parts[0]), let port = UInt32(parts[1]) else {
+                throw ChannelError(.unresolved, "'\(text)' is no vsock address; write vsock:CID:PORT with two numbers")
+            }
+            self = .vsock(cid: cid, port: port)
             return
         }
         var host = Substring(text)
@@ -50,6 +60,7 @@ public enum SocketAddress: Sendable, Hashable, CustomStringConvertible {
         switch self {
         case .inet(let host, let port): host.contains(":") ? "[\(host)]:\(port)" : "\(host):\(port)"
         case .unix(let path): "unix:\(path)"
+        case .vsock(let cid, let port): "vsock:\(cid):\(port)"
         }
     }
 
@@ -79,6 +90,13 @@ struct RawAddress: Sendable {
     func withPointer<T>(_ body: (UnsafePointer<sockaddr>, socklen_t) -> T) -> T {
         withUnsafePointer(to: storage) { pointer in
             pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { body($0, length) }
+        }
+    }
+
+    mutating func setPort(_ port: UInt16) {
+        withUnsafeMutableBytes(of: &storage) { bytes in
+            // The port is at the same place in sockaddr_in and sockaddr_in6, in network order.
+            bytes.storeBytes(of: port.bigEndian, toByteOffset: 2, as: UInt16.self)
         }
     }
 
@@ -124,6 +142,12 @@ struct RawAddress: Sendable {
             pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
                 _ = peer ? getpeername(fd, $0, &raw.length) : getsockname(fd, $0, &raw.length)
             }
+        }
+        if raw.family == AF_VSOCK {
+            var cid: UInt32 = 0
+            var port: UInt32 = 0
+            _ = xd_vsock_name(fd, peer ? 1 : 0, &cid, &port)
+            return .vsock(cid: cid, port: port)
         }
         return raw.address
     }

@@ -7,8 +7,8 @@ public final class SocketChannel: Channel, @unchecked Sendable {
 
     /// The loop that watches the socket.
     public let loop: EventLoop
-    /// A socket can be half-closed.
-    public let features: ChannelFeatures = [.halfClose]
+    /// A socket can be half-closed; a Unix socket passes open files.
+    public let features: ChannelFeatures
     /// The peer's address, or the path that was connected to.
     public let peerName: String
     private var fd: Int32
@@ -26,6 +26,7 @@ public final class SocketChannel: Channel, @unchecked Sendable {
         self.loop = loop
         let address = RawAddress.of(fd, peer: true)
         self.peerName = peerName ?? address.description
+        if case .unix = address { features = [.halfClose, .passesDescriptors] } else { features = [.halfClose] }
         if case .inet = address {
             // A request leaves in one write, so Nagle's algorithm could only delay it.
             var one: Int32 = 1
@@ -75,6 +76,15 @@ public final class SocketChannel: Channel, @unchecked Sendable {
         timeout: Duration = .seconds(10)
     ) async throws -> SocketChannel {
         switch address {
+        case .vsock(let cid, let port):
+            let fd = xd_socket(AF_VSOCK, Int32(SOCK_STREAM.rawValue))
+            guard fd >= 0 else { throw ChannelError.system("make a vsock socket", errno) }
+            if xd_vsock_connect(fd, cid, port) != 0, errno != EINPROGRESS {
+                let number = errno
+                Glibc.close(fd)
+                throw ChannelError.system("connect to \(address)", number)
+            }
+            return try await connecting(fd, address, on: loop, until: .now + timeout)
         case .unix(let path):
             let fd = xd_socket(AF_UNIX, Int32(SOCK_STREAM.rawValue))
             guard fd >= 0 else { throw ChannelError.system("make a socket", errno) }
@@ -120,6 +130,15 @@ public final class SocketChannel: Channel, @unchecked Sendable {
             Glibc.close(fd)
             throw ChannelError.system("connect to \(address)", number)
         }
+        return try await connecting(fd, address, on: loop, until: end)
+    }
+
+    private static func connecting(
+        _ fd: Int32,
+        _ address: SocketAddress,
+        on loop: EventLoop,
+        until end: ContinuousClock.Instant
+    ) async throws -> SocketChannel {
         let channel = try SocketChannel(adopting: fd, on: loop, peerName: address.description)
         do {
             try await channel.withCancellation {
@@ -150,9 +169,81 @@ public final class SocketChannel: Channel, @unchecked Sendable {
     }
 
     /// The local address.
-    public var localAddress: SocketAddress { RawAddress.of(fd, peer: false) }
+    public var localAddress: SocketAddress? { RawAddress.of(fd, peer: false) }
     /// The peer's address.
-    public var peerAddress: SocketAddress { RawAddress.of(fd, peer: true) }
+    public var peerAddress: SocketAddress? { RawAddress.of(fd, peer: true) }
+
+    /// See `Channel.setCork(_:)`.
+    public func setCork(_ enabled: Bool) { setTCP(3, enabled) }
+    /// See `Channel.setDelay(_:)`.
+    public func setDelay(_ enabled: Bool) { setTCP(TCP_NODELAY, !enabled) }
+
+    private func setTCP(_ option: Int32, _ enabled: Bool) {
+        // Sockets of other families refuse, which is what "nothing happens" means.
+        var value: Int32 = enabled ? 1 : 0
+        setsockopt(fd, Int32(IPPROTO_TCP), option, &value, socklen_t(MemoryLayout<Int32>.size))
+    }
+
+    /// Writes bytes with open files attached to the first of them (SCM_RIGHTS). Called on the loop.
+    ///
+    /// - Parameters:
+    ///   - bytes: at least one byte, of which all are written.
+    ///   - descriptors: at most 253; the peer gets copies, the caller keeps its own.
+    /// - Throws: `ChannelError`; for a socket that is not a Unix socket as well.
+    public func write(_ bytes: [UInt8], passing descriptors: [Int32]) async throws {
+        guard features.contains(.passesDescriptors) else {
+            throw ChannelError(.protocolViolation, "Open files cannot be passed to \(peerName): it is no Unix socket")
+        }
+        precondition(!bytes.isEmpty, "open files travel with at least one byte")
+        let buffer = IOBuffer(copying: bytes)
+        while true {
+            if let failure { throw failure }
+            let part = buffer.bytes(0..<bytes.count)
+            var vector = iovec(iov_base: UnsafeMutableRawPointer(mutating: part.baseAddress), iov_len: part.count)
+            let count = xd_send_with_descriptors(fd, &vector, 1, descriptors, Int32(descriptors.count))
+            if count >= 0 { return try await writeAll(buffer.bytes(count..<bytes.count)) }
+            let number = errno
+            if number == EAGAIN {
+                try await waitWritable()
+            } else if number != EINTR {
+                throw ChannelError.system("pass open files to \(peerName)", number)
+            }
+        }
+    }
+
+    /// Reads bytes together with the open files that are attached to them. Called on the loop.
+    ///
+    /// - Parameters:
+    ///   - buffer: where the bytes go.
+    ///   - limit: how many open files are taken at most; more are an error, and all are closed.
+    /// - Returns: the number of bytes, 0 at the end; and the descriptors, close-on-exec, which belong to the caller.
+    public func readSome(
+        into buffer: UnsafeMutableRawBufferPointer,
+        receiving limit: Int
+    ) async throws -> (count: Int, descriptors: [Int32]) {
+        while true {
+            if let failure { throw failure }
+            var vector = iovec(iov_base: buffer.baseAddress, iov_len: buffer.count)
+            var descriptors = [Int32](repeating: -1, count: limit)
+            var received = Int32(limit)
+            var lost: Int32 = 0
+            let count = xd_receive_with_descriptors(fd, &vector, 1, &descriptors, &received, &lost)
+            let number = errno
+            let taken = Array(descriptors.prefix(Int(received)))
+            if count >= 0 {
+                guard lost == 0 else {
+                    for descriptor in taken { Glibc.close(descriptor) }
+                    throw ChannelError(.protocolViolation, "\(peerName) passed more than \(limit) open files at once")
+                }
+                return (count, taken)
+            }
+            if number == EAGAIN {
+                try await waitReadable()
+            } else if number != EINTR {
+                throw ChannelError.system("read from \(peerName)", number)
+            }
+        }
+    }
 
     /// The process and user at the other end of a Unix socket; nil for other sockets.
     public var peerCredentials: (process: Int32, user: UInt32)? {

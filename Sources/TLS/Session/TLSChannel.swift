@@ -17,6 +17,15 @@ public final class TLSChannel: Channel, @unchecked Sendable {
     /// The peer of the channel below.
     public var peerName: String { base.peerName }
 
+    /// The address below.
+    public var localAddress: SocketAddress? { base.localAddress }
+    /// The peer's address below.
+    public var peerAddress: SocketAddress? { base.peerAddress }
+    /// Passed on to the channel below.
+    public func setCork(_ enabled: Bool) { base.setCork(enabled) }
+    /// Passed on to the channel below.
+    public func setDelay(_ enabled: Bool) { base.setDelay(enabled) }
+
     private init(session: TLSSession, base: any Channel) {
         self.session = session
         self.base = base
