@@ -120,6 +120,13 @@ int xd_peer_credentials(int fd, pid_t *pid, uid_t *uid) {
     return 0;
 }
 
+void xd_block_sigpipe(void) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+}
+
 void xd_thread_name(const char *name) { pthread_setname_np(pthread_self(), name); }
 
 ssize_t xd_preadv_nowait(int fd, const void *iov, int count, off_t offset) {

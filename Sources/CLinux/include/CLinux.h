@@ -44,6 +44,8 @@ int xd_set_nonblocking(int fd);
 int xd_reopen(int fd, int writing);
 int xd_pipe(int ends[2]);
 int xd_peer_credentials(int fd, pid_t *pid, uid_t *uid);
+/* Writing to a pipe that nobody reads raises SIGPIPE in the writing thread, unless that blocks it; it still gets EPIPE. */
+void xd_block_sigpipe(void);
 void xd_thread_name(const char *name);
 
 ssize_t xd_preadv_nowait(int fd, const void *iov, int count, off_t offset);

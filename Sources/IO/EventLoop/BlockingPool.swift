@@ -1,3 +1,4 @@
+internal import CLinux
 internal import Glibc
 internal import Synchronization
 
@@ -74,6 +75,7 @@ public final class BlockingPool: Sendable {
     }
 
     private func work() {
+        xd_block_sigpipe()
         pthread_mutex_lock(lock)
         while true {
             if shared.pointee.head < shared.pointee.work.count {

@@ -108,6 +108,7 @@ public final class EventLoop: TaskExecutor {
     private func run() {
         thread = pthread_self()
         xd_thread_name(String(name.prefix(15)))
+        xd_block_sigpipe()
         var jobs: [UnownedJob] = []
         var callbacks: [@Sendable () -> Void] = []
         let events = UnsafeMutablePointer<xd_event>.allocate(capacity: 64)
