@@ -89,14 +89,14 @@ public final class CommandChannel: Channel, @unchecked Sendable {
     /// See `Channel.abort(_:)`.
     public func abort(_ reason: ChannelError) { pipes.abort(reason) }
 
-    /// Closes both pipes; a child that does not end by itself then is ended by signals.
+    /// Closes both pipes; a child that does not end by itself then is ended by signals to its process group.
     public func close() {
         pipes.close()
         guard exitCode == nil else { return }
         loop.schedule(after: Self.patience) {
             guard self.exitCode == nil else { return }
-            kill(self.pid, SIGTERM)
-            self.loop.schedule(after: Self.patience) { if self.exitCode == nil { kill(self.pid, SIGKILL) } }
+            kill(-self.pid, SIGTERM)
+            self.loop.schedule(after: Self.patience) { if self.exitCode == nil { kill(-self.pid, SIGKILL) } }
         }
     }
 }

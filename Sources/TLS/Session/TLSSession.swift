@@ -278,12 +278,16 @@ public final class TLSSession: @unchecked Sendable {
     func decrypt(into buffer: UnsafeMutableRawBufferPointer, peer: String) throws -> Int? {
         var done = 0
         while done < buffer.count {
+            let waiting = inbound.count
             let count = gnutls_record_recv(handle, buffer.baseAddress! + done, buffer.count - done)
             if count > 0 {
                 done += count
             } else if count == 0 {
                 return done
             } else if count == Int(GNUTLS_E_AGAIN) {
+                // GnuTLS also says "again" after a message of its own, a session ticket or a key update, although the
+                // records behind it are here already.
+                if !inbound.isEmpty, inbound.count < waiting { continue }
                 return done > 0 ? done : nil
             } else if count == Int(GNUTLS_E_INTERRUPTED) || gnutls_error_is_fatal(Int32(count)) == 0 {
                 continue
@@ -297,12 +301,14 @@ public final class TLSSession: @unchecked Sendable {
         return done
     }
 
-    /// Makes new keys for both directions (RFC 8446, section 4.6.3), as GnuTLS does by itself after 2^24 records. Only in
-    /// TLS 1.3.
+    /// Makes a new key for the outgoing direction (RFC 8446, section 4.6.3), as GnuTLS does by itself after 2^24 records.
+    /// Only in TLS 1.3.
     ///
+    /// - Parameter askPeer: whether the peer is asked for a new key too. GnuTLS ends the session when both ends ask at the same
+    ///   time, and when a peer makes more than eight new keys in a second.
     /// - Throws: `ChannelError` with `Code.tls` when the session is not in TLS 1.3.
-    public func updateKeys() throws {
-        let code = gnutls_session_key_update(handle, UInt32(GNUTLS_KU_PEER))
+    public func updateKeys(askPeer: Bool = false) throws {
+        let code = gnutls_session_key_update(handle, askPeer ? UInt32(GNUTLS_KU_PEER) : 0)
         guard code >= 0 else { throw ChannelError(.tls, "Cannot update the keys: \(GnuTLS.message(code))") }
     }
 

@@ -63,8 +63,10 @@ struct RekeyTests {
         try pair.handshake()
         let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 100, alignment: 16)
         defer { buffer.deallocate() }
-        for round in 0..<20 {
-            try (round % 2 == 0 ? pair.client : pair.server).updateKeys()
+        // GnuTLS takes eight updates a second from a peer, against floods of them.
+        for round in 0..<5 {
+            try pair.client.updateKeys()
+            if round % 2 == 0 { try pair.server.updateKeys() }
             pair.carry(from: pair.client, to: pair.server)
             pair.carry(from: pair.server, to: pair.client)
             try pair.stream(100, from: pair.client, to: pair.server, buffer: buffer)
@@ -86,8 +88,8 @@ struct RekeyTests {
                 hostname: "localhost"
             )
             let server = try await accepting.value
-            for round in 0..<10 {
-                try client.session.updateKeys()
+            for round in 0..<4 {
+                try client.session.updateKeys(askPeer: true)
                 try await client.write([UInt8(round)])
                 #expect(try await server.read(exactly: 1) == [UInt8(round)])
                 try await server.write([UInt8(round), 1])
@@ -110,7 +112,8 @@ struct RekeyTests {
         let pki = try TestPKI()
         let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 16)
         defer { buffer.deallocate() }
-        for position in [0, 3, 5, 20, 60] {
+        // The first byte of the head is not among them: GnuTLS does not look at it in TLS 1.3, where it says nothing.
+        for position in [3, 5, 20, 60] {
             let pair = try SessionPair(pki)
             try pair.handshake()
             _ = try [UInt8](repeating: 7, count: 100).withUnsafeBytes { try pair.client.encrypt($0) }
@@ -121,9 +124,24 @@ struct RekeyTests {
                 return bytes.count
             }
             pair.server.receive(UnsafeRawBufferPointer(start: nil, count: 0))
-            #expect(throws: ChannelError.self) {
+            #expect(throws: ChannelError.self, "position \(position)") {
                 while try pair.server.decrypt(into: buffer) == nil {}
             }
         }
+    }
+}
+
+@Suite(.timeLimit(.minutes(1)))
+struct PostHandshakeTests {
+    /// OpenSSL's server sends session tickets of its own after the handshake; here a key update stands before data.
+    @Test func dataBehindAMessageOfTheSessionItselfIsDeliveredInTheSameRead() throws {
+        let pair = try SessionPair(TestPKI())
+        try pair.handshake()
+        try pair.server.updateKeys()
+        _ = try [UInt8]([1, 2, 3]).withUnsafeBytes { try pair.server.encrypt($0) }
+        pair.carry(from: pair.server, to: pair.client)
+        let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 16, alignment: 16)
+        defer { buffer.deallocate() }
+        #expect(try pair.client.decrypt(into: buffer) == 3)
     }
 }
