@@ -49,6 +49,18 @@ let package = Package(
             swiftSettings: settings
         ),
         .target(
+            name: "CCount",
+            dependencies: ["CGnuTLS"],
+            path: "Benchmarks/CCount",
+            linkerSettings: [.linkedLibrary("gnutls")]
+        ),
+        .executableTarget(
+            name: "channel-bench",
+            dependencies: ["CCount", "TLS", "IO"],
+            path: "Benchmarks/Channels",
+            swiftSettings: settings
+        ),
+        .target(
             name: "TestSupport",
             dependencies: ["TLS", "IO", "CLinux", "Emulator"],
             path: "Tests/Support",
