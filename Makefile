@@ -1,9 +1,10 @@
 # The front door: `make demo` and `make test` do everything that they need on a fresh Debian machine with Swift.
 CONFIGURATION ?= debug
 WIDTH ?= 3
-SWIFT_SOURCES = Sources Tests Package.swift
+FUZZ_SECONDS ?= 60
+SWIFT_SOURCES = Sources Tests Benchmarks Fuzz Package.swift
 
-.PHONY: all setup build release lint fmt test demo bench clean
+.PHONY: all setup build release lint fmt test demo bench soak clean
 
 all: build
 
@@ -19,7 +20,7 @@ release: setup
 lint: setup
 	swift format lint --strict --recursive --parallel $(SWIFT_SOURCES)
 	python3 -m py_compile deploy/demo/*.py Benchmarks/*.py
-	sh -n deploy/setup && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n .ci/run
+	sh -n deploy/setup && sh -n Fuzz/run && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n .ci/run
 
 fmt:
 	swift format --in-place --recursive --parallel $(SWIFT_SOURCES)
@@ -34,6 +35,12 @@ demo: release
 
 bench: release
 	python3 Benchmarks/mirror.py .build/release/crossdock
+	Benchmarks/channels
+
+# What takes too long for every run of the tests: 2^24 records over one session, and the fuzzers.
+soak: release
+	Benchmarks/channels rekey
+	Fuzz/run $(FUZZ_SECONDS)
 
 clean:
 	rm -rf .build .cache

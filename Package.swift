@@ -49,6 +49,13 @@ let package = Package(
             swiftSettings: settings
         ),
         .target(
+            name: "FuzzTargets",
+            dependencies: ["TLS", "IO"],
+            path: "Fuzz/Targets",
+            swiftSettings: settings
+        ),
+        .executableTarget(name: "fuzz", dependencies: ["FuzzTargets"], path: "Fuzz/Driver", swiftSettings: settings),
+        .target(
             name: "CCount",
             dependencies: ["CGnuTLS"],
             path: "Benchmarks/CCount",
@@ -67,7 +74,11 @@ let package = Package(
             swiftSettings: settings
         ),
         .testTarget(name: "IOTests", dependencies: ["IO", "TLS", "TestSupport"], swiftSettings: settings),
-        .testTarget(name: "TLSTests", dependencies: ["TLS", "IO", "TestSupport"], swiftSettings: settings),
+        .testTarget(
+            name: "TLSTests",
+            dependencies: ["TLS", "IO", "TestSupport", "FuzzTargets"],
+            swiftSettings: settings
+        ),
         .testTarget(name: "NBDTests", dependencies: ["NBD", "TLS", "IO", "TestSupport"], swiftSettings: settings),
         .testTarget(name: "EmulatorTests", dependencies: ["Emulator", "IO", "TestSupport"], swiftSettings: settings),
         .testTarget(

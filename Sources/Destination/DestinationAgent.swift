@@ -115,9 +115,9 @@ public final class DestinationAgent: @unchecked Sendable {
 
     private func listen() async throws {
         await restore()
-        let control = try await Listener.listen(on: configuration.listen, loop: loop)
+        let control = try await listener("control", or: configuration.listen)
         self.control = control
-        let nbd = try await Listener.listen(on: configuration.nbdListen, loop: loop)
+        let nbd = try await listener("nbd", or: configuration.nbdListen)
         self.nbd = nbd
         let server = NBDServer(
             exports: exports,
@@ -134,6 +134,12 @@ public final class DestinationAgent: @unchecked Sendable {
         Task(executorPreference: loop) { await server.serve(nbd) }
         Task(executorPreference: loop) { await self.accept(control) }
         log(.info, "listening on \(control.address), NBD on \(nbd.address), images in \(configuration.imageDirectory)")
+    }
+
+    /// The socket that systemd opened under this name (FileDescriptorName= of a socket unit), or one of our own.
+    private func listener(_ name: String, or address: SocketAddress) async throws -> Listener {
+        if let inherited = try NetworkListener.inherited(named: name, loop: loop)?.listeners.first { return inherited }
+        return try await Listener.listen(on: address, loop: loop)
     }
 
     /// Takes up the migrations that an earlier agent of this state directory did not finish.

@@ -111,6 +111,37 @@ struct SecurityTests {
         #expect(lab.destination.map { $0.output + $0.errors }?.contains("hunter2") == false)
     }
 
+    /// As systemd starts a service whose sockets it opened.
+    @Test func anAgentTakesTheSocketsThatItsSupervisorOpened() async throws {
+        let lab = try Lab()
+        let script = """
+            import os, socket, sys
+            sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+            print("ports", *(s.getsockname()[1] for s in sockets), flush=True)
+            kept = [os.dup(s.fileno()) for s in sockets]
+            for number, fd in enumerate(kept):
+                os.dup2(fd, 3 + number, inheritable=True)
+            os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2", LISTEN_FDNAMES="nbd:control")
+            os.execv(sys.argv[1], sys.argv[1:])
+            """
+        let agent = try ChildProcess(
+            ["python3", "-c", script, Tool.crossdock, "destination", "--state-dir", lab.state("b")] + lab.credentials()
+        )
+        try await agent.wait(for: "the agent") { agent.output.contains("listening on") }
+        let ports = agent.output.split(separator: "\n")[0].split(separator: " ").dropFirst()
+        #expect(
+            agent.output.contains("listening on 127.0.0.1:\(ports.last!), NBD port \(ports.first!)"),
+            "\(agent.output)"
+        )
+        let info = try await Tool.run([
+            "nbdinfo", "--list",
+            "nbds://localhost:\(ports.first!)/?tls-certificates=\(lab.pki.directory)",
+        ])
+        #expect(info.code == 0, "\(info.all)")
+        agent.signal(SIGTERM)
+        _ = try await agent.finish()
+    }
+
     @Test(arguments: [
         ("tls-creds-anon,id=t", "do not verify who connects"),
         ("tls-creds-x509,id=t,dir=DIR,verify-peer=off", "do not verify"),

@@ -11,6 +11,8 @@ public final class DatagramChannel: @unchecked Sendable {
     private let registration: Registration
     private var failure: ChannelError?
     private let isConnected: Bool
+    /// MSG_TRUNC: the length of the whole message is returned, also when it does not fit.
+    private static let reportsLength: Int32 = 0x20
 
     private init(_ fd: Int32, isConnected: Bool, on loop: EventLoop) throws {
         self.fd = fd
@@ -132,7 +134,7 @@ public final class DatagramChannel: @unchecked Sendable {
             let count = bytes.withUnsafeMutableBytes { buffer in
                 withUnsafeMutablePointer(to: &raw.storage) { pointer in
                     pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-                        recvfrom(fd, buffer.baseAddress, limit, Int32(0x20 /* MSG_TRUNC */), $0, &raw.length)
+                        recvfrom(fd, buffer.baseAddress, limit, Self.reportsLength, $0, &raw.length)
                     }
                 }
             }

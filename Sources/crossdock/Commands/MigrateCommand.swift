@@ -191,6 +191,12 @@ struct SourceAgentOrder: Codable {
         var security = CredentialOptions()
         security.objects = objects
         security.tlsCreds = tlsCreds
+        for object in try objects.map(ObjectDescription.init(parsing:)) where object.properties["fd"] != nil {
+            throw CredentialError(
+                "Secret '\(object.id)' is read from a descriptor, which the source agent, a process of its own, does not inherit; "
+                    + "use file="
+            )
+        }
         let credentials = try security.credentials(.client, from: security.store(), user: "the source agent") { _ in }
         guard credentials.verifiesPeer else {
             throw CredentialError(

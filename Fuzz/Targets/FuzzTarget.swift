@@ -1,0 +1,154 @@
+internal import Glibc
+internal import IO
+internal import TLS
+
+/// The decoders that take a stranger's bytes, each as a function that must return, whatever it is given.
+///
+/// The fuzzer calls them with inputs of its own, the tests with the inputs in `Fuzz/Corpus`.
+public enum FuzzTarget: String, CaseIterable, Sendable {
+    /// `--object` and QMP's object-add: keyval and JSON.
+    case object
+    /// The heads of websocket frames.
+    case frame
+    /// A websocket's whole inbound side, after the handshake.
+    case websocket
+    /// The HTTP heads of both ends.
+    case handshake
+    /// The files of a credential directory: the first byte says which one.
+    case credentials
+    /// Base64.
+    case base64
+    /// Records and handshake messages that come to a TLS server.
+    case tls
+
+    /// Runs the decoder on an input.
+    public func run(_ input: UnsafeRawBufferPointer) {
+        switch self {
+        case .object: object(String(decoding: input, as: UTF8.self))
+        case .frame: frame(input)
+        case .websocket: websocket(Array(input))
+        case .handshake: handshake(Array(input))
+        case .credentials: credentials(input)
+        case .base64: base64(input)
+        case .tls: tls(input)
+        }
+    }
+
+    private func object(_ text: String) {
+        guard let description = try? ObjectDescription(parsing: text) else { return }
+        // Only types that open no file of the input's choice.
+        guard description.type.hasPrefix("authz-"), description.type != "authz-list-file" else { return }
+        let store = ObjectStore()
+        guard (try? store.add(description)) != nil else { return }
+        _ = try? store.authorizer(description.id).allows(["CN=host", "DNS:host"])
+    }
+
+    private func frame(_ input: UnsafeRawBufferPointer) {
+        for masked in [true, false] {
+            guard case .head(let head, let size) = WebSocketFrameHead.parse(input, masked: masked) else { continue }
+            var bytes = [UInt8](repeating: 0, count: WebSocketFrameHead.maximumLength)
+            let written = bytes.withUnsafeMutableBytes { head.write(to: $0) }
+            // The shortest form is the only one, so writing gives the same bytes again.
+            precondition(written == size && bytes[..<size].elementsEqual(input[..<size]), "a head does not round-trip")
+        }
+    }
+
+    private static let loop = EventLoop(name: "fuzz")
+    private static let request = Array(
+        ("GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+            + "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n").utf8
+    )
+
+    private func websocket(_ input: [UInt8]) {
+        let done = DispatchSemaphoreLite()
+        let loop = Self.loop
+        Task(executorPreference: loop) {
+            let (a, b) = MemoryChannel.pair(on: loop, capacity: input.count + 4096)
+            try? await a.write(Self.request + input)
+            try? await a.finishWriting()
+            if let channel = try? await WebSocketChannel.accept(over: b) {
+                let buffer = IOBuffer(capacity: 512)
+                while let count = try? await channel.readSome(into: buffer.mutable(0..<512)), count > 0 {}
+                channel.close()
+            }
+            a.close()
+            done.signal()
+        }
+        done.wait()
+    }
+
+    private func handshake(_ input: [UInt8]) {
+        _ = try? WebSocketHandshake.response(to: input)
+        try? WebSocketHandshake.check(response: input, key: "dGhlIHNhbXBsZSBub25jZQ==")
+    }
+
+    /// A directory with an authority and a host of its own, in which one file is replaced.
+    private static let directory: String = {
+        var template = Array("/tmp/crossdock-fuzz-XXXXXX".utf8CString)
+        _ = mkdtemp(&template)
+        let path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        let authority = try? CertificateAuthority(name: "fuzz")
+        mkdir("\(path)/ca", 0o700)
+        mkdir("\(path)/host", 0o700)
+        try? authority?.save(to: "\(path)/ca")
+        try? authority?.issue(.init(name: "host", hosts: ["localhost"]), to: "\(path)/host")
+        atexit {
+            for file in ["ca-cert", "ca-key"] { unlink("\(FuzzTarget.directory)/ca/\(file).pem") }
+            for file in ["ca-cert", "server-cert", "server-key", "client-cert", "client-key"] {
+                unlink("\(FuzzTarget.directory)/host/\(file).pem")
+            }
+            for part in ["/ca", "/host", ""] { rmdir(FuzzTarget.directory + part) }
+        }
+        return path
+    }()
+
+    private func credentials(_ input: UnsafeRawBufferPointer) {
+        let names = ["ca-cert.pem", "server-cert.pem", "server-key.pem", "ca-crl.pem", "keys.psk"]
+        guard let first = input.first else { return }
+        let name = names[Int(first) % names.count]
+        let host = "\(Self.directory)/host"
+        let good = "\(Self.directory)/good"
+        let path = "\(host)/\(name)"
+        let hadFile = rename(path, good) == 0
+        let fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0o600)
+        let rest = UnsafeRawBufferPointer(rebasing: input.dropFirst())
+        _ = write(fd, rest.baseAddress, rest.count)
+        close(fd)
+        if name == "keys.psk" {
+            _ = try? PSKCredentials(id: "p", directory: host, endpoint: .server)
+        } else {
+            _ = try? X509Credentials(id: "x", directory: host, endpoint: .server)
+            _ = CredentialDirectory(checking: host)
+        }
+        unlink(path)
+        if hadFile { rename(good, path) }
+    }
+
+    private func base64(_ input: UnsafeRawBufferPointer) {
+        guard let bytes = Base64.decode(input) else { return }
+        precondition(Base64.decode(Base64.encode(bytes).utf8) == bytes, "Base64 does not round-trip")
+    }
+
+    private static let server: X509Credentials? = try? X509Credentials(
+        id: "x",
+        directory: "\(directory)/host",
+        endpoint: .server
+    )
+
+    private func tls(_ input: UnsafeRawBufferPointer) {
+        guard let server = Self.server, let session = try? TLSSession(credentials: server) else { return }
+        session.receive(input)
+        session.receive(UnsafeRawBufferPointer(start: nil, count: 0))
+        _ = try? session.handshake(with: "fuzz")
+    }
+}
+
+/// A semaphore, for a thread that waits for a task.
+private final class DispatchSemaphoreLite: @unchecked Sendable {
+    // Unchecked: sem_t is made for this.
+    private let semaphore = UnsafeMutablePointer<sem_t>.allocate(capacity: 1)
+    init() { sem_init(semaphore, 0, 0) }
+    deinit { semaphore.deallocate() }
+    func signal() { sem_post(semaphore) }
+    func wait() { while sem_wait(semaphore) != 0 {} }
+}
