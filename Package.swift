@@ -63,7 +63,7 @@ let package = Package(
         ),
         .executableTarget(
             name: "channel-bench",
-            dependencies: ["CCount", "TLS", "IO"],
+            dependencies: ["CCount", "NBD", "TLS", "IO"],
             path: "Benchmarks/Channels",
             swiftSettings: settings
         ),

@@ -4,7 +4,8 @@ import IO
 import TLS
 
 /// Measures TLS channels: `channel-bench DIR [GIB] [ROUNDS]` prints a Markdown table, `channel-bench DIR rekey` sends more than
-/// 2^24 records in both directions at once over one session. DIR is a credential directory for localhost.
+/// 2^24 records in both directions at once over one session, `channel-bench DIR serve IMAGE` and `channel-bench DIR connects PORT
+/// PORT N` measure connections to NBD servers. DIR is a credential directory for localhost.
 let arguments = CommandLine.arguments
 guard arguments.count >= 2 else {
     print("usage: channel-bench DIR [GIB] [ROUNDS] | DIR rekey")
@@ -169,6 +170,35 @@ func rekey() throws {
     print("rekey: \(rounds * batch) records in each direction of one session, all of them right (2^24 is \(1 << 24))")
 }
 
+if arguments.count > 3, arguments[2] == "serve" {
+    let isPSK = arguments.count > 4
+    try await Connects.serve(
+        isPSK ? PSKCredentials(id: "p", directory: directory, endpoint: .server) : credentials(.server),
+        image: arguments[3]
+    )
+    exit(0)
+}
+if arguments.count > 5, arguments[2] == "connects" {
+    let isPSK = arguments.count > 6
+    let client: any TLSCredentials =
+        isPSK ? try PSKCredentials(id: "p", directory: directory, endpoint: .client) : try credentials(.client)
+    let ports = try arguments[3...4].map { text in
+        guard let port = UInt16(text) else { throw CredentialError("'\(text)' is no port") }
+        return port
+    }
+    var rates: [[Double]] = [[], []]
+    for _ in 0..<5 {
+        for (index, port) in ports.enumerated() {
+            rates[index].append(try await Connects.rate(client, port: port, count: Int(arguments[5]) ?? 100))
+        }
+    }
+    let ratio = Spread(zip(rates[0], rates[1]).map { $0 / $1 })
+    print(
+        "Connect, TLS (\(isPSK ? "PSK" : "mutual ECDSA")), GO, disconnect a second: Crossdock \(Spread(rates[0]).text(0)), "
+            + "nbdkit \(Spread(rates[1]).text(0)), ratio \(ratio.text(2))"
+    )
+    exit(0)
+}
 if arguments.count > 2, arguments[2] == "rekey" {
     try rekey()
     exit(0)

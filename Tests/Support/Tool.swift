@@ -119,8 +119,7 @@ public final class ChildProcess: @unchecked Sendable {
     }
 
     private static func contents(_ path: String) -> String {
-        guard let data = try? Data(contentsOf: URL(filePath: path)) else { return "" }
-        return String(decoding: data, as: UTF8.self)
+        String(decoding: (try? DurableFile.read(path)) ?? [], as: UTF8.self)
     }
 }
 

@@ -199,6 +199,13 @@ struct CertificateCheck {
 
     private func checkSignatures(_ chain: [Certificate]) throws -> [CertificateFinding] {
         guard let own else { return [] }
+        // The list does not own what is added to it one by one, and must be gone before what it refers to.
+        var lists: UnsafeMutablePointer<gnutls_x509_crl_t?>?
+        var count: UInt32 = 0
+        defer {
+            for index in 0..<Int(count) { gnutls_x509_crl_deinit(lists![index]) }
+            xd_gnutls_free(lists)
+        }
         var trust: gnutls_x509_trust_list_t?
         try GnuTLS.check(gnutls_x509_trust_list_init(&trust, 0), "Cannot verify \(own.path)")
         defer { gnutls_x509_trust_list_deinit(trust, 0) }
@@ -207,9 +214,10 @@ struct CertificateCheck {
         if var revocations {
             try revocations.withUnsafeMutableBufferPointer { buffer in
                 var datum = gnutls_datum_t(data: buffer.baseAddress, size: UInt32(buffer.count))
-                let code = gnutls_x509_trust_list_add_trust_mem(trust, nil, &datum, GNUTLS_X509_FMT_PEM, 0, 0)
+                let code = gnutls_x509_crl_list_import2(&lists, &count, &datum, GNUTLS_X509_FMT_PEM, 0)
                 try GnuTLS.check(code, "Cannot load CRL")
             }
+            gnutls_x509_trust_list_add_crls(trust, lists, count, 0, 0)
         }
         var status: UInt32 = 0
         // The file's own intermediates, then those of ca-cert.pem, as our peers receive or know them.
