@@ -15,6 +15,10 @@ static inline void xd_gcry_initialize(void) {
 /* Macros around gcry_md_ctl and gcry_cipher_ctl. */
 static inline int xd_gcry_md_available(int algorithm) { return gcry_md_test_algo(algorithm) == 0; }
 static inline int xd_gcry_cipher_available(int algorithm) { return gcry_cipher_test_algo(algorithm) == 0; }
+/* VNC's passwords may be weak keys of DES. */
+static inline int xd_gcry_allow_weak_key(gcry_cipher_hd_t handle) {
+    return (int)gcry_cipher_ctl(handle, GCRYCTL_SET_ALLOW_WEAK_KEY, NULL, 1);
+}
 static inline int xd_gcry_md_write(gcry_md_hd_t handle, const void *bytes, size_t count) {
     gcry_md_write(handle, bytes, count);
     return 0;

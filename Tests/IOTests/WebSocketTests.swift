@@ -225,6 +225,30 @@ struct WebSocketTests {
         }
     }
 
+    @Test func whatCameBeforeAViolationIsDeliveredFirst() async throws {
+        try await onLoop { loop in
+            let (raw, channel) = try await self.server(loop)
+            try await raw.write(self.frame(0x82, [1, 2, 3]) + self.frame(0x83, []))
+            let buffer = IOBuffer(capacity: 16)
+            #expect(try await channel.readSome(into: buffer.mutable(0..<16)) == 3)
+            await #expect(throws: ChannelError.self) { try await channel.readSome(into: buffer.mutable(0..<16)) }
+        }
+    }
+
+    @Test func aFloodOfEmptyFramesLeavesTheLoopToOthers() async throws {
+        try await onLoop { loop in
+            let (a, b) = MemoryChannel.pair(on: loop, capacity: 16 << 20)
+            async let accepted = WebSocketChannel.accept(over: b)
+            try await a.write(Array((Self.good.joined(separator: "\r\n") + "\r\n\r\n").utf8))
+            let channel = try await accepted
+            let empty = [UInt8]([[UInt8]](repeating: self.frame(0x82, []), count: 200_000).joined())
+            try await a.write(empty + self.frame(0x82, [9]))
+            // One read does not go through all of it.
+            #expect(try channel.readNow(into: IOBuffer(capacity: 1).mutable(0..<1)) == nil)
+            #expect(try await channel.read(exactly: 1) == [9])
+        }
+    }
+
     @Test func aFloodOfPingsByAPeerThatDoesNotReadIsBounded() async throws {
         try await onLoop { loop in
             let (a, b) = MemoryChannel.pair(on: loop, capacity: 4096)

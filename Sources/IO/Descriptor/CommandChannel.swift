@@ -6,6 +6,8 @@ public final class CommandChannel: Channel, @unchecked Sendable {
     // Unchecked: confined to the loop.
     private let pipes: DescriptorChannel
     private let pid: pid_t
+    /// The child's pidfd, which is readable once it has ended.
+    private let descriptor: Int32
     private var exitCode: Int32?
     private var waiters: [UnsafeContinuation<Int32, Never>] = []
 
@@ -45,14 +47,29 @@ public final class CommandChannel: Channel, @unchecked Sendable {
             throw ChannelError.system("start \(arguments[0])", number)
         }
         pid = child
-        pipes = try DescriptorChannel(reading: output[0], writing: input[1], name: arguments[0], on: loop)
-        watch()
+        do {
+            pipes = try DescriptorChannel(reading: output[0], writing: input[1], name: arguments[0], on: loop)
+            descriptor = xd_pidfd_open(child)
+            guard descriptor >= 0 else { throw ChannelError.system("watch \(arguments[0])", errno) }
+            do {
+                watch(try loop.register(descriptor))
+            } catch {
+                Glibc.close(descriptor)
+                throw error
+            }
+        } catch {
+            // Nobody would wait for it.
+            kill(-child, SIGKILL)
+            var status: Int32 = 0
+            waitpid(child, &status, 0)
+            throw error
+        }
     }
 
-    private func watch() {
-        let descriptor = xd_pidfd_open(pid)
-        let pid = pid
-        guard descriptor >= 0, let registration = try? loop.register(descriptor) else { return }
+    private func watch(_ registration: Registration) {
+        let (pid, descriptor) = (pid, descriptor)
+        // Used on the loop only, where the task runs.
+        nonisolated(unsafe) let registration = registration
         Task(executorPreference: loop) { [weak self, loop] in
             var status: Int32 = 0
             while xd_wait_nohang(pid, &status) == 0 { await registration.waitReadable() }

@@ -40,11 +40,21 @@ public final class DescriptorChannel: Channel, @unchecked Sendable {
     private var failure: ChannelError?
 
     /// Takes over two different descriptors, which become non-blocking. Called on the loop.
+    ///
+    /// They are owned by the channel from here on, also when this throws.
     public init(reading: Int32, writing: Int32, name: String, on loop: EventLoop) throws {
         self.loop = loop
         peerName = name
-        incoming = try Side(reading, on: loop)
-        outgoing = try Side(writing, on: loop)
+        var first: Side?
+        do {
+            first = try Side(reading, on: loop)
+            outgoing = try Side(writing, on: loop)
+        } catch {
+            if first == nil { Glibc.close(reading) } else { first?.close(loop) }
+            Glibc.close(writing)
+            throw error
+        }
+        incoming = first!
     }
 
     deinit {
@@ -60,31 +70,48 @@ public final class DescriptorChannel: Channel, @unchecked Sendable {
         if loop.isCurrent { release() } else { loop.execute(release) }
     }
 
-    /// The process's standard input and output, for programs that inetd, ssh or a shell pipe starts. Called on the loop.
+    /// The process's standard input and output, for programs that inetd, ssh or a shell pipe starts. Called on the loop, once:
+    /// descriptors 0 and 1 are /dev/null afterwards.
     ///
     /// Whoever shares the terminal or the pipe with us does not see that it is non-blocking here.
     public static func standard(on loop: EventLoop) throws -> DescriptorChannel {
+        let null = Glibc.open("/dev/null", O_RDWR | O_CLOEXEC)
+        guard null >= 0 else { throw ChannelError.system("open /dev/null", errno) }
+        defer { Glibc.close(null) }
         func own(_ fd: Int32, writing: Bool) throws -> Int32 {
-            let reopened = xd_reopen(fd, writing ? 1 : 0)
+            // The original must not stay open: our end of a pipe would not be the last one, and the other end would wait.
+            defer { dup2(null, fd) }
+            var status = stat()
+            let isFile = fstat(fd, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
+            // A file has a position, which a second opening would not share.
+            let reopened = isFile ? -1 : xd_reopen(fd, writing ? 1 : 0)
             if reopened >= 0 { return reopened }
             // A socket cannot be opened again; whoever starts a program on a socket hands it over.
             let copy = fcntl(fd, F_DUPFD_CLOEXEC, 3)
             guard copy >= 0 else { throw ChannelError.system("use descriptor \(fd)", errno) }
             return copy
         }
-        return try DescriptorChannel(
-            reading: own(0, writing: false),
-            writing: own(1, writing: true),
-            name: "standard input and output",
-            on: loop
-        )
+        let input = try own(0, writing: false)
+        let output: Int32
+        do {
+            output = try own(1, writing: true)
+        } catch {
+            Glibc.close(input)
+            throw error
+        }
+        return try DescriptorChannel(reading: input, writing: output, name: "standard input and output", on: loop)
     }
 
     /// Makes two channels that are connected by two pipes. Called on the loop.
     public static func pair(on loop: EventLoop) throws -> (DescriptorChannel, DescriptorChannel) {
         var forth: [Int32] = [0, 0]
         var back: [Int32] = [0, 0]
-        guard xd_pipe(&forth) == 0, xd_pipe(&back) == 0 else { throw ChannelError.system("make a pipe", errno) }
+        guard xd_pipe(&forth) == 0 else { throw ChannelError.system("make a pipe", errno) }
+        guard xd_pipe(&back) == 0 else {
+            let number = errno
+            for fd in forth { Glibc.close(fd) }
+            throw ChannelError.system("make a pipe", number)
+        }
         return (
             try DescriptorChannel(reading: back[0], writing: forth[1], name: "pipe:b", on: loop),
             try DescriptorChannel(reading: forth[0], writing: back[1], name: "pipe:a", on: loop)
@@ -141,6 +168,8 @@ public final class DescriptorChannel: Channel, @unchecked Sendable {
     /// Closes the outgoing descriptor.
     public func finishWriting() async throws {
         if let failure { throw failure }
+        // Closing is not enough for a socket that both directions share.
+        if outgoing.fd >= 0 { Glibc.shutdown(outgoing.fd, Int32(SHUT_WR)) }
         outgoing.close(loop)
     }
 

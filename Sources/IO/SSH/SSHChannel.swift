@@ -26,8 +26,17 @@ public final class SSHChannel: Channel, @unchecked Sendable {
         self.session = session
         peerName = name
         self.loop = loop
-        fd = session.descriptor
-        registration = try loop.register(fd)
+        // libssh closes its descriptor when the connection breaks, and the number may be another's then: a copy is watched.
+        fd = fcntl(session.descriptor, F_DUPFD_CLOEXEC, 3)
+        guard fd >= 0 else { throw ChannelError.system("watch the connection to \(name)", errno) }
+        // libssh makes the socket blocking, and would send its whole queue in one call.
+        _ = xd_set_nonblocking(fd)
+        do {
+            registration = try loop.register(fd)
+        } catch {
+            Glibc.close(fd)
+            throw error
+        }
         pump()
     }
 
@@ -37,6 +46,7 @@ public final class SSHChannel: Channel, @unchecked Sendable {
         nonisolated(unsafe) let registration = registration
         loop.execute {
             loop.deregister(fd)
+            Glibc.close(fd)
             registration.fail()
             session.free()
         }
@@ -189,6 +199,7 @@ public final class SSHChannel: Channel, @unchecked Sendable {
         failure = failure ?? ChannelError(.closed, "The connection to \(peerName) is closed")
         isClosed = true
         loop.deregister(fd)
+        Glibc.close(fd)
         registration.fail()
         session.free()
         wake()

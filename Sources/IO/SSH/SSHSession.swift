@@ -43,8 +43,10 @@ final class SSHSession: @unchecked Sendable {
 
     func read(into base: UnsafeMutableRawPointer, _ count: Int) -> Outcome {
         let result = ssh_channel_read_nonblocking(channel, base, UInt32(clamping: count), 0)
+        discardErrors()
         if result > 0 { return .bytes(Int(result)) }
-        if result == SSH_EOF || result == 0 && ssh_channel_is_eof(channel) != 0 { return .end }
+        // The end of the channel may have come in one piece with the end of the connection.
+        if result == SSH_EOF || ssh_channel_is_eof(channel) != 0 { return .end }
         if ssh_is_connected(session) == 0 { return .truncated }
         if result == 0 || result == SSH_AGAIN { return .wait }
         return .failed(Self.words(session))
@@ -52,20 +54,39 @@ final class SSHSession: @unchecked Sendable {
 
     /// Takes at most 256 KiB; the peer's window bounds what libssh holds.
     func write(from base: UnsafeRawPointer, _ count: Int) -> Outcome {
+        // libssh queues whatever the peer's window allows, which the peer chooses: nothing is added to what waits already.
+        if ssh_get_status(session) & SSH_WRITE_PENDING != 0 {
+            let flushed = flush()
+            guard case .bytes = flushed else { return flushed }
+        }
         let result = ssh_channel_write(channel, base, UInt32(clamping: min(count, 256 << 10)))
         if result > 0 { return .bytes(Int(result)) }
         return result == 0 || result == SSH_AGAIN ? .wait : .failed(Self.words(session))
     }
 
     func flush() -> Outcome {
-        switch ssh_blocking_flush(session, 0) {
-        case SSH_OK: .bytes(0)
-        case SSH_AGAIN: .wait
-        default: .failed(Self.words(session))
+        let code = ssh_blocking_flush(session, 0)
+        // A session that broke has "flushed" what it dropped.
+        if ssh_is_connected(session) == 0 { return .failed("the connection has ended") }
+        switch code {
+        case SSH_OK: return .bytes(0)
+        case SSH_AGAIN: return .wait
+        default: return .failed(Self.words(session))
         }
     }
 
     func sendEnd() -> Outcome { ssh_channel_send_eof(channel) == SSH_ERROR ? .failed(Self.words(session)) : .bytes(0) }
+
+    /// A command's standard error shares the window with its output: left alone, it would stop the stream.
+    private func discardErrors() {
+        withUnsafeTemporaryAllocation(byteCount: 16 << 10, alignment: 8) { scratch in
+            for _ in 0..<64 {
+                guard ssh_channel_read_nonblocking(channel, scratch.baseAddress, UInt32(scratch.count), 1) > 0 else {
+                    return
+                }
+            }
+        }
+    }
 
     /// Takes the packets that are there.
     func poll() { _ = ssh_channel_poll(channel, 0) }

@@ -19,7 +19,13 @@ public final class Listener: @unchecked Sendable {
         self.address = address
         self.path = path
         self.loop = loop
-        registration = try loop.register(fd)
+        do {
+            registration = try loop.register(fd)
+        } catch {
+            Glibc.close(fd)
+            self.fd = -1
+            throw error
+        }
     }
 
     /// Takes over a socket that somebody else bound and put into the listening state. Called on the loop.
@@ -155,7 +161,12 @@ public final class Listener: @unchecked Sendable {
 
     /// Waits for the next connection and makes a channel of it, on the listener's loop.
     public func accept() async throws -> SocketChannel {
-        try SocketChannel(adopting: try await acceptDescriptor(), on: loop)
+        while true {
+            let descriptor = try await acceptDescriptor()
+            // A connection that cannot be watched is lost, the listener is not.
+            if let channel = try? SocketChannel(adopting: descriptor, on: loop) { return channel }
+            await loop.sleep(for: .milliseconds(20))
+        }
     }
 
     /// Ends the listening from any thread: a waiting `accept` throws, the socket is closed, a Unix socket's file removed.

@@ -29,9 +29,14 @@ public final class WebSocketChannel: Channel, @unchecked Sendable {
     private var mask: UInt32?
     private var maskOffset = 0
     private var isInMessage = false
+    /// How often one read asks the channel below for more.
+    private static let fillLimit = 8
+    /// Whether the last read stopped before it had seen everything, so that no event may come for the rest.
+    private var mayHaveMore = false
     private var transportEnded = false
     private var received: (code: UInt16?, reason: String)?
     private var sentClose = false
+    private var pongPending = false
     private var failure: ChannelError?
 
     /// The loop of the channel below.
@@ -68,8 +73,8 @@ public final class WebSocketChannel: Channel, @unchecked Sendable {
     {
         let channel = WebSocketChannel(base, isServer: true)
         try await channel.negotiating(timeout) {
-            let request = try await channel.readHead()
             do {
+                let request = try await channel.readHead()
                 try await base.write(WebSocketHandshake.response(to: request))
             } catch let failure as WebSocketHandshake.Failure {
                 try? await base.write(WebSocketHandshake.refusal(failure))
@@ -163,6 +168,7 @@ public final class WebSocketChannel: Channel, @unchecked Sendable {
         var total = 0
         var index = 0
         var offset = 0
+        var fills = 0
         while index < buffers.count {
             if offset == buffers[index].iov_len {
                 index += 1
@@ -183,25 +189,44 @@ public final class WebSocketChannel: Channel, @unchecked Sendable {
                 continue
             }
             // What has arrived is delivered before anything that could fail is looked at.
-            if remaining == 0, try nextFrame() {
-                if received != nil { break }
-                continue
+            if remaining == 0 {
+                var took = false
+                do { took = try nextFrame() } catch {
+                    // The failure is kept for the next call.
+                    if total > 0 { break }
+                    throw error
+                }
+                if took {
+                    if received != nil { break }
+                    continue
+                }
             }
             if total > 0 { break }
             if transportEnded {
                 throw ChannelError(.truncated, "\(peerName) ended the connection without closing the websocket")
+            }
+            fills += 1
+            if fills > Self.fillLimit {
+                // A peer that floods us with frames without content must not keep the loop to itself.
+                mayHaveMore = true
+                _ = try answer()
+                return nil
             }
             if try !fill() {
                 _ = try answer()
                 return nil
             }
         }
-        _ = try answer()
+        if total > 0 { _ = try? answer() } else { _ = try answer() }
         return total
     }
 
     /// Pongs must not wait for the next write.
-    private func answer() throws -> Bool { outbound.isEmpty || outbound.count > 4096 ? true : try flush() }
+    private func answer() throws -> Bool {
+        guard pongPending else { return true }
+        pongPending = false
+        return try flush()
+    }
 
     /// Takes the next frame's head, and the whole of a control frame. Returns whether anything was taken.
     private func nextFrame() throws -> Bool {
@@ -240,7 +265,10 @@ public final class WebSocketChannel: Channel, @unchecked Sendable {
         switch opcode {
         case .ping:
             // The answer to an older ping that could not be sent yet may be left out (section 5.5.3), which bounds the queue.
-            if !sentClose, outbound.count < 64 << 10 { append(.pong, payload) }
+            if !sentClose, outbound.count < 64 << 10 {
+                append(.pong, payload)
+                pongPending = true
+            }
         case .close:
             var code: UInt16?
             var reason = ""
@@ -260,6 +288,8 @@ public final class WebSocketChannel: Channel, @unchecked Sendable {
             received = (code, reason)
             if let code, code != 1000, code != 1001 {
                 let words = reason.isEmpty ? "" : " ('\(reason)')"
+                sendClose(.normal)
+                _ = try? flush()
                 let error = ChannelError(.closed, "\(peerName) closed the websocket with code \(code)\(words)")
                 failure = error
                 throw error
@@ -349,6 +379,11 @@ public final class WebSocketChannel: Channel, @unchecked Sendable {
     /// See `Channel.waitReadable()`.
     public func waitReadable() async throws {
         if let failure { throw failure }
+        if mayHaveMore {
+            mayHaveMore = false
+            await Task.yield()
+            return
+        }
         try await base.waitReadable()
     }
 
@@ -369,12 +404,17 @@ public final class WebSocketChannel: Channel, @unchecked Sendable {
     public func ping(_ payload: [UInt8] = []) async throws {
         precondition(payload.count <= 125, "a control frame has at most 125 bytes")
         if let failure { throw failure }
+        if sentClose { throw ChannelError.system("write to \(peerName)", EPIPE) }
         append(.ping, payload)
-        try await flushAll()
+        // What does not go now goes with the next write: another task may be waiting to write.
+        _ = try flush()
     }
 
     /// See `Channel.abort(_:)`.
-    public func abort(_ reason: ChannelError) { base.abort(reason) }
+    public func abort(_ reason: ChannelError) {
+        loop.execute { self.failure = self.failure ?? reason }
+        base.abort(reason)
+    }
 
     /// Closes the channel below; a Close frame is sent first as far as that can be done without waiting.
     public func close() {

@@ -40,6 +40,17 @@ public struct AuthorizationRule: Sendable, Equatable {
         }
     }
 
+    /// Whether the rule is about a peer with these names, the main one first.
+    ///
+    /// Only a rule that begins with `DNS:`, `IP:`, `URI:`, `EMAIL:` or `OTHER:` is compared with alternative names, so that a
+    /// pattern which was written for distinguished names is not met by something else.
+    func matches(any identities: [String]) -> Bool {
+        guard let main = identities.first else { return false }
+        if matches(main) { return true }
+        guard ["DNS:", "IP:", "URI:", "EMAIL:", "OTHER:"].contains(where: match.hasPrefix) else { return false }
+        return identities.dropFirst().contains(where: matches)
+    }
+
     /// Goes back to the last star only, so that the work is bounded by the product of the lengths.
     private static func glob(_ pattern: [Unicode.Scalar], _ text: [Unicode.Scalar]) -> Bool {
         var position = 0

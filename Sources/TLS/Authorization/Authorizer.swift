@@ -25,7 +25,7 @@ public final class SimpleAuthorizer: Authorizer {
 
     /// See `Authorizer.allows(_:)`.
     public func allows(_ identities: [String]) -> Bool {
-        identities.contains { Array($0.utf8) == Array(identity.utf8) }
+        AuthorizationRule(match: identity, policy: .allow).matches(any: identities)
     }
 }
 
@@ -47,9 +47,10 @@ public final class ListAuthorizer: Authorizer {
         self.policy = policy
     }
 
-    /// See `Authorizer.allows(_:)`. A rule matches when it is about any of the names.
+    /// See `Authorizer.allows(_:)`. A rule that begins with the kind of an alternative name is about those, any other about the
+    /// main name.
     public func allows(_ identities: [String]) -> Bool {
-        for rule in rules where identities.contains(where: rule.matches) { return rule.policy == .allow }
+        for rule in rules where rule.matches(any: identities) { return rule.policy == .allow }
         return policy == .allow
     }
 }
@@ -70,6 +71,8 @@ public final class ListFileAuthorizer: Authorizer {
         var contents: [UInt8]
         var list: ListAuthorizer?
         var problem: String?
+        /// Whether the contents were read, but not understood.
+        var isBad = false
     }
     private let state: Mutex<State>
 
@@ -100,12 +103,15 @@ public final class ListFileAuthorizer: Authorizer {
             if refresh {
                 do {
                     let contents = try CredentialFile.contents(path)
-                    if contents != state.contents || state.list == nil {
+                    // A file that was bad and is the same is still bad.
+                    if contents != state.contents || state.list == nil && !state.isBad {
                         state.list = nil
                         state.contents = contents
+                        state.isBad = true
                         state.list = try Self.parse(contents, id: id, path: path)
+                        state.isBad = false
+                        state.problem = nil
                     }
-                    state.problem = nil
                 } catch {
                     state.list = nil
                     state.problem = "\(error)"
@@ -152,7 +158,8 @@ public struct AccessControl: Sendable {
     public func check(_ peer: TLSPeer) throws {
         guard let authorization else { return }
         let authorizer = try objects.authorizer(authorization)
-        guard authorizer.allows(peer.identities) else {
+        // A list that allows by default must not let in who has no name to be denied by.
+        guard !peer.identities.isEmpty, authorizer.allows(peer.identities) else {
             var message = "TLS authz check for \(peer.name) is denied by object '\(authorization)'"
             if let problem = (authorizer as? ListFileAuthorizer)?.problem { message += ", because: \(problem)" }
             throw CredentialError(message)

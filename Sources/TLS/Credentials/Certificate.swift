@@ -69,12 +69,22 @@ final class Certificate {
     /// The subject alternative names, each with its kind: `DNS:host`, `IP:192.0.2.1`, `URI:...`, `EMAIL:...`.
     var alternativeNames: [String] {
         var names: [String] = []
-        while names.count < 256 {
+        while names.count < 4096 {
             var size = 1024
             var bytes = [UInt8](repeating: 0, count: size)
             var critical: UInt32 = 0
-            let code = gnutls_x509_crt_get_subject_alt_name(handle, UInt32(names.count), &bytes, &size, &critical)
-            guard code >= 0 else { break }
+            var code = gnutls_x509_crt_get_subject_alt_name(handle, UInt32(names.count), &bytes, &size, &critical)
+            if code == GNUTLS_E_SHORT_MEMORY_BUFFER, size <= 1 << 20 {
+                bytes = [UInt8](repeating: 0, count: size + 1)
+                size += 1
+                code = gnutls_x509_crt_get_subject_alt_name(handle, UInt32(names.count), &bytes, &size, &critical)
+            }
+            if code == GNUTLS_E_REQUESTED_DATA_NOT_AVAILABLE { break }
+            guard code >= 0 else {
+                // It counts, so that those behind it are seen.
+                names.append("OTHER:")
+                continue
+            }
             let value = bytes.prefix(size)
             switch UInt32(code) {
             case GNUTLS_SAN_DNSNAME.rawValue: names.append("DNS:\(String(decoding: value, as: UTF8.self))")
@@ -106,7 +116,13 @@ final class Certificate {
     ) -> String {
         var size = 4096
         var text = [CChar](repeating: 0, count: size)
-        return read(&text, &size) == 0 ? string(text) : ""
+        var code = read(&text, &size)
+        if code == GNUTLS_E_SHORT_MEMORY_BUFFER, size <= 1 << 20 {
+            text = [CChar](repeating: 0, count: size + 1)
+            size += 1
+            code = read(&text, &size)
+        }
+        return code == 0 ? string(text) : ""
     }
 
     private static func string(_ text: [CChar]) -> String {

@@ -21,9 +21,9 @@ public final class PSKCredentials: TLSCredentials {
         }
 
         /// Gives GnuTLS the key of a user; a random one for a stranger, so that users cannot be guessed one by one.
-        func key(of user: UnsafePointer<CChar>, into datum: UnsafeMutablePointer<gnutls_datum_t>) -> Int32 {
-            let name = Array(UnsafeBufferPointer(start: user, count: strlen(user))).map { UInt8(bitPattern: $0) }
-            let key = keys[name]
+        func key(of user: gnutls_datum_t, into datum: UnsafeMutablePointer<gnutls_datum_t>) -> Int32 {
+            // Every byte counts: a name that goes on behind a zero byte is another name.
+            let key = keys[Array(UnsafeBufferPointer(start: user.data, count: Int(user.size)))]
             let count = key?.count ?? 32
             guard let memory = xd_gnutls_malloc(count) else { return -1 }
             if let key {
@@ -52,6 +52,8 @@ public final class PSKCredentials: TLSCredentials {
     public let usesCertificates = false
     private let user: String
     private let current: Mutex<Loaded>
+    /// Orders reloads, so that what was read earlier never replaces what was read later.
+    private let reloading = Mutex(())
 
     /// Loads a directory.
     ///
@@ -82,8 +84,10 @@ public final class PSKCredentials: TLSCredentials {
 
     /// See `TLSCredentials.reload()`.
     public func reload() throws {
-        let next = try Self.load(directory, endpoint, user)
-        current.withLock { $0 = next }
+        try reloading.withLock { _ in
+            let next = try Self.load(directory, endpoint, user)
+            current.withLock { $0 = next }
+        }
     }
 
     /// See `TLSCredentials.warnings`.
@@ -96,11 +100,11 @@ public final class PSKCredentials: TLSCredentials {
         switch endpoint {
         case .server:
             try GnuTLS.check(gnutls_psk_allocate_server_credentials(&loaded.server), "Cannot allocate credentials")
-            gnutls_psk_set_server_credentials_function(loaded.server) { session, user, datum in
+            gnutls_psk_set_server_credentials_function2(loaded.server) { session, user, datum in
                 // The session's pointer is its TLSSession, which keeps what it was attached to.
                 guard let user, let datum, let pointer = gnutls_session_get_ptr(session) else { return -1 }
                 let owner = Unmanaged<TLSSession>.fromOpaque(pointer).takeUnretainedValue()
-                return (owner.attachment as? Loaded)?.key(of: user, into: datum) ?? -1
+                return (owner.attachment as? Loaded)?.key(of: user.pointee, into: datum) ?? -1
             }
         case .client:
             guard let key = loaded.keys[Array(user.utf8)] else {
@@ -157,6 +161,14 @@ public final class PSKCredentials: TLSCredentials {
             if keys.isEmpty { throw CredentialError("Cannot read PSK file \(path): it holds no key") }
             return keys
         }
+    }
+
+    /// A user's name as text: as it is when it is text, otherwise in psktool's form for others, `#` and hexadecimal digits.
+    static func text(of name: [UInt8]) -> String {
+        if let text = String(validating: name, as: UTF8.self), name.first != UInt8(ascii: "#"), !name.contains(0) {
+            return text
+        }
+        return "#\(name.hex)"
     }
 
     private static func hexBytes(_ digits: some Collection<UInt8>) -> [UInt8]? {

@@ -40,6 +40,8 @@ public final class X509Credentials: TLSCredentials {
     private let sanityCheck: Bool
     private let passphrase: Secret?
     private let current: Mutex<Loaded>
+    /// Orders reloads, so that what was read earlier never replaces what was read later.
+    private let reloading = Mutex(())
 
     /// Loads a directory.
     ///
@@ -73,8 +75,10 @@ public final class X509Credentials: TLSCredentials {
 
     /// See `TLSCredentials.reload()`.
     public func reload() throws {
-        let next = try Self.load(directory, endpoint, sanityCheck: sanityCheck, passphrase: passphrase)
-        current.withLock { $0 = next }
+        try reloading.withLock { _ in
+            let next = try Self.load(directory, endpoint, sanityCheck: sanityCheck, passphrase: passphrase)
+            current.withLock { $0 = next }
+        }
     }
 
     /// See `TLSCredentials.warnings`.

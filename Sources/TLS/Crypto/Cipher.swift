@@ -136,8 +136,9 @@ public final class Cipher {
         var handle: gcry_cipher_hd_t?
         try Gcrypt.check(gcry_cipher_open(&handle, algorithm.code, mode.code, 0), "Cannot start cipher \(name)")
         self.handle = handle!
+        if algorithm == .des || algorithm == .tripleDES { _ = xd_gcry_allow_weak_key(self.handle) }
         let code = gcry_cipher_setkey(self.handle, key.baseAddress, key.count)
-        // A weak DES key is reported after it was set; VNC passwords may well be weak keys.
+        // A weak key of DES is set and reported; VNC passwords may well be weak keys.
         if gcry_err_code(code) != GPG_ERR_WEAK_KEY { try Gcrypt.check(code, "Cannot use the key of cipher \(name)") }
     }
 

@@ -35,6 +35,8 @@ public enum Base64 {
     /// on the result, so that a secret leaves no other trace in memory.
     public static func decode(_ text: some Sequence<UInt8>) -> [UInt8]? {
         var result: [UInt8] = []
+        // Growing would leave parts of a secret behind.
+        result.reserveCapacity(text.underestimatedCount / 4 * 3 + 3)
         var bits: UInt32 = 0
         var symbols = 0
         var padding = 0

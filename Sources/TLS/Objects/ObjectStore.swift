@@ -45,28 +45,48 @@ public final class ObjectStore: Sendable {
     ///
     /// - Throws: `CredentialError` or `CryptoError`; then nothing was added.
     public func add(_ description: ObjectDescription, from origin: Origin = .commandLine) throws {
+        try checkNew(description.id)
+        guard Self.types.contains(description.type) else {
+            throw CredentialError(
+                "Parameter 'qom-type' does not accept value '\(description.type)'; known are "
+                    + Self.types.joined(separator: ", ")
+            )
+        }
+        // Files are read without the lock: a pipe or a network file system may keep its reader waiting, and loops that judge a
+        // peer need the lock.
+        var entry = Entry(description: description)
+        var passphrase: String?
+        if description.type.hasPrefix("tls-creds-") {
+            try Self.checkCredentialProperties(description)
+            var reader = description.reader
+            if let endpoint: TLSEndpoint = try reader.choice("endpoint") {
+                let made = try makeCredentials(description, endpoint)
+                entry.made[endpoint.rawValue] = made.credentials
+                passphrase = made.passphrase
+            }
+        } else {
+            entry.made[""] = try make(description, origin)
+        }
         try entries.withLock { entries in
-            guard entries[description.id] == nil else {
-                throw CredentialError("attempt to add duplicate object '\(description.id)'")
-            }
-            guard Self.types.contains(description.type) else {
-                throw CredentialError(
-                    "Parameter 'qom-type' does not accept value '\(description.type)'; known are "
-                        + Self.types.joined(separator: ", ")
-                )
-            }
-            var entry = Entry(description: description)
-            if description.type.hasPrefix("tls-creds-") {
-                try Self.checkCredentialProperties(description)
-                var reader = description.reader
-                if let endpoint: TLSEndpoint = try reader.choice("endpoint") {
-                    entry.made[endpoint.rawValue] = try Self.makeCredentials(description, endpoint, &entries)
-                }
-            } else {
-                entry.made[""] = try Self.make(description, origin, &entries)
-            }
+            guard entries[description.id] == nil else { throw Self.duplicate(description.id) }
+            try Self.use(passphrase, by: description.id, &entries)
             entries[description.id] = entry
         }
+    }
+
+    private static func duplicate(_ id: String) -> CredentialError {
+        CredentialError("attempt to add duplicate object '\(id)'")
+    }
+
+    private func checkNew(_ id: String) throws {
+        if entries.withLock({ $0[id] != nil }) { throw Self.duplicate(id) }
+    }
+
+    /// Keeps the secret with a passphrase, which a reload needs again.
+    private static func use(_ passphrase: String?, by id: String, _ entries: inout [String: Entry]) throws {
+        guard let passphrase else { return }
+        guard entries[passphrase] != nil else { throw CredentialError("No secret with id '\(passphrase)'") }
+        entries[passphrase]?.users.insert("object '\(id)'")
     }
 
     /// Removes an object.
@@ -117,7 +137,7 @@ public final class ObjectStore: Sendable {
     ///   - endpoint: the end; credentials whose `endpoint` names the other one are an error.
     ///   - user: the part of the program that uses them from now on, so that they cannot be removed.
     public func credentials(_ id: String, endpoint: TLSEndpoint, user: String? = nil) throws -> any TLSCredentials {
-        try entries.withLock { entries in
+        let entry = try entries.withLock { entries in
             guard let entry = entries[id] else {
                 let known = entries.values.filter { $0.description.type.hasPrefix("tls-creds-") }
                     .map(\.description.id).sorted().joined(separator: ", ")
@@ -126,23 +146,30 @@ public final class ObjectStore: Sendable {
                         + (known.isEmpty ? "; add --object tls-creds-x509,id=\(id),dir=DIR" : "; there are: \(known)")
                 )
             }
-            guard entry.description.type.hasPrefix("tls-creds-") else {
-                throw CredentialError("Object with id '\(id)' is not TLS credentials, but a \(entry.description.type)")
+            return entry
+        }
+        guard entry.description.type.hasPrefix("tls-creds-") else {
+            throw CredentialError("Object with id '\(id)' is not TLS credentials, but a \(entry.description.type)")
+        }
+        var reader = entry.description.reader
+        if let named: TLSEndpoint = try reader.choice("endpoint"), named != endpoint {
+            throw CredentialError(
+                "Expected TLS credentials for a \(endpoint.rawValue) endpoint; '\(id)' is for a \(named.rawValue)"
+            )
+        }
+        var fresh: (credentials: any TLSCredentials, passphrase: String?)?
+        if entry.made[endpoint.rawValue] == nil { fresh = try makeCredentials(entry.description, endpoint) }
+        return try entries.withLock { entries in
+            guard var current = entries[id] else { throw CredentialError("No TLS credentials with id '\(id)'") }
+            if current.made[endpoint.rawValue] == nil, let fresh {
+                try Self.use(fresh.passphrase, by: id, &entries)
+                current.made[endpoint.rawValue] = fresh.credentials
             }
-            var reader = entry.description.reader
-            if let named: TLSEndpoint = try reader.choice("endpoint"), named != endpoint {
-                throw CredentialError(
-                    "Expected TLS credentials for a \(endpoint.rawValue) endpoint; '\(id)' is for a \(named.rawValue)"
-                )
+            if let user { current.users.insert(user) }
+            entries[id] = current
+            guard let made = current.made[endpoint.rawValue] as? any TLSCredentials else {
+                throw CredentialError("No TLS credentials with id '\(id)'")
             }
-            let made: any TLSCredentials
-            if let there = entry.made[endpoint.rawValue] as? any TLSCredentials {
-                made = there
-            } else {
-                made = try Self.makeCredentials(entry.description, endpoint, &entries)
-                entries[id]?.made[endpoint.rawValue] = made
-            }
-            if let user { entries[id]?.users.insert(user) }
             return made
         }
     }
@@ -204,10 +231,9 @@ public final class ObjectStore: Sendable {
         return secret
     }
 
-    private static func make(
+    private func make(
         _ description: ObjectDescription,
-        _ origin: Origin,
-        _ entries: inout [String: Entry]
+        _ origin: Origin
     ) throws -> any SecurityObject {
         var reader = description.reader
         let id = description.id
@@ -226,14 +252,13 @@ public final class ObjectStore: Sendable {
             let refresh = try reader.flag("refresh", default: true)
             try reader.finish()
             return try ListFileAuthorizer(id: id, path: path, refresh: refresh)
-        default: return try makeSecret(description, origin, &entries)
+        default: return try makeSecret(description, origin)
         }
     }
 
-    private static func makeSecret(
+    private func makeSecret(
         _ description: ObjectDescription,
-        _ origin: Origin,
-        _ entries: inout [String: Entry]
+        _ origin: Origin
     ) throws -> Secret {
         var reader = description.reader
         let id = description.id
@@ -282,7 +307,7 @@ public final class ObjectStore: Sendable {
             default: throw CredentialError("'file' and 'data' are mutually exclusive, and so is 'fd'")
             }
         }
-        let master = try keyid.map { try secret($0, entries) }
+        let master = try keyid.map { try secret($0) }
         // The key was used and is not kept; the object may go.
         return try Secret(id: id, input: input, format: format, master: master, iv: iv, type: description.type)
     }
@@ -321,36 +346,37 @@ public final class ObjectStore: Sendable {
         return properties
     }
 
-    private static func makeCredentials(
+    private func makeCredentials(
         _ description: ObjectDescription,
-        _ endpoint: TLSEndpoint,
-        _ entries: inout [String: Entry]
-    ) throws -> any TLSCredentials {
+        _ endpoint: TLSEndpoint
+    ) throws -> (credentials: any TLSCredentials, passphrase: String?) {
         var reader = description.reader
-        let properties = try credentialProperties(&reader, description.type)
+        let properties = try Self.credentialProperties(&reader, description.type)
         try reader.finish()
         let id = description.id
         if description.type == "tls-creds-anon" {
-            return try AnonymousCredentials(
+            let made = try AnonymousCredentials(
                 id: id,
                 endpoint: endpoint,
                 directory: properties.directory ?? "",
                 priority: properties.priority
             )
+            return (made, nil)
         }
         guard let directory = properties.directory else {
             throw CredentialError("Missing 'dir' property value in object '\(id)'")
         }
         if description.type == "tls-creds-psk" {
-            return try PSKCredentials(
+            let made = try PSKCredentials(
                 id: id,
                 directory: directory,
                 endpoint: endpoint,
                 username: properties.username,
                 priority: properties.priority
             )
+            return (made, nil)
         }
-        let passphrase = try properties.passwordid.map { try secret($0, entries) }
+        let passphrase = try properties.passwordid.map { try secret($0) }
         let made = try X509Credentials(
             id: id,
             directory: directory,
@@ -360,8 +386,6 @@ public final class ObjectStore: Sendable {
             sanityCheck: properties.sanityCheck,
             passphrase: passphrase
         )
-        // A reload needs the passphrase again.
-        if let passwordid = properties.passwordid { entries[passwordid]?.users.insert("object '\(id)'") }
-        return made
+        return (made, properties.passwordid)
     }
 }

@@ -137,6 +137,19 @@ public final class Secret: SecurityObject {
         return (Base64.encode(vector), encrypted.withBytes { Base64.encode($0) })
     }
 
+    /// Validates without making a string, which would be a copy that is not wiped.
+    private static func isUTF8(_ text: UnsafeRawBufferPointer) -> Bool {
+        var decoder = UTF8()
+        var iterator = text.makeIterator()
+        while true {
+            switch decoder.decode(&iterator) {
+            case .scalarValue: continue
+            case .emptyInput: return true
+            case .error: return false
+            }
+        }
+    }
+
     /// Lends the secret as passphrases to try, in order: exactly as it is, then without one line break at its end.
     ///
     /// QEMU keeps the line break that `echo` leaves in a file, and a key may have been encrypted with it; most people who
@@ -147,7 +160,7 @@ public final class Secret: SecurityObject {
     /// - Throws: `CredentialError` when the secret is no text.
     func tryPassphrases(_ body: (UnsafePointer<CChar>) throws -> Bool) throws -> Bool {
         let isText = bytes.withBytes { text in
-            text.firstIndex(of: 0) == nil && String(validating: text, as: UTF8.self) != nil
+            text.firstIndex(of: 0) == nil && Self.isUTF8(text)
         }
         guard isText else { throw CredentialError("Data from secret '\(id)' is not valid UTF-8") }
         var lengths = [bytes.count]

@@ -31,14 +31,16 @@ enum SecretSource {
         guard fstat(fd, &status) == 0, status.st_mode & S_IFMT != S_IFDIR else {
             throw CredentialError("Unable to read \(name): it is a directory")
         }
+        let end = ContinuousClock.now + .milliseconds(Int(patience))
         return try SecretBytes(capacity: limit) { buffer in
             var done = 0
             while done < buffer.count {
                 var waiting = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
-                let ready = poll(&waiting, 1, patience)
+                let left = (end - .now) / .milliseconds(1)
+                let ready = poll(&waiting, 1, Int32(max(left, 0)))
                 if ready < 0, errno == EINTR { continue }
                 guard ready > 0 else {
-                    throw CredentialError("Unable to read \(name): nobody wrote to it within \(patience / 1000) s")
+                    throw CredentialError("Unable to read \(name): its writer is not done within \(patience / 1000) s")
                 }
                 let count = Glibc.read(fd, buffer.baseAddress! + done, buffer.count - done)
                 if count == 0 { return done }

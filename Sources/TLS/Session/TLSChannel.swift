@@ -85,7 +85,15 @@ public final class TLSChannel: Channel, @unchecked Sendable {
         for buffer in buffers where buffer.iov_len > 0 {
             let target = UnsafeMutableRawBufferPointer(start: buffer.iov_base, count: buffer.iov_len)
             while true {
-                if let count = try session.decrypt(into: target, peer: peerName) {
+                let decrypted: Int?
+                do {
+                    decrypted = try session.decrypt(into: target, peer: peerName)
+                } catch {
+                    // What arrived before the failure is delivered; GnuTLS repeats the error at the next call.
+                    if total > 0 { return total }
+                    throw error
+                }
+                if let count = decrypted {
                     if count == 0 {
                         ended = total == 0
                         return total
@@ -103,7 +111,10 @@ public final class TLSChannel: Channel, @unchecked Sendable {
 
     /// A read may have made GnuTLS answer a key update; the answer must not wait for the next write.
     private func afterRead(_ result: Int?) throws -> Int? {
-        if !session.outbound.isEmpty, session.outbound.count < 1024 { _ = try flush() }
+        // A peer that has gone may have said something before: the failure is for the next call.
+        if !session.outbound.isEmpty, session.outbound.count < 1024 {
+            do { _ = try flush() } catch { if (result ?? 0) == 0 { throw error } }
+        }
         return result
     }
 

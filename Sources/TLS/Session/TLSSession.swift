@@ -11,6 +11,9 @@ public struct TLSPeer: Sendable, Hashable, Codable {
     /// The certificate's subject alternative names, each with its kind: `DNS:host`, `IP:192.0.2.1`, `URI:...`, `EMAIL:...`.
     public var alternativeNames: [String]?
 
+    /// The SHA-256 fingerprint of the certificate, `SHA256:` and hexadecimal digits: the name of who has no other.
+    public var fingerprint: String?
+
     /// Makes an identity.
     public init(distinguishedName: String? = nil, pskUser: String? = nil, alternativeNames: [String]? = nil) {
         self.distinguishedName = distinguishedName
@@ -20,11 +23,11 @@ public struct TLSPeer: Sendable, Hashable, Codable {
 
     /// Everything that an authorisation may be about, the main name first; empty for who proved nothing.
     public var identities: [String] {
-        ([distinguishedName ?? pskUser].compactMap { $0 }) + (alternativeNames ?? [])
+        ([distinguishedName ?? pskUser ?? fingerprint].compactMap { $0 }) + (alternativeNames ?? [])
     }
 
     /// The identity for messages and comparisons.
-    public var name: String { distinguishedName ?? pskUser ?? "anonymous" }
+    public var name: String { distinguishedName ?? pskUser ?? fingerprint ?? "anonymous" }
 }
 
 /// A TLS session that knows nothing about sockets: ciphertext goes in and out of two queues.
@@ -359,15 +362,23 @@ public final class TLSSession: @unchecked Sendable {
         if credentials.usesCertificates {
             var count: UInt32 = 0
             guard let list = gnutls_certificate_get_peers(handle, &count), count > 0 else { return peer }
+            var datum = list[0]
+            let der = UnsafeRawBufferPointer(start: datum.data, count: Int(datum.size))
+            var digest = [UInt8](repeating: 0, count: HashAlgorithm.sha256.digestLength)
+            digest.withUnsafeMutableBytes { HashAlgorithm.sha256.hash(der, into: $0.baseAddress!) }
+            // A certificate may have no subject; two of that kind must not look like one peer.
+            peer.fingerprint = "SHA256:\(digest.hex)"
             var handle: gnutls_x509_crt_t?
             guard gnutls_x509_crt_init(&handle) == 0, let handle else { return peer }
             let certificate = Certificate(adopting: handle)
-            var datum = list[0]
             guard gnutls_x509_crt_import(handle, &datum, GNUTLS_X509_FMT_DER) == 0 else { return peer }
-            peer.distinguishedName = certificate.subject
+            let subject = certificate.subject
+            peer.distinguishedName = subject.isEmpty ? nil : subject
             peer.alternativeNames = certificate.alternativeNames
-        } else if credentials.endpoint == .server, let user = gnutls_psk_server_get_username(handle) {
-            peer.pskUser = String(cString: user)
+        } else if credentials.endpoint == .server {
+            var name = gnutls_datum_t()
+            guard gnutls_psk_server_get_username2(handle, &name) == 0, let base = name.data else { return peer }
+            peer.pskUser = PSKCredentials.text(of: Array(UnsafeBufferPointer(start: base, count: Int(name.size))))
         }
         return peer
     }

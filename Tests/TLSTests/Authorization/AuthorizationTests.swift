@@ -38,6 +38,10 @@ struct AuthorizationTests {
         try add("authz-list,id=a,rules.0.match=DNS:*.example.org,rules.0.policy=allow,rules.0.format=glob")
         #expect(try allows("a", "CN=x", "DNS:host.example.org"))
         #expect(try !allows("a", "CN=x", "DNS:host.example.com"))
+        // A pattern for distinguished names is not met by another kind of name.
+        try add("authz-list,id=b,rules.0.match=*O=Acme*,rules.0.policy=allow,rules.0.format=glob")
+        #expect(try !allows("b", "CN=x", "URI:x:O=Acme"))
+        #expect(try allows("b", "CN=x,O=Acme"))
     }
 
     @Test(arguments: [
@@ -102,6 +106,11 @@ struct AuthorizationTests {
         try add("authz-simple,id=z,identity=CN=a")
         try AccessControl(objects: store, authorization: "z").check(peer)
         try AccessControl(objects: store, authorization: nil).check(peer)
+        // Who has no name cannot be denied by name.
+        try add("authz-list,id=open,policy=allow,rules.0.match=alice,rules.0.policy=deny")
+        #expect(throws: CredentialError.self) {
+            try AccessControl(objects: store, authorization: "open").check(TLSPeer())
+        }
         try add("authz-simple,id=user,identity=alice")
         try AccessControl(objects: store, authorization: "user").check(TLSPeer(pskUser: "alice"))
     }

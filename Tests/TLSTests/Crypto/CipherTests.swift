@@ -189,6 +189,12 @@ struct CipherTests {
         }
     }
 
+    /// VNC's password authentication may well come upon one.
+    @Test func weakKeysOfDESAreUsable() throws {
+        let cipher = try Cipher.make(.des, .ecb, key: [UInt8](repeating: 0, count: 8))
+        #expect(try cipher.encrypt([UInt8](repeating: 0, count: 8)).hex == "8ca64de9c1b123a7")
+    }
+
     @Test func wrongLengthsAreNamed() throws {
         func message(_ body: () throws -> Void) -> String {
             let error = #expect(throws: CryptoError.self) { try body() }

@@ -149,6 +149,21 @@ struct TLSSessionTests {
         #expect(error?.message.contains("Username qemu not found") == true)
     }
 
+    @Test func anUnknownUserAndOneWithAZeroByteAreNobodyElse() async throws {
+        let directory = try TestDirectory()
+        _ = try await Tool.run([
+            "sh", "-c",
+            "echo alice:00112233445566778899aabbccddeeff > \(directory.path)/keys.psk; "
+                + "echo '#616c6963650078:ffeeddccbbaa99887766554433221100' >> \(directory.path)/keys.psk",
+        ])
+        let server = try PSKCredentials(id: "p", directory: directory.path, endpoint: .server)
+        let client = try TestDirectory()
+        _ = try await Tool.run(["sh", "-c", "echo mallory:00112233445566778899aabbccddeeff > \(client.path)/keys.psk"])
+        let stranger = try PSKCredentials(id: "p", directory: client.path, endpoint: .client, username: "mallory")
+        let result = try await handshake(stranger, server, hostname: nil)
+        #expect(result.client != nil && result.server != nil)
+    }
+
     @Test func aWrongPreSharedKeyFailsOnBothEnds() async throws {
         let good = try TestDirectory()
         let bad = try TestDirectory()
