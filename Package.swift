@@ -73,7 +73,13 @@ let package = Package(
             path: "Tests/Support",
             swiftSettings: settings
         ),
-        .testTarget(name: "IOTests", dependencies: ["IO", "TLS", "TestSupport"], swiftSettings: settings),
+        .executableTarget(
+            name: "standard-echo",
+            dependencies: ["IO"],
+            path: "Tests/StandardEcho",
+            swiftSettings: settings
+        ),
+        .testTarget(name: "IOTests", dependencies: ["IO", "TLS", "TestSupport", "standard-echo"], swiftSettings: settings),
         .testTarget(
             name: "TLSTests",
             dependencies: ["TLS", "IO", "TestSupport", "FuzzTargets"],

@@ -157,6 +157,42 @@ struct OtherChannelTests {
         }
     }
 
+    @Test func standardInputAndOutputArePipesSocketsOrFiles() async throws {
+        let directory = try TestDirectory()
+        let echo = Tool.built("standard-echo")
+        let bytes = (0..<300_000).map { UInt8(truncatingIfNeeded: $0 &* 13) }
+        try await onLoop { loop in
+            let piped = try CommandChannel([echo], on: loop)
+            async let sent: Void = {
+                try await piped.write(bytes)
+                try await piped.finishWriting()
+            }()
+            #expect(try await piped.read(exactly: bytes.count) == bytes)
+            try await sent
+            let buffer = IOBuffer(capacity: 1)
+            #expect(try await piped.readSome(into: buffer.mutable(0..<1)) == 0)
+            #expect(await piped.waitForExit() == 0)
+        }
+        // A file whose beginning somebody else has read already, and a socket as inetd hands it over.
+        let script = """
+            printf 'skipped kept' > \(directory.path)/in
+            (dd bs=1 count=8 of=/dev/null status=none; \(echo) > \(directory.path)/out) < \(directory.path)/in
+            cat \(directory.path)/out
+            /usr/bin/python3 -c '
+            import socket, subprocess, sys
+            a, b = socket.socketpair()
+            child = subprocess.Popen([sys.argv[1]], stdin=b, stdout=b)
+            b.close()
+            a.sendall(b" socket"); a.shutdown(socket.SHUT_WR)
+            data = b""
+            while piece := a.recv(100): data += piece
+            sys.stdout.write(data.decode() + " " + str(child.wait()))
+            ' \(echo)
+            """
+        let result = try await Tool.run(["sh", "-c", script])
+        #expect(result.output == "kept socket 0", "\(result.all)")
+    }
+
     // MARK: Listeners
 
     @Test func oneListenerServesAllAddressesOfANameOnOnePort() async throws {

@@ -18,10 +18,13 @@ public struct ToolResult: Sendable {
 /// Runs programs that tests use as real peers.
 public enum Tool {
     /// The program under test, which is built beside the tests.
-    public static let crossdock: String = {
+    public static let crossdock = built("crossdock")
+
+    /// The path of a program that is built beside the tests.
+    public static func built(_ name: String) -> String {
         let own = DurableFile.resolve("/proc/self/exe", in: "/")
-        return own.split(separator: "/").dropLast().reduce("") { "\($0)/\($1)" } + "/crossdock"
-    }()
+        return own.split(separator: "/").dropLast().reduce("") { "\($0)/\($1)" } + "/\(name)"
+    }
 
     /// Runs a program to its end. A missing program fails the test.
     ///
