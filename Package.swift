@@ -79,7 +79,11 @@ let package = Package(
             path: "Tests/StandardEcho",
             swiftSettings: settings
         ),
-        .testTarget(name: "IOTests", dependencies: ["IO", "TLS", "TestSupport", "standard-echo"], swiftSettings: settings),
+        .testTarget(
+            name: "IOTests",
+            dependencies: ["IO", "TLS", "TestSupport", "standard-echo"],
+            swiftSettings: settings
+        ),
         .testTarget(
             name: "TLSTests",
             dependencies: ["TLS", "IO", "TestSupport", "FuzzTargets"],
