@@ -81,8 +81,10 @@ struct ChannelKind: Sendable, CustomTestStringConvertible {
             s = socket.socket(socket.AF_UNIX)
             s.connect(sys.argv[1])
             def outward():
-                while data := os.read(0, 65536): s.sendall(data)
-                s.shutdown(socket.SHUT_WR)
+                try:
+                    while data := os.read(0, 65536): s.sendall(data)
+                    s.shutdown(socket.SHUT_WR)
+                except OSError: pass
             threading.Thread(target=outward, daemon=True).start()
             try:
                 while data := s.recv(65536):

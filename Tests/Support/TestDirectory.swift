@@ -1,9 +1,16 @@
 internal import Glibc
+internal import Synchronization
 
 /// A temporary directory that goes away with its last reference. Its path is short enough for Unix sockets.
 public final class TestDirectory: Sendable {
     /// The path.
     public let path: String
+
+    /// The directories that are there: what tests share is never released, and is removed when the process ends.
+    private static let live = Mutex<Set<String>>([])
+    private static let removesAtExit: Void = {
+        atexit { for path in TestDirectory.live.withLock({ $0 }) { TestDirectory.remove(path) } }
+    }()
 
     /// Makes a directory under `/tmp`, or under another parent.
     public init(under parent: String = "/tmp") throws {
@@ -12,9 +19,12 @@ public final class TestDirectory: Sendable {
             throw TestFailure("mkdtemp failed: \(String(cString: strerror(errno)))")
         }
         path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        _ = Self.removesAtExit
+        Self.live.withLock { _ = $0.insert(path) }
     }
 
     deinit {
+        Self.live.withLock { _ = $0.remove(path) }
         var status = stat()
         if lstat(path, &status) == 0 { Self.remove(path) }
     }
