@@ -20,6 +20,13 @@ public struct EmulatorProcess: Sendable, Codable, Hashable {
         boot = Self.bootID
     }
 
+    /// A process that has ended before it could be identified.
+    private init(ended pid: Int32) {
+        self.pid = pid
+        startTime = 0
+        boot = Self.bootID
+    }
+
     /// This boot of the host.
     public static let bootID: String = {
         let bytes = try? DurableFile.read("/proc/sys/kernel/random/boot_id")
@@ -66,6 +73,7 @@ public struct EmulatorProcess: Sendable, Codable, Hashable {
     ///   - directory: its working directory.
     ///   - log: where its output goes.
     ///   - keep: descriptors that it inherits, under the same numbers.
+    /// - Returns: the process. It may have done its work and ended already, which `isRunning` tells.
     /// - Throws: `ChannelError` that names the program.
     public static func start(
         _ arguments: [String],
@@ -88,10 +96,7 @@ public struct EmulatorProcess: Sendable, Codable, Hashable {
         }
         let pid = xd_spawn_detached(&argv, &envp, directory, input, output, output, keep, Int32(keep.count))
         guard pid > 0 else { throw ChannelError.system("start \(arguments[0])", errno) }
-        guard let process = EmulatorProcess(pid: pid) else {
-            throw ChannelError(.system, "\(arguments[0]) ended at once; its output is in \(log)")
-        }
-        return process
+        return EmulatorProcess(pid: pid) ?? EmulatorProcess(ended: pid)
     }
 
     /// The last lines of a log, for messages.
