@@ -3,12 +3,6 @@ import IO
 import TestSupport
 import Testing
 
-func onLoop(_ body: @escaping @Sendable (EventLoop) async throws -> Void) async throws {
-    let loop = EventLoop(name: "test")
-    defer { loop.stop() }
-    try await loop.run { try await body(loop) }
-}
-
 @Suite(.timeLimit(.minutes(1)))
 struct QMPClientTests {
     /// A real QEMU without a machine, and its monitor.

@@ -199,9 +199,3 @@ struct SecurityTests {
         #expect(bad.output.contains("\"good\":false") && bad.output.contains("without corresponding key"), "\(bad.all)")
     }
 }
-
-func onLoop(_ body: @escaping @Sendable (EventLoop) async throws -> Void) async throws {
-    let loop = EventLoop(name: "test")
-    defer { loop.stop() }
-    try await loop.run { try await body(loop) }
-}

@@ -124,13 +124,6 @@ struct ChannelKind: Sendable, CustomTestStringConvertible {
         ] + (hasVsock ? [vsock] : [])
 }
 
-/// Runs a test body on a loop of its own.
-func onLoop(_ body: @escaping @Sendable (EventLoop) async throws -> Void) async throws {
-    let loop = EventLoop(name: "test")
-    defer { loop.stop() }
-    try await loop.run { try await body(loop) }
-}
-
 /// The behaviour that every stream channel has, whatever carries it.
 @Suite(.timeLimit(.minutes(2)))
 struct ChannelBehaviour {

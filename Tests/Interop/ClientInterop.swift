@@ -7,16 +7,6 @@ import Testing
 /// Our client against the servers that people use.
 @Suite(.timeLimit(.minutes(3)))
 struct ClientInterop {
-    /// The port that the system has just given to somebody who no longer wants it.
-    func freePort() async throws -> UInt16 {
-        let loop = EventLoop(name: "port")
-        defer { loop.stop() }
-        return try await loop.run {
-            let listener = try await Listener.listen(on: .inet(host: "127.0.0.1", port: 0), loop: loop)
-            defer { listener.close() }
-            return listener.address.port ?? 0
-        }
-    }
 
     func exercise(_ server: ChildProcess, port: UInt16, pki: TestPKI, export: String) async throws {
         let loop = EventLoop(name: "client")

@@ -112,16 +112,6 @@ struct TLSInterop {
         }
     }
 
-    func freePort() async throws -> UInt16 {
-        let loop = EventLoop(name: "port")
-        defer { loop.stop() }
-        return try await loop.run {
-            let listener = try await Listener.listen(on: .inet(host: "127.0.0.1", port: 0), loop: loop)
-            defer { listener.close() }
-            return listener.address.port ?? 0
-        }
-    }
-
     var host: String { pki.directory }
 
     // MARK: gnutls-cli and gnutls-serv

@@ -6,12 +6,6 @@ import Testing
 
 @testable import NBD
 
-func onLoop(_ body: @escaping @Sendable (EventLoop) async throws -> Void) async throws {
-    let loop = EventLoop(name: "test")
-    defer { loop.stop() }
-    try await loop.run { try await body(loop) }
-}
-
 /// Plays a client byte by byte against a real server over memory.
 struct RawClient: Sendable {
     var channel: any Channel

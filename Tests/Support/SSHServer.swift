@@ -24,7 +24,7 @@ public final class SSHServer: Sendable {
             let made = try await Tool.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "\(path)/\(key)"])
             guard made.code == 0 else { throw TestFailure("ssh-keygen: \(made.all)") }
         }
-        port = try Self.freePort()
+        port = try await freePort()
         let configuration = """
             Port \(port)
             ListenAddress 127.0.0.1
@@ -50,21 +50,5 @@ public final class SSHServer: Sendable {
             "setpriv", "--pdeathsig", "KILL", "/usr/sbin/sshd", "-D", "-e", "-f", "\(path)/config",
         ])
         try await process.wait(for: "sshd") { process.errors.contains("Server listening on 127.0.0.1") }
-    }
-
-    private static func freePort() throws -> UInt16 {
-        let fd = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
-        defer { close(fd) }
-        var address = sockaddr_in()
-        address.sin_family = sa_family_t(AF_INET)
-        address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
-        var length = socklen_t(MemoryLayout<sockaddr_in>.size)
-        let result = withUnsafeMutablePointer(to: &address) { pointer in
-            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-                bind(fd, $0, length) == 0 ? getsockname(fd, $0, &length) : -1
-            }
-        }
-        guard result == 0 else { throw TestFailure("no free port: \(String(cString: strerror(errno)))") }
-        return UInt16(bigEndian: address.sin_port)
     }
 }

@@ -97,6 +97,18 @@ extension Channel {
         }
     }
 
+    /// Sends a queue of a layer above, and then what this channel holds back. Returns whether all of it went.
+    public func drain(_ queue: ByteFIFO) throws -> Bool {
+        while !queue.isEmpty {
+            let bytes = queue.bytes
+            var vector = iovec(iov_base: UnsafeMutableRawPointer(mutating: bytes.baseAddress), iov_len: bytes.count)
+            let sent = try withUnsafePointer(to: &vector) { try write(from: UnsafeBufferPointer(start: $0, count: 1)) }
+            guard let sent else { return false }
+            queue.remove(sent)
+        }
+        return try flush()
+    }
+
     /// Sends all that is held back.
     @inlinable
     public func flushAll() async throws {

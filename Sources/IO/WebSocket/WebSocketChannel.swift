@@ -357,18 +357,7 @@ public final class WebSocketChannel: Channel, @unchecked Sendable {
     }
 
     /// Sends the gathered frames.
-    public func flush() throws -> Bool {
-        while !outbound.isEmpty {
-            let bytes = outbound.bytes
-            var vector = iovec(iov_base: UnsafeMutableRawPointer(mutating: bytes.baseAddress), iov_len: bytes.count)
-            let sent = try withUnsafePointer(to: &vector) {
-                try base.write(from: UnsafeBufferPointer(start: $0, count: 1))
-            }
-            guard let sent else { return false }
-            outbound.remove(sent)
-        }
-        return try base.flush()
-    }
+    public func flush() throws -> Bool { try base.drain(outbound) }
 
     private func sendClose(_ code: CloseCode) {
         guard !sentClose else { return }

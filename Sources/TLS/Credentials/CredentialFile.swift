@@ -5,6 +5,9 @@ enum CredentialFile {
     /// How large a file may be.
     static let limit = 1 << 20
 
+    /// What follows the name of an identity's files: nothing for the first, a number for each further one.
+    static let identitySuffixes = [""] + (0..<16).map { "-\($0)" }
+
     /// The path of a file that must be there and readable.
     static func require(_ directory: String, _ name: String) throws -> String {
         guard let path = try find(directory, name) else {

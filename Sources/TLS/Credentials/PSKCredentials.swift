@@ -1,7 +1,6 @@
 internal import CGnuTLS
 internal import CLinux
 internal import Glibc
-internal import Synchronization
 
 /// Pre-shared keys in a directory's `keys.psk`, one `user:hexkey` a line, as psktool writes it. QEMU's `tls-creds-psk`.
 public final class PSKCredentials: TLSCredentials {
@@ -51,9 +50,7 @@ public final class PSKCredentials: TLSCredentials {
     /// Keys, not certificates, identify the peers.
     public let usesCertificates = false
     private let user: String
-    private let current: Mutex<Loaded>
-    /// Orders reloads, so that what was read earlier never replaces what was read later.
-    private let reloading = Mutex(())
+    private let current: Reloadable<Loaded>
 
     /// Loads a directory.
     ///
@@ -79,19 +76,16 @@ public final class PSKCredentials: TLSCredentials {
         self.directory = directory
         self.priority = priority.map { $0 + TLSPriority.pskSuffix } ?? TLSPriority.psk
         user = username ?? "qemu"
-        current = Mutex(try Self.load(directory, endpoint, user))
+        current = Reloadable(try Self.load(directory, endpoint, user))
     }
 
     /// See `TLSCredentials.reload()`.
     public func reload() throws {
-        try reloading.withLock { _ in
-            let next = try Self.load(directory, endpoint, user)
-            current.withLock { $0 = next }
-        }
+        try current.reload { try Self.load(directory, endpoint, user) }
     }
 
     /// See `TLSCredentials.warnings`.
-    public var warnings: [String] { current.withLock { $0.warnings } }
+    public var warnings: [String] { current.value.warnings }
 
     private static func load(_ directory: String, _ endpoint: TLSEndpoint, _ user: String) throws -> Loaded {
         let path = try CredentialFile.require(directory, "keys.psk")
@@ -196,7 +190,7 @@ public final class PSKCredentials: TLSCredentials {
 
     /// See `TLSCredentials.attach(to:)`.
     public func attach(to session: OpaquePointer) throws -> AnyObject {
-        let loaded = current.withLock { $0 }
+        let loaded = current.value
         let handle =
             loaded.server.map { UnsafeMutableRawPointer($0) } ?? loaded.client.map { UnsafeMutableRawPointer($0) }
         try GnuTLS.check(

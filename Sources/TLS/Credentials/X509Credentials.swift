@@ -1,6 +1,5 @@
 internal import CGnuTLS
 internal import Glibc
-internal import Synchronization
 
 /// Certificates in QEMU's directory layout: `ca-cert.pem`, `ca-crl.pem`, and `server-cert.pem` with `server-key.pem` or
 /// `client-cert.pem` with `client-key.pem`. QEMU's `tls-creds-x509`.
@@ -39,9 +38,7 @@ public final class X509Credentials: TLSCredentials {
     public let usesCertificates = true
     private let sanityCheck: Bool
     private let passphrase: Secret?
-    private let current: Mutex<Loaded>
-    /// Orders reloads, so that what was read earlier never replaces what was read later.
-    private let reloading = Mutex(())
+    private let current: Reloadable<Loaded>
 
     /// Loads a directory.
     ///
@@ -70,23 +67,20 @@ public final class X509Credentials: TLSCredentials {
         self.priority = priority ?? TLSPriority.base
         self.sanityCheck = sanityCheck
         self.passphrase = passphrase
-        current = Mutex(try Self.load(directory, endpoint, sanityCheck: sanityCheck, passphrase: passphrase))
+        current = Reloadable(try Self.load(directory, endpoint, sanityCheck: sanityCheck, passphrase: passphrase))
     }
 
     /// See `TLSCredentials.reload()`.
     public func reload() throws {
-        try reloading.withLock { _ in
-            let next = try Self.load(directory, endpoint, sanityCheck: sanityCheck, passphrase: passphrase)
-            current.withLock { $0 = next }
-        }
+        try current.reload { try Self.load(directory, endpoint, sanityCheck: sanityCheck, passphrase: passphrase) }
     }
 
     /// See `TLSCredentials.warnings`.
-    public var warnings: [String] { current.withLock { $0.findings.map(\.message) } }
+    public var warnings: [String] { current.value.findings.map(\.message) }
 
     /// See `TLSCredentials.attach(to:)`.
     public func attach(to session: OpaquePointer) throws -> AnyObject {
-        let loaded = current.withLock { $0 }
+        let loaded = current.value
         try GnuTLS.check(
             gnutls_credentials_set(session, GNUTLS_CRD_CERTIFICATE, UnsafeMutableRawPointer(loaded.handle)),
             "Cannot use the credentials '\(id)'"
@@ -191,7 +185,7 @@ public final class X509Credentials: TLSCredentials {
     ) throws -> [(certificate: String, key: String)] {
         let prefix = endpoint.rawValue
         var result: [(certificate: String, key: String)] = []
-        for suffix in [""] + (0..<16).map({ "-\($0)" }) {
+        for suffix in CredentialFile.identitySuffixes {
             let certificate = try CredentialFile.find(directory, "\(prefix)-cert\(suffix).pem")
             let key = try CredentialFile.find(directory, "\(prefix)-key\(suffix).pem")
             switch (certificate, key) {

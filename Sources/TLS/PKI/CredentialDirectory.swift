@@ -78,7 +78,7 @@ public struct CredentialDirectory: Sendable {
         }
         for endpoint in TLSEndpoint.allCases {
             var isThere = false
-            for suffix in [""] + (0..<16).map({ "-\($0)" }) {
+            for suffix in CredentialFile.identitySuffixes {
                 guard collect("\(endpoint.rawValue)-cert\(suffix).pem", endpoint.rawValue) else {
                     if suffix.isEmpty { continue }
                     break

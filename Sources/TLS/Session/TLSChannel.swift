@@ -127,18 +127,7 @@ public final class TLSChannel: Channel, @unchecked Sendable {
     }
 
     /// Sends the gathered records.
-    public func flush() throws -> Bool {
-        while !session.outbound.isEmpty {
-            let bytes = session.outbound.bytes
-            var vector = iovec(iov_base: UnsafeMutableRawPointer(mutating: bytes.baseAddress), iov_len: bytes.count)
-            let sent = try withUnsafePointer(to: &vector) {
-                try base.write(from: UnsafeBufferPointer(start: $0, count: 1))
-            }
-            guard let sent else { return false }
-            session.outbound.remove(sent)
-        }
-        return try base.flush()
-    }
+    public func flush() throws -> Bool { try base.drain(session.outbound) }
 
     /// See `Channel.waitReadable()`.
     public func waitReadable() async throws { try await base.waitReadable() }

@@ -4,12 +4,6 @@ import TLS
 import TestSupport
 import Testing
 
-func onLoop(_ body: @escaping @Sendable (EventLoop) async throws -> Void) async throws {
-    let loop = EventLoop(name: "test")
-    defer { loop.stop() }
-    try await loop.run { try await body(loop) }
-}
-
 /// Handshakes over memory; each side's error or nil.
 func handshake(
     _ client: any TLSCredentials,
