@@ -1,6 +1,7 @@
 internal import Glibc
 internal import IO
 internal import TLS
+internal import TestSupport
 
 /// The decoders that take a stranger's bytes, each as a function that must return, whatever it is given.
 ///
@@ -60,7 +61,7 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
     )
 
     private func websocket(_ input: [UInt8]) {
-        let done = DispatchSemaphoreLite()
+        let done = Gate()
         let loop = Self.loop
         Task(executorPreference: loop) {
             let (a, b) = MemoryChannel.pair(on: loop, capacity: input.count + 4096)
@@ -72,7 +73,7 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
                 channel.close()
             }
             a.close()
-            done.signal()
+            done.open()
         }
         done.wait()
     }
@@ -82,32 +83,16 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
         try? WebSocketHandshake.check(response: input, key: "dGhlIHNhbXBsZSBub25jZQ==")
     }
 
-    /// A directory with an authority and a host of its own, in which one file is replaced.
-    private static let directory: String = {
-        var template = Array("/tmp/crossdock-fuzz-XXXXXX".utf8CString)
-        _ = mkdtemp(&template)
-        let path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
-        let authority = try? CertificateAuthority(name: "fuzz")
-        mkdir("\(path)/ca", 0o700)
-        mkdir("\(path)/host", 0o700)
-        try? authority?.save(to: "\(path)/ca")
-        try? authority?.issue(.init(name: "host", hosts: ["localhost"]), to: "\(path)/host")
-        atexit {
-            for file in ["ca-cert", "ca-key"] { unlink("\(FuzzTarget.directory)/ca/\(file).pem") }
-            for file in ["ca-cert", "server-cert", "server-key", "client-cert", "client-key"] {
-                unlink("\(FuzzTarget.directory)/host/\(file).pem")
-            }
-            for part in ["/ca", "/host", ""] { rmdir(FuzzTarget.directory + part) }
-        }
-        return path
-    }()
+    /// An authority and a host of its own, in whose directory one file is replaced.
+    private static let pki = Result { try TestPKI() }
+    private static let host = (try? pki.get().directory) ?? "/nonexistent"
 
     private func credentials(_ input: UnsafeRawBufferPointer) {
         let names = ["ca-cert.pem", "server-cert.pem", "server-key.pem", "ca-crl.pem", "keys.psk"]
         guard let first = input.first else { return }
         let name = names[Int(first) % names.count]
-        let host = "\(Self.directory)/host"
-        let good = "\(Self.directory)/good"
+        let host = Self.host
+        let good = "\(host)/good"
         let path = "\(host)/\(name)"
         let hadFile = rename(path, good) == 0
         let fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0o600)
@@ -131,7 +116,7 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
 
     private static let server: X509Credentials? = try? X509Credentials(
         id: "x",
-        directory: "\(directory)/host",
+        directory: host,
         endpoint: .server
     )
 
@@ -141,14 +126,4 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
         session.receive(UnsafeRawBufferPointer(start: nil, count: 0))
         _ = try? session.handshake(with: "fuzz")
     }
-}
-
-/// A semaphore, for a thread that waits for a task.
-private final class DispatchSemaphoreLite: @unchecked Sendable {
-    // Unchecked: sem_t is made for this.
-    private let semaphore = UnsafeMutablePointer<sem_t>.allocate(capacity: 1)
-    init() { sem_init(semaphore, 0, 0) }
-    deinit { semaphore.deallocate() }
-    func signal() { sem_post(semaphore) }
-    func wait() { while sem_wait(semaphore) != 0 {} }
 }
