@@ -30,7 +30,6 @@ enum Connects {
                 export: "",
                 credentials: credentials,
                 hostname: "localhost",
-                wantsAllocation: false
             )
             let start = ContinuousClock.now
             for _ in 0..<count {

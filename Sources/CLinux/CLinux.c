@@ -159,6 +159,20 @@ int xd_open_create_exclusive(const char *path) {
     return open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
 }
 
+int xd_o_direct(void) { return O_DIRECT; }
+int xd_memory_file(const char *name) { return memfd_create(name, MFD_CLOEXEC); }
+
+int xd_direct_block(int fd) {
+    int size = 0;
+    if (ioctl(fd, BLKSSZGET, &size) == 0) return size;
+    return 4096;
+}
+
+int xd_is_rotational(int fd) {
+    unsigned short value = 0;
+    return ioctl(fd, BLKROTATIONAL, &value) == 0 && value != 0;
+}
+
 int xd_block_device_size(int fd, uint64_t *size) { return ioctl(fd, BLKGETSIZE64, size); }
 
 int xd_is_block_device(int fd) {

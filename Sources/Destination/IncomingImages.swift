@@ -46,7 +46,7 @@ final class IncomingImages: @unchecked Sendable {
             let file = try RawFile(path: path, readOnly: false, observer: digests)
             try file.lock()
             let export = Export(name: name, summary: "\(disk.name) of an incoming guest", backEnd: file) {
-                $0?.name == peer
+                $0?.name == peer ? .readWrite : .denied("It is of another migration")
             }
             images.append(Image(disk: disk, path: path, export: export, file: file, digests: digests))
             exports.add(export)
@@ -61,7 +61,7 @@ final class IncomingImages: @unchecked Sendable {
         let digests = try ChunkDigests(size: disk.size, isBlank: false)
         let file = try RawFile(path: path, readOnly: false, observer: digests)
         try file.lock()
-        let export = Export(name: name, backEnd: file) { _ in false }
+        let export = Export(name: name, backEnd: file) { _ in .denied("It is of another migration") }
         images.append(Image(disk: disk, path: path, export: export, file: file, digests: digests))
     }
 

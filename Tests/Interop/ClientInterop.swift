@@ -17,7 +17,7 @@ struct ClientInterop {
                 export: export,
                 credentials: credentials,
                 hostname: "localhost",
-                wantsAllocation: true
+                contexts: [MetaContext.allocation]
             )
             let address = SocketAddress.inet(host: "localhost", port: port)
             try await server.wait(for: "an NBD server") {

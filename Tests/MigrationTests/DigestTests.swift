@@ -48,7 +48,7 @@ struct DigestTests {
         #expect(try digests.update(from: path) == 3)
         #expect(try digests.update(from: path) == 0)
         #expect(digests.digest() == reference(try DurableFile.read(path) ?? []))
-        try await file.zero(at: 0, count: 1 << 20, mayDeallocate: true, fua: false)
+        try await file.zero(at: 0, count: 1 << 20, [.mayDeallocate])
         try digests.update(from: path)
         #expect(digests.digest() == reference([UInt8](repeating: 0, count: 1 << 20)))
     }

@@ -196,13 +196,16 @@ struct ServerNegotiationTests {
                 #expect(Array(reply[..<8]) == [0, 0, 0, 0, 0, 0x10, 0, 0])
                 #expect(reply[10...].allSatisfy { $0 == 0 })
                 let buffer = IOBuffer(capacity: 28)
-                NBDRequest(.read, cookie: 77, offset: 0, length: 16).encode(into: buffer.mutable(0..<28))
+                NBDRequest(.read, cookie: 77, offset: 0, length: 16).encode(into: buffer.mutable(0..<28), form: .simple)
                 try await client.channel.write(Array(buffer.bytes(0..<28)))
                 let data = try await client.channel.read(exactly: 32)
                 #expect(Array(data[..<4]) == [0x67, 0x44, 0x66, 0x98])
                 #expect(data[8..<16].elementsEqual([0, 0, 0, 0, 0, 0, 0, 77]))
                 // A request that makes no sense is answered, a wrong magic is not.
-                NBDRequest(.read, cookie: 78, offset: 1 << 40, length: 16).encode(into: buffer.mutable(0..<28))
+                NBDRequest(.read, cookie: 78, offset: 1 << 40, length: 16).encode(
+                    into: buffer.mutable(0..<28),
+                    form: .simple
+                )
                 try await client.channel.write(Array(buffer.bytes(0..<28)))
                 #expect(Array(try await client.channel.read(exactly: 16)[4..<8]) == [0, 0, 0, 22])
                 try await client.channel.write([UInt8](repeating: 1, count: 28))
@@ -240,10 +243,16 @@ struct ServerNegotiationTests {
     @Test func anExportThatThePeerMayNotUseDoesNotExistForIt() async throws {
         let exports = ExportTable()
         exports.add(
-            Export(name: "secret", backEnd: try RawFile(path: directory.file("disk"), readOnly: true)) { _ in false }
+            Export(name: "secret", backEnd: try RawFile(path: directory.file("disk"), readOnly: true)) { _ in
+                .denied("It is a secret")
+            }
         )
-        #expect(exports.find("secret", for: nil) == nil)
-        #expect(exports.find("", for: nil) == nil)
-        #expect(exports.list(for: nil).isEmpty)
+        for name in ["secret", ""] {
+            guard case .nothing = exports.find(name, for: nil, isSecure: true) else {
+                Issue.record("the export was found")
+                return
+            }
+        }
+        #expect(exports.list(for: nil, isSecure: true).isEmpty)
     }
 }

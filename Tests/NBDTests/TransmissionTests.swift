@@ -32,7 +32,7 @@ func withExport(
             export: "disk",
             credentials: client,
             hostname: "localhost",
-            wantsAllocation: true
+            contexts: [MetaContext.allocation]
         )
         let connection = try await NBDConnection.open(over: near, options)
         try await body(connection, export, path)

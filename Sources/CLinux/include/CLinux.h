@@ -57,6 +57,12 @@ off_t xd_seek_data(int fd, off_t offset);
 off_t xd_seek_hole(int fd, off_t offset);
 int xd_is_tmpfs(int fd);
 int xd_open_create_exclusive(const char *path);
+int xd_o_direct(void);
+/* An anonymous file in memory (memfd_create). */
+int xd_memory_file(const char *name);
+/* The unit of direct I/O on a device; 4096 for files. */
+int xd_direct_block(int fd);
+int xd_is_rotational(int fd);
 int xd_block_device_size(int fd, uint64_t *size);
 int xd_is_block_device(int fd);
 int xd_lock_ofd(int fd, off_t offset, off_t length, int exclusive);

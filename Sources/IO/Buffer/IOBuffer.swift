@@ -52,7 +52,8 @@ public final class IOBuffer: @unchecked Sendable {
 /// Freshly allocated memory costs a page fault for each page; a reused buffer is warm. Confined to no thread: a lock
 /// guards the lists, taken once for each buffer.
 public final class BufferPool: Sendable {
-    private static let classes = [4 << 10, 64 << 10, 256 << 10, 1 << 20, 2 << 20]
+    /// Sizes of payloads with a page to spare, where a reply's header goes in front of page-aligned data.
+    private static let classes = [4, 64, 256, 1024, 2048].map { ($0 + 4) << 10 }
     private struct Lists: @unchecked Sendable {
         // Unchecked: the pointers are owned by the list that holds them.
         var free: [[UnsafeMutableRawPointer]] = Array(repeating: [], count: BufferPool.classes.count)

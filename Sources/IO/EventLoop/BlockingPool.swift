@@ -47,6 +47,13 @@ public final class BlockingPool: Sendable {
         }
     }
 
+    /// Runs `body`, which cannot fail, on a thread of the pool.
+    public func value<T: Sendable>(_ body: @escaping @Sendable () -> T) async -> T {
+        await withUnsafeContinuation { (continuation: UnsafeContinuation<T, Never>) in
+            submit { continuation.resume(returning: body()) }
+        }
+    }
+
     private func submit(_ work: @escaping @Sendable () -> Void) {
         pthread_mutex_lock(lock)
         shared.pointee.work.append(work)

@@ -117,13 +117,13 @@ final class RemoteDisk: BackEnd, @unchecked Sendable {
         let bytes = payload.bytes
         if xd_is_zero(bytes.baseAddress, bytes.count) != 0, idlest.flags.contains(.sendWriteZeroes) {
             let end = begin(range, bytes: payload.count)
-            idlest.submit(.writeZeroes, offset: offset, length: UInt32(payload.count)) { error in
+            idlest.submit(.writeZeroes, offset: offset, length: UInt64(payload.count)) { error in
                 if error == nil { self.counters.zeroed(UInt64(payload.count)) }
                 end(error)
             }
         } else {
             let end = begin(range, bytes: payload.count)
-            idlest.submit(.write, offset: offset, length: UInt32(payload.count), data: payload) { error in
+            idlest.submit(.write, offset: offset, length: UInt64(payload.count), data: payload) { error in
                 if error == nil { self.counters.sent(payload.count) }
                 end(error)
             }
@@ -158,20 +158,20 @@ final class RemoteDisk: BackEnd, @unchecked Sendable {
         if fua { try await flush() }
     }
 
-    func zero(at offset: UInt64, count: UInt64, mayDeallocate: Bool, fua: Bool) async throws {
+    func zero(at offset: UInt64, count: UInt64, _ options: ZeroOptions) async throws {
         if count == 0 { return }
         let range = offset..<(offset + count)
         try await waitForOverlapping(range)
         let end = begin(range, bytes: 0)
         do {
-            try await idlest.zero(at: offset, count: UInt32(count), mayDeallocate: mayDeallocate)
+            try await idlest.zero(at: offset, count: count, mayDeallocate: options.contains(.mayDeallocate))
             counters.zeroed(count)
             end(nil)
         } catch let error as NBDError {
             end(error)
             throw error
         }
-        if fua { try await flush() }
+        if options.contains(.fua) { try await flush() }
     }
 
     func trim(at offset: UInt64, count: UInt64, fua: Bool) async throws {
@@ -180,7 +180,7 @@ final class RemoteDisk: BackEnd, @unchecked Sendable {
         try await waitForOverlapping(range)
         let end = begin(range, bytes: 0)
         do {
-            try await idlest.trim(at: offset, count: UInt32(count))
+            try await idlest.trim(at: offset, count: count)
             end(nil)
         } catch let error as NBDError {
             end(error)

@@ -3,22 +3,59 @@ internal import Glibc
 internal import IO
 internal import Synchronization
 
-/// A raw image file or a block device.
+/// A raw image file, a block device, or memory.
 ///
 /// Hits of the page cache are served at once on the caller's loop; what would block goes to the blocking pool.
 public final class RawFile: BackEnd {
+    /// How an image is opened.
+    public struct Options: Sendable {
+        /// Whether a write of zeroes becomes something cheaper.
+        public enum ZeroDetection: String, Sendable, CaseIterable {
+            /// Data is data.
+            case off
+            /// Zeroes are written as zeroes.
+            case on
+            /// Zeroes become holes.
+            case unmap
+        }
+        /// Open for reading only.
+        public var isReadOnly = false
+        /// Bypass the page cache (O_DIRECT); requests must be in whole blocks.
+        public var isDirect = false
+        /// Make each write durable before its reply.
+        public var writesThrough = false
+        /// Do nothing for a flush: what is written may be lost with the host.
+        public var ignoresFlush = false
+        /// Do nothing for a trim, and allocate what is zeroed.
+        public var ignoresDiscard = false
+        /// What to do with zeroes.
+        public var zeroDetection = ZeroDetection.off
+        /// Where the served part begins, in bytes.
+        public var offset: UInt64 = 0
+        /// How many bytes are served; up to the end when it is nil.
+        public var length: UInt64?
+        /// Is told of every range that has changed.
+        public var observer: (any WriteObserver)?
+
+        /// The defaults.
+        public init() {}
+    }
+
     /// The path it was opened at.
     public let path: String
     /// How many bytes there are.
     public let size: UInt64
     /// Whether it was opened for reading only.
-    public let isReadOnly: Bool
+    public var isReadOnly: Bool { options.isReadOnly }
+    /// See `BackEnd.traits`.
+    public let traits: BackEndTraits
+    private let options: Options
     private let fd: Int32
+    private let start: UInt64
     private let isMemory: Bool
     /// After one failed fsync nothing is known about earlier writes, so everything later fails as well.
     private let failure = Mutex<NBDError?>(nil)
     private let unsupportedNoWait = Atomic<Bool>(false)
-    private let observer: (any WriteObserver)?
     /// A file system writes to a file one call at a time and lets the others spin; here they sleep, and their cores can
     /// decrypt and encrypt meanwhile.
     private let writeGate = Mutex<Void>(())
@@ -30,29 +67,103 @@ public final class RawFile: BackEnd {
     ///   - readOnly: whether to open it for reading only.
     ///   - observer: is told of every range that has changed.
     /// - Throws: `ChannelError` that names the path.
-    public init(path: String, readOnly: Bool, observer: (any WriteObserver)? = nil) throws {
-        self.path = path
-        self.observer = observer
-        isReadOnly = readOnly
-        fd = open(path, (readOnly ? O_RDONLY : O_RDWR) | O_CLOEXEC)
-        guard fd >= 0 else { throw ChannelError.system("open \(path)", errno) }
+    public convenience init(path: String, readOnly: Bool, observer: (any WriteObserver)? = nil) throws {
+        var options = Options()
+        options.isReadOnly = readOnly
+        options.observer = observer
+        try self.init(path: path, options)
+    }
+
+    /// Opens a file or a block device with options.
+    ///
+    /// - Throws: `ChannelError` that names the path.
+    public convenience init(path: String, _ options: Options) throws {
+        let flags = (options.isReadOnly ? O_RDONLY : O_RDWR) | O_CLOEXEC | (options.isDirect ? xd_o_direct() : 0)
+        let fd = open(path, flags)
+        guard fd >= 0 else {
+            let number = errno
+            if number == EINVAL, options.isDirect {
+                throw ChannelError(
+                    .system,
+                    "Cannot open \(path) without the page cache: its file system does not offer that; use another cache mode"
+                )
+            }
+            throw ChannelError.system("open \(path)", number)
+        }
+        do {
+            try self.init(fd: fd, path: path, options)
+        } catch {
+            Glibc.close(fd)
+            throw error
+        }
+    }
+
+    /// Makes a disk in memory, sparse, that goes away with its last user.
+    ///
+    /// - Throws: `ChannelError` when the system refuses the memory.
+    public convenience init(memory size: UInt64) throws {
+        let fd = xd_memory_file("crossdock")
+        guard fd >= 0 else { throw ChannelError.system("make a disk in memory", errno) }
+        do {
+            guard size <= UInt64(Int64.max), ftruncate(fd, off_t(size)) == 0 else {
+                throw ChannelError.system(
+                    "make a disk of \(size) bytes in memory",
+                    size > UInt64(Int64.max) ? EFBIG : errno
+                )
+            }
+            try self.init(fd: fd, path: "memory", Options())
+        } catch {
+            Glibc.close(fd)
+            throw error
+        }
+    }
+
+    private init(fd: Int32, path: String, _ options: Options) throws {
         var size: UInt64 = 0
-        if xd_is_block_device(fd) != 0 {
-            xd_block_device_size(fd, &size)
+        var traits = BackEndTraits()
+        let isDevice = xd_is_block_device(fd) != 0
+        if isDevice {
+            guard xd_block_device_size(fd, &size) == 0 else {
+                throw ChannelError.system("find out the size of \(path)", errno)
+            }
+            traits.isRotational = xd_is_rotational(fd) != 0
         } else {
             var status = stat()
             guard fstat(fd, &status) == 0, status.st_mode & S_IFMT == S_IFREG else {
-                close(fd)
                 throw ChannelError(.system, "Cannot serve \(path): it is neither a file nor a block device")
             }
             size = UInt64(status.st_size)
         }
+        guard options.offset <= size, (options.length ?? 0) <= size - options.offset else {
+            throw ChannelError(
+                .system,
+                "Cannot serve \(path): it has \(size) bytes, and the part that was asked for lies beyond them"
+            )
+        }
+        size = options.length ?? (size - options.offset)
+        if options.isDirect {
+            let block = max(512, xd_direct_block(fd))
+            guard size % UInt64(block) == 0, options.offset % UInt64(block) == 0 else {
+                throw ChannelError(
+                    .system,
+                    "Cannot serve \(path) without the page cache: its size is no multiple of \(block) bytes"
+                )
+            }
+            traits.blockSizes.minimum = UInt32(block)
+        }
+        traits.hasFastZero = !options.ignoresDiscard
+        traits.hasCache = !options.isDirect
+        traits.contexts = [MetaContext.allocation, MetaContext.allocationDepth]
+        self.path = path
         self.size = size
+        self.options = options
+        self.traits = traits
+        self.fd = fd
+        start = options.offset
         isMemory = xd_is_tmpfs(fd) != 0
     }
 
-    deinit { close(fd) }
-
+    deinit { Glibc.close(fd) }
     /// Takes the locks that tell QEMU's programs that this process uses the image for writing and shares nothing.
     ///
     /// These are the byte-range locks of QEMU's `file-posix` driver: one byte for each permission held, one for each
@@ -86,6 +197,7 @@ public final class RawFile: BackEnd {
             case ENOSPC, EDQUOT, EFBIG: .noSpace
             case EPERM, EROFS: .notPermitted
             case EOPNOTSUPP: .notSupported
+            case ENOMEM: .noMemory
             default: .io
             }
         throw NBDError(code, "Cannot \(action) \(path): \(String(cString: strerror(number)))")
@@ -95,15 +207,17 @@ public final class RawFile: BackEnd {
         if let failure = failure.withLock({ $0 }) { throw failure }
     }
 
+    private func position(_ offset: UInt64) -> off_t { off_t(start + offset) }
+
     /// See `BackEnd.tryRead(into:at:)`.
     public func tryRead(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) throws -> Bool {
         if isMemory {
             try readAll(into: buffer, at: offset)
             return true
         }
-        if unsupportedNoWait.load(ordering: .relaxed) { return false }
+        if options.isDirect || unsupportedNoWait.load(ordering: .relaxed) { return false }
         var vector = iovec(iov_base: buffer.baseAddress, iov_len: buffer.count)
-        let count = xd_preadv_nowait(fd, &vector, 1, off_t(offset))
+        let count = xd_preadv_nowait(fd, &vector, 1, position(offset))
         if count == buffer.count { return true }
         if count < 0, errno == EOPNOTSUPP { unsupportedNoWait.store(true, ordering: .relaxed) }
         return false
@@ -111,15 +225,13 @@ public final class RawFile: BackEnd {
 
     /// See `BackEnd.read(into:at:)`.
     public func read(into payload: Payload, at offset: UInt64) async throws {
-        try await BlockingPool.shared.run {
-            try self.readAll(into: payload.buffer.mutable(payload.range), at: offset)
-        }
+        try await BlockingPool.shared.run { try self.readAll(into: payload.mutable, at: offset) }
     }
 
     private func readAll(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) throws {
         var done = 0
         while done < buffer.count {
-            let count = pread(fd, buffer.baseAddress! + done, buffer.count - done, off_t(offset) + off_t(done))
+            let count = pread(fd, buffer.baseAddress! + done, buffer.count - done, position(offset) + off_t(done))
             if count < 0, errno == EINTR { continue }
             if try check(count, "read") == 0 { throw NBDError(.io, "\(path) became shorter while it was served") }
             done += count
@@ -128,17 +240,17 @@ public final class RawFile: BackEnd {
 
     /// See `BackEnd.tryWrite(_:at:fua:)`.
     public func tryWrite(_ payload: Payload, at offset: UInt64, fua: Bool) throws -> Bool {
-        if fua { return false }
         try checkFailure()
         if isMemory {
             try writeAll(payload, at: offset)
             return true
         }
+        if fua || options.writesThrough || options.isDirect || options.zeroDetection != .off { return false }
         if unsupportedNoWait.load(ordering: .relaxed) { return false }
-        defer { observer?.didChange(offset, UInt64(payload.count)) }
+        defer { options.observer?.didChange(offset, UInt64(payload.count)) }
         let bytes = payload.bytes
         var vector = iovec(iov_base: UnsafeMutableRawPointer(mutating: bytes.baseAddress), iov_len: bytes.count)
-        let count = writeGate.withLock { _ in xd_pwritev_nowait(fd, &vector, 1, off_t(offset)) }
+        let count = writeGate.withLock { _ in xd_pwritev_nowait(fd, &vector, 1, position(offset)) }
         if count < 0, errno == EOPNOTSUPP { unsupportedNoWait.store(true, ordering: .relaxed) }
         return count == payload.count
     }
@@ -146,18 +258,31 @@ public final class RawFile: BackEnd {
     /// See `BackEnd.write(_:at:fua:)`.
     public func write(_ payload: Payload, at offset: UInt64, fua: Bool) async throws {
         try checkFailure()
-        try await BlockingPool.shared.run { try self.writeAll(payload, at: offset) }
-        if fua { try await flush() }
+        try await BlockingPool.shared.run {
+            try self.writeAll(payload, at: offset)
+            if fua || self.options.writesThrough { try self.sync() }
+        }
     }
 
     private func writeAll(_ payload: Payload, at offset: UInt64) throws {
-        defer { observer?.didChange(offset, UInt64(payload.count)) }
         let bytes = payload.bytes
+        if options.zeroDetection != .off, xd_is_zero(bytes.baseAddress, bytes.count) != 0 {
+            return try zeroNow(
+                at: offset,
+                count: UInt64(bytes.count),
+                options.zeroDetection == .unmap ? [.mayDeallocate] : []
+            )
+        }
+        try writeBytes(bytes, at: offset)
+    }
+
+    private func writeBytes(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) throws {
+        defer { options.observer?.didChange(offset, UInt64(bytes.count)) }
         var done = 0
         while done < bytes.count {
             let from = bytes.baseAddress! + done
             let (count, number) = writeGate.withLock { _ in
-                (pwrite(fd, from, bytes.count - done, off_t(offset) + off_t(done)), errno)
+                (pwrite(fd, from, bytes.count - done, position(offset) + off_t(done)), errno)
             }
             if count < 0, number == EINTR { continue }
             errno = number
@@ -165,48 +290,77 @@ public final class RawFile: BackEnd {
         }
     }
 
-    /// See `BackEnd.zero(at:count:mayDeallocate:fua:)`.
-    public func zero(at offset: UInt64, count: UInt64, mayDeallocate: Bool, fua: Bool) async throws {
+    /// See `BackEnd.zero(at:count:_:)`.
+    public func zero(at offset: UInt64, count: UInt64, _ zeroOptions: ZeroOptions) async throws {
         try checkFailure()
         if count == 0 { return }
         try await BlockingPool.shared.run {
-            defer { self.observer?.didChange(offset, count) }
-            if mayDeallocate, xd_punch_hole(self.fd, off_t(offset), off_t(count)) == 0 { return }
-            if xd_zero_range(self.fd, off_t(offset), off_t(count)) == 0 { return }
-            let zeroes = IOBuffer(capacity: 1 << 20)
-            memset(zeroes.mutable(0..<zeroes.capacity).baseAddress!, 0, zeroes.capacity)
-            var done: UInt64 = 0
-            while done < count {
-                let piece = Int(min(UInt64(zeroes.capacity), count - done))
-                try self.writeAll(Payload(zeroes, 0..<piece), at: offset + done)
-                done += UInt64(piece)
-            }
+            try self.zeroNow(at: offset, count: count, zeroOptions)
+            if zeroOptions.contains(.fua) || self.options.writesThrough { try self.sync() }
         }
-        if fua { try await flush() }
+    }
+
+    private func zeroNow(at offset: UInt64, count: UInt64, _ zeroOptions: ZeroOptions) throws {
+        defer { options.observer?.didChange(offset, count) }
+        if zeroOptions.contains(.mayDeallocate), !options.ignoresDiscard {
+            if try punch(xd_punch_hole(fd, position(offset), off_t(count))) { return }
+        }
+        if try punch(xd_zero_range(fd, position(offset), off_t(count))) { return }
+        if zeroOptions.contains(.fast) {
+            throw NBDError(.notSupported, "\(path) cannot be zeroed faster than written")
+        }
+        let zeroes = IOBuffer(capacity: 1 << 20)
+        memset(zeroes.mutable(0..<zeroes.capacity).baseAddress!, 0, zeroes.capacity)
+        var done: UInt64 = 0
+        while done < count {
+            let piece = Int(min(UInt64(zeroes.capacity), count - done))
+            try writeBytes(zeroes.bytes(0..<piece), at: offset + done)
+            done += UInt64(piece)
+        }
+    }
+
+    /// Whether a deallocation was done; false when the file system has no such thing.
+    private func punch(_ result: Int32) throws -> Bool {
+        if result == 0 { return true }
+        if errno == EOPNOTSUPP || errno == ENODEV || errno == EINVAL || errno == ENOSYS { return false }
+        _ = try check(Int(result), "zero a part of")
+        return false
     }
 
     /// See `BackEnd.trim(at:count:fua:)`.
     public func trim(at offset: UInt64, count: UInt64, fua: Bool) async throws {
         try checkFailure()
-        if count == 0 { return }
+        if count == 0 || options.ignoresDiscard { return }
         try await BlockingPool.shared.run {
-            defer { self.observer?.didChange(offset, count) }
-            // A file system without holes ignores the hint.
-            _ = xd_punch_hole(self.fd, off_t(offset), off_t(count))
+            do {
+                defer { self.options.observer?.didChange(offset, count) }
+                // A file system without holes ignores the hint.
+                _ = xd_punch_hole(self.fd, self.position(offset), off_t(count))
+            }
+            if fua || self.options.writesThrough { try self.sync() }
         }
-        if fua { try await flush() }
+    }
+
+    /// See `BackEnd.cache(at:count:)`.
+    public func cache(at offset: UInt64, count: UInt64) async throws {
+        if isMemory { return }
+        _ = await BlockingPool.shared.value {
+            posix_fadvise(self.fd, self.position(offset), off_t(count), POSIX_FADV_WILLNEED)
+        }
     }
 
     /// See `BackEnd.flush()`.
     public func flush() async throws {
         try checkFailure()
-        if isReadOnly { return }
-        try await BlockingPool.shared.run {
-            if fdatasync(self.fd) != 0 {
-                let error = NBDError(.io, "Cannot flush \(self.path): \(String(cString: strerror(errno)))")
-                self.failure.withLock { $0 = error }
-                throw error
-            }
+        if isReadOnly || options.ignoresFlush { return }
+        try await BlockingPool.shared.run { try self.sync() }
+    }
+
+    private func sync() throws {
+        if fdatasync(fd) != 0 {
+            let error = NBDError(.io, "Cannot flush \(path): \(String(cString: strerror(errno)))")
+            failure.withLock { $0 = error }
+            throw error
         }
     }
 
@@ -215,18 +369,24 @@ public final class RawFile: BackEnd {
         try await BlockingPool.shared.run { self.extentsNow(at: offset, count: count, limit: limit) }
     }
 
+    /// See `BackEnd.extents(of:at:count:limit:)`. A raw image is the only layer there is: its depth is 1.
+    public func extents(of context: String, at offset: UInt64, count: UInt64, limit: Int) async throws -> [Extent] {
+        if context == MetaContext.allocationDepth { return [Extent(length: count, flags: 1)] }
+        return try await extents(at: offset, count: count, limit: limit)
+    }
+
     /// Where the next data begins, at or after an offset; the end of the file when there is none.
     public func nextData(from offset: UInt64) -> UInt64 {
-        let data = xd_seek_data(fd, off_t(offset))
+        let data = xd_seek_data(fd, position(offset))
         // A file system that cannot tell has data everywhere.
-        return data >= 0 ? UInt64(data) : errno == ENXIO ? size : offset
+        return data >= 0 ? min(UInt64(data) - start, size) : errno == ENXIO ? size : offset
     }
 
     /// The extents, on the caller's thread.
     public func extentsNow(at offset: UInt64, count: UInt64, limit: Int) -> [Extent] {
         var result: [Extent] = []
-        let end = offset + count
-        var position = offset
+        let end = start + offset + count
+        var position = start + offset
         while position < end, result.count < limit {
             let data = xd_seek_data(fd, off_t(position))
             let next: UInt64
@@ -249,13 +409,4 @@ public final class RawFile: BackEnd {
         }
         return result
     }
-}
-
-/// Is told which ranges of a file have changed, so that what was known about them is known to be old.
-///
-/// The call comes after the change and before its reply, also when the change failed half-way: whoever reads a range
-/// while it changes is told afterwards.
-public protocol WriteObserver: AnyObject, Sendable {
-    /// The range has changed. Called on any thread.
-    func didChange(_ offset: UInt64, _ count: UInt64)
 }

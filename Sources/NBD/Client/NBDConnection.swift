@@ -11,16 +11,20 @@ public final class NBDConnection: @unchecked Sendable {
     /// What happens when a request is done: called once, on the loop.
     public typealias Completion = (NBDError?) -> Void
 
+    /// What a block status found, one call for each context.
+    public typealias Findings = (String, [Extent]) -> Void
+
     private struct Pending {
         let command: UInt16
         let offset: UInt64
-        let length: Int
+        let length: UInt64
         let data: Payload?
-        var received = 0
-        var extents: [Extent] = []
+        /// The parts of a read that have arrived, in order and without gaps between neighbours.
+        var parts = ReceivedParts()
+        var extents: [(context: UInt32, extents: [Extent])] = []
         var error: NBDError?
         let completion: Completion
-        let onExtents: (([Extent]) -> Void)?
+        let onExtents: Findings?
     }
 
     private struct Outgoing {
@@ -28,14 +32,20 @@ public final class NBDConnection: @unchecked Sendable {
         let payload: Payload?
     }
 
+    /// What the server said about the export.
+    public let info: NBDExportInfo
     /// How many bytes the export has.
-    public let size: UInt64
+    public var size: UInt64 { info.size }
     /// The loop that the connection is confined to.
     public var loop: EventLoop { channel.loop }
     /// What the server understands.
-    public let flags: TransmissionFlags
+    public var flags: TransmissionFlags { info.flags }
     /// The TLS session, nil in clear text.
     public let tls: TLSSession?
+    /// The form of headers that was agreed on.
+    public let form: HeaderForm
+    /// The metadata contexts that the server knows, of those that were asked for.
+    public var contexts: [String] { selected.map(\.name) }
     /// Why the connection ended; nil while it works.
     public private(set) var failure: (any Error)?
     /// Payload bytes in requests that are not yet answered.
@@ -44,21 +54,26 @@ public final class NBDConnection: @unchecked Sendable {
     public var onFailure: ((any Error) -> Void)?
 
     private let channel: any Channel
-    private let structured: Bool
-    private let allocationContext: UInt32?
+    private let selected: [SelectedContext]
+    private let maximumPayload: UInt64
+    private let replyTimeout: Duration?
     private var pending: [UInt64: Pending] = [:]
     private var nextCookie: UInt64 = 1
     private var queue: [Outgoing] = []
     private let queued = AsyncCondition()
     private var isClosing = false
+    private var progress: UInt64 = 0
+    private var watch: LoopTimer?
 
-    private init(_ negotiated: ClientNegotiation.Result) {
-        channel = negotiated.channel
-        size = negotiated.size
-        flags = negotiated.flags
-        structured = negotiated.structured
-        allocationContext = negotiated.allocationContext
-        tls = negotiated.tls
+    private init(_ negotiation: NBDNegotiation, _ info: NBDExportInfo, _ options: NBDClientOptions) {
+        let channel = negotiation.channel
+        self.channel = channel.features.contains(.buffersWrites) ? channel : BufferedChannel(over: channel)
+        self.info = info
+        form = negotiation.form
+        selected = negotiation.contexts
+        tls = negotiation.tls
+        maximumPayload = UInt64(min(info.effectiveBlockSizes.maximum, UInt32(NBDWire.maximumPayload)))
+        replyTimeout = options.replyTimeout
     }
 
     /// Negotiates and starts the connection's two tasks on the channel's loop.
@@ -69,7 +84,8 @@ public final class NBDConnection: @unchecked Sendable {
     /// - Throws: `ChannelError` or `CredentialError` that says what the server refused and why.
     public static func open(over channel: any Channel, _ options: NBDClientOptions) async throws -> NBDConnection {
         do {
-            let connection = NBDConnection(try await ClientNegotiation.run(channel, options))
+            let negotiation = try await NBDNegotiation.start(over: channel, options)
+            let connection = NBDConnection(negotiation, try await negotiation.go(), options)
             connection.start()
             return connection
         } catch {
@@ -90,6 +106,19 @@ public final class NBDConnection: @unchecked Sendable {
     private func start() {
         Task(executorPreference: channel.loop) { await self.sendRequests() }
         Task(executorPreference: channel.loop) { await self.receiveReplies() }
+        if let replyTimeout { watch(replyTimeout, since: progress) }
+    }
+
+    /// Fails the connection when requests wait and nothing has come for so long.
+    private func watch(_ limit: Duration, since last: UInt64) {
+        watch = loop.schedule(after: limit) { [weak self] in
+            guard let self, failure == nil else { return }
+            if !pending.isEmpty, progress == last {
+                fail(ChannelError(.timedOut, "The NBD server at \(channel.peerName) said nothing for \(limit)"))
+            } else {
+                watch(limit, since: progress)
+            }
+        }
     }
 
     // MARK: Requests
@@ -100,21 +129,28 @@ public final class NBDConnection: @unchecked Sendable {
     ///   - command: what to do.
     ///   - flags: its flags.
     ///   - offset: where.
-    ///   - length: how many bytes; at most the payload's for reads and writes.
+    ///   - length: how many bytes; the payload's for reads and writes. Compact headers carry less than 2^32.
     ///   - data: what a write sends, or where a read puts what it gets.
     ///   - onExtents: gets what a block status found, before the completion.
-    ///   - completion: called once, on the loop, possibly before this returns when the connection has failed.
+    ///   - completion: called once, on the loop, possibly before this returns: when the connection has failed, and when the
+    ///     server has not said that it understands such a request.
     public func submit(
         _ command: NBDCommand,
-        flags: CommandFlags = [],
+        flags commandFlags: CommandFlags = [],
         offset: UInt64 = 0,
-        length: UInt32 = 0,
+        length: UInt64 = 0,
         data: Payload? = nil,
-        onExtents: (([Extent]) -> Void)? = nil,
+        onExtents: Findings? = nil,
         completion: @escaping Completion
     ) {
         if let failure {
             completion(NBDError(.io, "The NBD connection has failed: \(failure)"))
+            return
+        }
+        var commandFlags = commandFlags
+        if form == .extended, command == .write { commandFlags.insert(.payloadLength) }
+        if let refusal = refusal(command, commandFlags, length) {
+            completion(refusal)
             return
         }
         let cookie = nextCookie
@@ -122,22 +158,57 @@ public final class NBDConnection: @unchecked Sendable {
         pending[cookie] = Pending(
             command: command.rawValue,
             offset: offset,
-            length: Int(length),
+            length: length,
             data: command == .read ? data : nil,
             completion: completion,
             onExtents: onExtents
         )
         if command == .read || command == .write { bytesInFlight += Int(length) }
-        let request = NBDRequest(command, flags: flags, cookie: cookie, offset: offset, length: length)
+        let request = NBDRequest(command, flags: commandFlags, cookie: cookie, offset: offset, length: length)
         queue.append(Outgoing(request: request, payload: command == .write ? data : nil))
         queued.signal()
     }
 
-    private func perform(
+    /// Why a request must not be sent to this server; nil when it may.
+    private func refusal(_ command: NBDCommand, _ commandFlags: CommandFlags, _ length: UInt64) -> NBDError? {
+        func needs(_ flag: TransmissionFlags) -> NBDError? {
+            flags.contains(flag) ? nil : NBDError(.notSupported, "The NBD server does not offer \(command)")
+        }
+        if flags.contains(.readOnly), command == .write || command == .trim || command == .writeZeroes {
+            return NBDError(.notPermitted, "The export is read-only")
+        }
+        if commandFlags.contains(.fua), !flags.contains(.sendFUA) {
+            return NBDError(.notSupported, "The NBD server does not offer FUA")
+        }
+        if commandFlags.contains(.fastZero), !flags.contains(.sendFastZero) {
+            return NBDError(.notSupported, "The NBD server does not offer fast zeroes")
+        }
+        if commandFlags.contains(.doNotFragment), !flags.contains(.sendDF) {
+            return NBDError(.notSupported, "The NBD server does not offer unfragmented reads")
+        }
+        if length > UInt64(UInt32.max), form != .extended {
+            return NBDError(.invalid, "A request of \(length) bytes needs extended headers")
+        }
+        switch command {
+        case .read, .write:
+            return length <= maximumPayload
+                ? nil : NBDError(.invalid, "A payload of \(length) bytes is more than the server's \(maximumPayload)")
+        case .flush: return needs(.sendFlush)
+        case .trim: return needs(.sendTrim)
+        case .cache: return needs(.sendCache)
+        case .writeZeroes: return needs(.sendWriteZeroes)
+        case .blockStatus:
+            return selected.isEmpty ? NBDError(.notSupported, "The NBD server offers no metadata context") : nil
+        case .disconnect: return nil
+        }
+    }
+
+    /// Sends a request and waits for its reply.
+    func perform(
         _ command: NBDCommand,
         flags: CommandFlags = [],
         offset: UInt64 = 0,
-        length: UInt32 = 0,
+        length: UInt64 = 0,
         data: Payload? = nil
     ) async throws {
         let error = await withUnsafeContinuation { (continuation: UnsafeContinuation<NBDError?, Never>) in
@@ -149,36 +220,73 @@ public final class NBDConnection: @unchecked Sendable {
     }
 
     /// Reads into a payload.
-    public func read(into data: Payload, at offset: UInt64) async throws {
-        try await perform(.read, offset: offset, length: UInt32(data.count), data: data)
+    public func read(into data: Payload, at offset: UInt64, flags: CommandFlags = []) async throws {
+        try await perform(.read, flags: flags, offset: offset, length: UInt64(data.count), data: data)
     }
 
     /// Writes a payload.
     public func write(_ data: Payload, at offset: UInt64, fua: Bool = false) async throws {
-        try await perform(.write, flags: fua ? [.fua] : [], offset: offset, length: UInt32(data.count), data: data)
+        try await perform(.write, flags: fua ? [.fua] : [], offset: offset, length: UInt64(data.count), data: data)
     }
 
-    /// Makes a range read as zeroes.
-    public func zero(at offset: UInt64, count: UInt32, mayDeallocate: Bool = true) async throws {
-        try await perform(.writeZeroes, flags: mayDeallocate ? [] : [.noHole], offset: offset, length: count)
+    /// Makes a range read as zeroes, in as many requests as it takes.
+    public func zero(at offset: UInt64, count: UInt64, mayDeallocate: Bool = true, fast: Bool = false) async throws {
+        var commandFlags: CommandFlags = mayDeallocate ? [] : [.noHole]
+        if fast { commandFlags.insert(.fastZero) }
+        try await inParts(of: count) {
+            try await perform(.writeZeroes, flags: commandFlags, offset: offset + $0, length: $1)
+        }
     }
 
-    /// Discards a range.
-    public func trim(at offset: UInt64, count: UInt32) async throws {
-        try await perform(.trim, offset: offset, length: count)
+    /// Discards a range, in as many requests as it takes.
+    public func trim(at offset: UInt64, count: UInt64) async throws {
+        try await inParts(of: count) { try await perform(.trim, offset: offset + $0, length: $1) }
+    }
+
+    /// Brings a range close to the server, in as many requests as it takes.
+    public func cache(at offset: UInt64, count: UInt64) async throws {
+        try await inParts(of: count) { try await perform(.cache, offset: offset + $0, length: $1) }
+    }
+
+    private func inParts(of count: UInt64, _ body: (UInt64, UInt64) async throws -> Void) async throws {
+        // A multiple of every block size.
+        let largest = form == .extended ? count : UInt64(UInt32.max) & ~0xffff
+        var done: UInt64 = 0
+        repeat {
+            let part = min(count - done, largest)
+            try await body(done, part)
+            done += part
+        } while done < count
     }
 
     /// Makes all completed writes durable.
     public func flush() async throws { try await perform(.flush) }
 
-    /// Asks what a range consists of; empty when the server cannot tell.
-    public func extents(at offset: UInt64, count: UInt32) async throws -> [Extent] {
-        guard allocationContext != nil else { return [] }
+    /// Asks what a range consists of; empty when the server does not know the context.
+    ///
+    /// - Parameters:
+    ///   - context: one of `contexts`.
+    ///   - offset: where the range begins.
+    ///   - count: how many bytes it has; compact headers carry less than 2^32.
+    ///   - one: whether only the first extent is wanted.
+    /// - Returns: extents from `offset` on, at least one, possibly less than the whole range and never beyond it.
+    public func extents(
+        of context: String = MetaContext.allocation,
+        at offset: UInt64,
+        count: UInt64,
+        one: Bool = false
+    ) async throws -> [Extent] {
+        guard contexts.contains(context) else { return [] }
+        let count = form == .extended ? count : min(count, UInt64(UInt32.max) & ~0xffff)
         var found: [Extent] = []
         let error = await withUnsafeContinuation { (continuation: UnsafeContinuation<NBDError?, Never>) in
-            submit(.blockStatus, offset: offset, length: count, onExtents: { found = $0 }) {
-                continuation.resume(returning: $0)
-            }
+            submit(
+                .blockStatus,
+                flags: one ? [.requestOne] : [],
+                offset: offset,
+                length: count,
+                onExtents: { if $0 == context { found = $1 } }
+            ) { continuation.resume(returning: $0) }
         }
         if let error { throw error }
         return found
@@ -204,7 +312,7 @@ public final class NBDConnection: @unchecked Sendable {
     private let ended = AsyncCondition()
 
     private func sendRequests() async {
-        let headers = IOBuffer(capacity: NBDWire.requestSize)
+        let headers = IOBuffer(capacity: 32)
         do {
             while failure == nil {
                 if queue.isEmpty {
@@ -214,8 +322,8 @@ public final class NBDConnection: @unchecked Sendable {
                 let batch = queue
                 queue.removeAll(keepingCapacity: true)
                 for item in batch {
-                    item.request.encode(into: headers.mutable(0..<NBDWire.requestSize))
-                    let header = headers.bytes(0..<NBDWire.requestSize)
+                    item.request.encode(into: headers.mutable(0..<form.requestSize), form: form)
+                    let header = headers.bytes(0..<form.requestSize)
                     if let payload = item.payload {
                         try await channel.writeAll(header, payload.bytes, flush: false)
                     } else {
@@ -237,9 +345,12 @@ public final class NBDConnection: @unchecked Sendable {
                 guard try await channel.readFull(into: header.mutable(0..<4)) else {
                     throw ChannelError(.closed, "\(channel.peerName) closed the NBD connection")
                 }
-                switch header.bytes(0..<4).bigEndian(0, UInt32.self) {
-                case NBDWire.simpleReplyMagic: try await receiveSimple(header)
-                case NBDWire.structuredReplyMagic where structured: try await receiveChunk(header)
+                progress &+= 1
+                switch (header.bytes(0..<4).bigEndian(0, UInt32.self), form) {
+                case (NBDWire.simpleReplyMagic, .simple), (NBDWire.simpleReplyMagic, .structured):
+                    try await receiveSimple(header)
+                case (NBDWire.structuredReplyMagic, .structured), (NBDWire.extendedReplyMagic, .extended):
+                    try await receiveChunk(header)
                 default: throw violation("sent something that is no reply")
                 }
             }
@@ -264,111 +375,155 @@ public final class NBDConnection: @unchecked Sendable {
         let number: UInt32 = bytes.bigEndian(0)
         let cookie: UInt64 = bytes.bigEndian(4)
         guard let request = pending[cookie] else { throw violation("answered a request that was not made") }
+        if form == .structured {
+            if request.command == NBDCommand.read.rawValue { throw violation("answered a read with a simple reply") }
+            if request.command == NBDCommand.blockStatus.rawValue, number == 0 {
+                throw violation("answered a block status with a simple reply")
+            }
+        }
         if number != 0 {
-            finish(cookie, NBDError(.init(rawValue: number) ?? .invalid, "The NBD server reported error \(number)"))
+            finish(cookie, Self.error(number))
             return
         }
-        if request.command == NBDCommand.read.rawValue {
-            if structured { throw violation("answered a read with a simple reply") }
-            if let data = request.data { try await require(data.buffer.mutable(data.range)) }
-        }
+        if let data = request.data { try await require(data.mutable) }
         finish(cookie, nil)
     }
 
+    private static func error(_ number: UInt32, _ text: String = "") -> NBDError {
+        NBDError(
+            .init(rawValue: number) ?? .invalid,
+            text.isEmpty ? "The NBD server reported error \(number)" : "The NBD server says: \(text)"
+        )
+    }
+
     private func receiveChunk(_ header: IOBuffer) async throws {
-        try await require(header.mutable(0..<16))
-        let bytes = header.bytes(0..<16)
-        let flags: UInt16 = bytes.bigEndian(0)
-        let type: UInt16 = bytes.bigEndian(2)
-        let cookie: UInt64 = bytes.bigEndian(4)
-        let length = Int(bytes.bigEndian(12, UInt32.self))
-        guard var request = pending[cookie] else { throw violation("answered a request that was not made") }
-        switch type {
+        let size = form.chunkSize - 4
+        try await require(header.mutable(0..<size))
+        let chunk = ChunkHeader(decodingAfterMagic: header.bytes(0..<size), form: form)
+        guard var request = pending[chunk.cookie] else { throw violation("answered a request that was not made") }
+        if form == .extended, chunk.offset != request.offset {
+            throw violation("answered a request with another's offset")
+        }
+        let isRead = request.command == NBDCommand.read.rawValue
+        switch chunk.type {
         case NBDChunk.none:
-            guard length == 0, flags & NBDChunk.done != 0 else { throw violation("sent a malformed chunk") }
+            guard chunk.length == 0, chunk.isDone else { throw violation("sent a malformed chunk") }
         case NBDChunk.offsetData:
-            guard length > 8 else { throw violation("sent a malformed chunk") }
+            guard chunk.length > 8, chunk.length - 8 <= request.length else {
+                throw violation("sent a malformed chunk")
+            }
             try await require(header.mutable(0..<8))
-            let range = try place(request, header.bytes(0..<8).bigEndian(0), length - 8)
-            try await require(range)
-            request.received += length - 8
+            let count = Int(chunk.length - 8)
+            try await require(place(&request, header.bytes(0..<8).bigEndian(0), count))
         case NBDChunk.offsetHole:
-            guard length == 12 else { throw violation("sent a malformed chunk") }
+            guard chunk.length == 12 else { throw violation("sent a malformed chunk") }
             try await require(header.mutable(0..<12))
             let count = Int(header.bytes(0..<12).bigEndian(8, UInt32.self))
-            let range = try place(request, header.bytes(0..<12).bigEndian(0), count)
+            let range = try place(&request, header.bytes(0..<12).bigEndian(0), count)
             memset(range.baseAddress!, 0, count)
-            request.received += count
-        case NBDChunk.blockStatus: try await receiveStatus(&request, length)
-        case let code where code & (1 << 15) != 0: request.error = try await receiveError(type, length)
-        default: throw violation("sent a chunk of the unknown type \(type)")
+        case NBDChunk.blockStatus where form == .structured, NBDChunk.extendedBlockStatus where form == .extended:
+            try await receiveStatus(&request, chunk.length)
+        case let code where code & (1 << 15) != 0:
+            let error = try await receiveError(chunk)
+            if request.error == nil { request.error = error }
+        default: throw violation("sent a chunk of the unknown type \(chunk.type)")
         }
-        if flags & NBDChunk.done == 0 {
-            pending[cookie] = request
+        if !chunk.isDone {
+            pending[chunk.cookie] = request
             return
         }
-        if request.error == nil, request.command == NBDCommand.read.rawValue, request.received != request.length {
-            throw violation("answered a read with \(request.received) of \(request.length) bytes")
+        if request.error == nil {
+            if isRead, request.parts.count != request.length {
+                throw violation("answered a read with \(request.parts.count) of \(request.length) bytes")
+            }
+            if request.command == NBDCommand.blockStatus.rawValue {
+                // Without an error there is one chunk for each context.
+                guard request.extents.count == selected.count else { throw violation("left a metadata context out") }
+                for answer in request.extents {
+                    if let context = selected.first(where: { $0.id == answer.context }) {
+                        request.onExtents?(context.name, answer.extents)
+                    }
+                }
+            }
         }
-        if request.error == nil { request.onExtents?(request.extents) }
-        finish(cookie, request.error)
+        finish(chunk.cookie, request.error)
     }
 
-    private func place(_ request: Pending, _ offset: UInt64, _ count: Int) throws -> UnsafeMutableRawBufferPointer {
+    /// Where a part of a read belongs.
+    private func place(
+        _ request: inout Pending,
+        _ offset: UInt64,
+        _ count: Int
+    ) throws -> UnsafeMutableRawBufferPointer {
         guard request.command == NBDCommand.read.rawValue, let data = request.data, count > 0,
-            offset >= request.offset, offset - request.offset <= UInt64(request.length),
-            count <= request.length - Int(offset - request.offset)
+            offset >= request.offset, offset - request.offset <= request.length,
+            UInt64(count) <= request.length - (offset - request.offset)
         else { throw violation("sent data that was not asked for") }
-        let start = data.range.lowerBound + Int(offset - request.offset)
-        return data.buffer.mutable(start..<(start + count))
+        let start = Int(offset - request.offset)
+        guard request.parts.insert(start..<(start + count)) else { throw violation("sent the same data twice") }
+        return data.part(start..<(start + count)).mutable
     }
 
-    private func receiveStatus(_ request: inout Pending, _ length: Int) async throws {
-        guard request.command == NBDCommand.blockStatus.rawValue, length >= 12, (length - 4) % 8 == 0,
-            length <= 4 + 8 << 20
+    private func receiveStatus(_ request: inout Pending, _ length: UInt64) async throws {
+        let isExtended = form == .extended
+        let lead = isExtended ? 8 : 4
+        let entry = isExtended ? 16 : 8
+        guard request.command == NBDCommand.blockStatus.rawValue, length >= UInt64(lead + entry),
+            length <= UInt64(lead + entry * NBDWire.maximumExtents), (Int(length) - lead) % entry == 0
         else { throw violation("sent a malformed block status") }
-        let buffer = IOBuffer(capacity: length)
-        try await require(buffer.mutable(0..<length))
-        let bytes = buffer.bytes(0..<length)
-        guard bytes.bigEndian(0, UInt32.self) == allocationContext else {
+        let buffer = IOBuffer(capacity: 64 << 10)
+        try await require(buffer.mutable(0..<lead))
+        let id: UInt32 = buffer.bytes(0..<lead).bigEndian(0)
+        let count = (Int(length) - lead) / entry
+        if isExtended, buffer.bytes(0..<lead).bigEndian(4, UInt32.self) != UInt32(count) {
+            throw violation("sent a block status with a wrong count")
+        }
+        guard selected.contains(where: { $0.id == id }), !request.extents.contains(where: { $0.context == id }) else {
             throw violation("sent the status of a context that was not negotiated")
         }
-        for position in stride(from: 4, to: length, by: 8) {
-            let count: UInt32 = bytes.bigEndian(position)
-            let flags: UInt32 = bytes.bigEndian(position + 4)
-            guard count > 0 else { throw violation("sent an extent of nothing") }
-            request.extents.append(
-                Extent(length: UInt64(count), isHole: flags & 1 != 0, isZero: flags & 2 != 0)
-            )
+        var extents: [Extent] = []
+        var covered: UInt64 = 0
+        for index in 0..<count {
+            try await require(buffer.mutable(0..<entry))
+            let bytes = buffer.bytes(0..<entry)
+            let size: UInt64 = isExtended ? bytes.bigEndian(0) : UInt64(bytes.bigEndian(0, UInt32.self))
+            let flags: UInt64 = isExtended ? bytes.bigEndian(8) : UInt64(bytes.bigEndian(4, UInt32.self))
+            guard size > 0 else { throw violation("sent an extent of nothing") }
+            guard covered < request.length || index == 0 else { throw violation("sent extents beyond the request") }
+            // The last extent may go beyond what was asked for; what is known about the rest is not used.
+            extents.append(Extent(length: min(size, request.length - covered), flags: flags))
+            covered = size > request.length - covered ? request.length : covered + size
         }
+        request.extents.append((id, extents))
     }
 
-    private func receiveError(_ type: UInt16, _ length: Int) async throws -> NBDError {
-        guard length >= 6, length <= 65536 else { throw violation("sent a malformed error") }
+    private func receiveError(_ chunk: ChunkHeader) async throws -> NBDError {
+        guard chunk.length >= 6, chunk.length <= 65536 else { throw violation("sent a malformed error") }
+        let length = Int(chunk.length)
         let buffer = IOBuffer(capacity: length)
         try await require(buffer.mutable(0..<length))
         let bytes = buffer.bytes(0..<length)
         let count = Int(bytes.bigEndian(4, UInt16.self))
-        guard count <= length - 6 else { throw violation("sent a malformed error") }
+        let trailer = chunk.type == NBDChunk.errorOffset ? 8 : 0
+        guard count <= length - 6 - trailer else { throw violation("sent a malformed error") }
         let number: UInt32 = bytes.bigEndian(0)
+        guard number != 0 else { throw violation("sent an error without a number") }
         let text = OptionReply.sanitize(
             String(decoding: UnsafeRawBufferPointer(rebasing: bytes[6..<(6 + count)]), as: UTF8.self)
         )
-        return NBDError(
-            .init(rawValue: number) ?? .invalid,
-            text.isEmpty ? "The NBD server reported error \(number)" : text
-        )
+        return Self.error(number, text)
     }
 
     private func finish(_ cookie: UInt64, _ error: NBDError?) {
         guard let request = pending.removeValue(forKey: cookie) else { return }
-        if request.command <= NBDCommand.write.rawValue { bytesInFlight -= request.length }
+        if request.command <= NBDCommand.write.rawValue { bytesInFlight -= Int(request.length) }
         request.completion(error)
     }
 
     private func fail(_ error: any Error) {
         guard failure == nil else { return }
         failure = error
+        watch?.cancel()
         channel.close()
         queued.signal()
         ended.signal()
@@ -378,5 +533,35 @@ public final class NBDConnection: @unchecked Sendable {
         bytesInFlight = 0
         for request in lost.values { request.completion(NBDError(.io, "The NBD connection was lost: \(error)")) }
         if !isClosing { onFailure?(error) }
+    }
+}
+
+/// Which parts of a read have arrived.
+struct ReceivedParts {
+    /// In order, without overlaps, and not next to each other.
+    private var ranges: [Range<Int>] = []
+    /// How many bytes have arrived.
+    private(set) var count: UInt64 = 0
+
+    /// Notes a part; false when some of it has arrived before.
+    mutating func insert(_ range: Range<Int>) -> Bool {
+        // Most replies come in order, so the last range is where the search begins.
+        var index = ranges.count
+        while index > 0, ranges[index - 1].lowerBound >= range.upperBound { index -= 1 }
+        let joinsLeft = index > 0 && ranges[index - 1].upperBound == range.lowerBound
+        if index > 0, ranges[index - 1].upperBound > range.lowerBound { return false }
+        let joinsRight = index < ranges.count && ranges[index].lowerBound == range.upperBound
+        count += UInt64(range.count)
+        if joinsLeft, joinsRight {
+            ranges[index - 1] = ranges[index - 1].lowerBound..<ranges[index].upperBound
+            ranges.remove(at: index)
+        } else if joinsLeft {
+            ranges[index - 1] = ranges[index - 1].lowerBound..<range.upperBound
+        } else if joinsRight {
+            ranges[index] = range.lowerBound..<ranges[index].upperBound
+        } else {
+            ranges.insert(range, at: index)
+        }
+        return true
     }
 }

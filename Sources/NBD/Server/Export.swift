@@ -2,6 +2,16 @@ internal import IO
 internal import Synchronization
 public import TLS
 
+/// What a peer may do with an export.
+public enum ExportAccess: Sendable, Equatable {
+    /// Nothing; the text says why, to peers that proved who they are.
+    case denied(String)
+    /// Read.
+    case readOnly
+    /// Read and write, when the back end can.
+    case readWrite
+}
+
 /// Something that a server offers by name.
 public final class Export: Sendable {
     /// The name, at most 4096 bytes.
@@ -10,8 +20,13 @@ public final class Export: Sendable {
     public let summary: String
     /// What it serves.
     public let backEnd: any BackEnd
-    /// Who may use it; a peer that may not does not learn that it exists.
-    public let authorize: @Sendable (TLSPeer?) -> Bool
+    /// Whether it is only there within TLS, for a server that leaves the choice to the client.
+    public let requiresTLS: Bool
+    /// Whether a peer that may not use it is told that it does not exist.
+    public let isHidden: Bool
+    /// Whether only one connection uses it at a time.
+    public let isExclusive: Bool
+    private let authorize: @Sendable (TLSPeer?) -> ExportAccess
     private let users = Mutex(Users())
 
     private struct Users {
@@ -26,26 +41,49 @@ public final class Export: Sendable {
     ///   - name: its name.
     ///   - summary: what it is, for people.
     ///   - backEnd: what it serves.
-    ///   - authorize: who may use it; everybody who got through TLS, when it is not given.
+    ///   - requiresTLS: whether it is only there within TLS; matters for a server whose clients may choose.
+    ///   - isHidden: whether a peer that may not use it is told that it does not exist.
+    ///   - isExclusive: whether a second connection is refused.
+    ///   - authorize: who may do what; everybody who got through TLS may do all, when it is not given. The peer is nil in
+    ///     clear text.
     public init(
         name: String,
         summary: String = "",
         backEnd: any BackEnd,
-        authorize: @escaping @Sendable (TLSPeer?) -> Bool = { _ in true }
+        requiresTLS: Bool = false,
+        isHidden: Bool = true,
+        isExclusive: Bool = false,
+        authorize: @escaping @Sendable (TLSPeer?) -> ExportAccess = { _ in .readWrite }
     ) {
         self.name = name
         self.summary = summary
         self.backEnd = backEnd
+        self.requiresTLS = requiresTLS
+        self.isHidden = isHidden
+        self.isExclusive = isExclusive
         self.authorize = authorize
     }
 
-    /// The transmission flags.
-    public var flags: TransmissionFlags {
-        var flags: TransmissionFlags = [.hasFlags, .sendFlush, .sendFUA, .sendDF, .canMultiConn]
-        if backEnd.isReadOnly {
-            flags.insert(.readOnly)
+    func access(for peer: TLSPeer?) -> ExportAccess {
+        let access = authorize(peer)
+        return access == .readWrite && backEnd.isReadOnly ? .readOnly : access
+    }
+
+    /// The transmission flags for a kind of access.
+    func flags(_ access: ExportAccess, form: HeaderForm) -> TransmissionFlags {
+        let traits = backEnd.traits
+        var flags: TransmissionFlags = [.hasFlags, .sendFlush, .sendFUA]
+        if form != .simple { flags.insert(.sendDF) }
+        if form == .extended, !traits.contexts.isEmpty { flags.insert(.blockStatusPayload) }
+        if traits.isConsistent, !isExclusive { flags.insert(.canMultiConn) }
+        if traits.isRotational { flags.insert(.rotational) }
+        if traits.hasCache { flags.insert(.sendCache) }
+        if access == .readWrite {
+            flags.insert(.sendWriteZeroes)
+            if traits.hasTrim { flags.insert(.sendTrim) }
+            if traits.hasFastZero { flags.insert(.sendFastZero) }
         } else {
-            flags.formUnion([.sendTrim, .sendWriteZeroes])
+            flags.insert(.readOnly)
         }
         return flags
     }
@@ -70,9 +108,10 @@ public final class Export: Sendable {
         }
     }
 
+    /// Counts a connection; false when none is admitted.
     func enter(_ channel: any Channel) -> Bool {
         users.withLock { users in
-            if users.closed { return false }
+            if users.closed || isExclusive && !users.channels.isEmpty { return false }
             users.channels[ObjectIdentifier(channel)] = channel
             return true
         }
@@ -103,18 +142,39 @@ public final class ExportTable: Sendable {
     @discardableResult
     public func remove(_ name: String) -> Export? { exports.withLock { $0.removeValue(forKey: name) } }
 
-    /// The export of a name, if this peer may use it. The empty name means the only export there is.
-    public func find(_ name: String, for peer: TLSPeer?) -> Export? {
-        exports.withLock { exports in
-            let found = name.isEmpty && exports.count == 1 ? exports.first?.value : exports[name]
-            return found.flatMap { $0.authorize(peer) ? $0 : nil }
+    /// How many there are.
+    public var count: Int { exports.withLock { $0.count } }
+
+    /// All of them, in the order of their names.
+    public var all: [Export] { exports.withLock { $0.values.sorted { $0.name < $1.name } } }
+
+    /// What a peer finds under a name.
+    enum Finding {
+        case found(Export, ExportAccess)
+        case denied(String)
+        case needsTLS
+        case nothing
+    }
+
+    /// Looks a name up for a peer. The empty name means the only export there is, when none has that name.
+    func find(_ name: String, for peer: TLSPeer?, isSecure: Bool) -> Finding {
+        let found = exports.withLock { exports in
+            exports[name] ?? (name.isEmpty && exports.count == 1 ? exports.first?.value : nil)
+        }
+        guard let found else { return .nothing }
+        if found.requiresTLS, !isSecure { return .needsTLS }
+        switch found.access(for: peer) {
+        case .denied(let reason): return found.isHidden ? .nothing : .denied(reason)
+        case let access: return .found(found, access)
         }
     }
 
-    /// What this peer may use, in the order of the names.
-    public func list(for peer: TLSPeer?) -> [Export] {
-        exports.withLock { exports in
-            exports.values.filter { $0.authorize(peer) }.sorted { $0.name < $1.name }
+    /// What a peer may use, in the order of the names.
+    func list(for peer: TLSPeer?, isSecure: Bool) -> [Export] {
+        all.filter { export in
+            if export.requiresTLS, !isSecure { return false }
+            if case .denied = export.access(for: peer) { return false }
+            return true
         }
     }
 }

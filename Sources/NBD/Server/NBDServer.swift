@@ -7,11 +7,12 @@ public import TLS
 public final class NBDServer: Sendable {
     /// What bounds a server.
     public struct Limits: Sendable {
-        /// How many connections at once; further ones are closed at once.
+        /// How many connections may use exports at once; further ones are closed at once.
         public var connections = 1024
-        /// How many of them may be in the negotiation, where nobody has proved anything yet.
+        /// How many more may be in the negotiation, where nobody has proved anything yet. When all places are taken, the oldest
+        /// negotiation of the address that has the most gives way.
         public var negotiating = 128
-        /// The time from accept to the end of the negotiation.
+        /// The time from accept to the end of the negotiation; nothing is timed after that.
         public var handshake = Duration.seconds(10)
 
         /// The defaults.
@@ -21,55 +22,58 @@ public final class NBDServer: Sendable {
     /// What it offers.
     public let exports: ExportTable
     private let credentials: (any TLSCredentials)?
+    private let mode: TLSMode
     private let access: AccessControl?
     private let loops: EventLoopGroup
     private let limits: Limits
     private let log: @Sendable (String) -> Void
-    private let active = Atomic<Int>(0)
-    private let negotiating = Atomic<Int>(0)
+    private let onDisconnect: @Sendable (Int) -> Void
+    private let connections: ConnectionTable
+    private let draining = Atomic<Bool>(false)
 
     /// Makes a server.
     ///
     /// - Parameters:
     ///   - exports: what it offers; may change while it serves.
-    ///   - credentials: with them TLS is required of every client; without them there is none.
-    ///   - access: whom TLS lets in; everybody whom the credentials trust when it is not given.
+    ///   - credentials: with them there is TLS; without them there is none.
+    ///   - mode: whether TLS is required when there are credentials; it is, when this is not given.
+    ///   - access: whom TLS lets in; everybody whom the credentials trust when it is not given. Who is not let in is told so.
     ///   - loops: where the connections live.
     ///   - limits: the bounds.
     ///   - log: gets a sentence for each connection that failed.
+    ///   - onDisconnect: called when a connection that used an export has ended, with the number of those that are left.
     public init(
         exports: ExportTable,
         credentials: (any TLSCredentials)?,
+        mode: TLSMode? = nil,
         access: AccessControl? = nil,
         loops: EventLoopGroup,
         limits: Limits = Limits(),
-        log: @escaping @Sendable (String) -> Void = { _ in }
+        log: @escaping @Sendable (String) -> Void = { _ in },
+        onDisconnect: @escaping @Sendable (Int) -> Void = { _ in }
     ) {
         self.exports = exports
         self.credentials = credentials
+        self.mode = credentials == nil ? .none : mode ?? .required
         self.access = access
         self.loops = loops
         self.limits = limits
         self.log = log
+        self.onDisconnect = onDisconnect
+        connections = ConnectionTable(limits: limits)
     }
+
+    /// How many connections there are, those in the negotiation included.
+    public var connectionCount: Int { connections.count }
 
     /// Accepts connections until the listener is closed.
     ///
-    /// Called on the listener's loop. Connections outlive the call; `Export.close` ends them.
+    /// Called on the listener's loop. Connections outlive the call; `drain` and `Export.close` end them.
     public func serve(_ listener: Listener) async {
         while true {
             guard let fd = try? await listener.acceptDescriptor() else { return }
-            if active.load(ordering: .relaxed) >= limits.connections
-                || negotiating.load(ordering: .relaxed) >= limits.negotiating
-            {
-                close(fd)
-                log("Refused an NBD connection: too many are open already")
-                continue
-            }
             let loop = loops.next()
-            active.wrappingAdd(1, ordering: .relaxed)
             Task(executorPreference: loop) {
-                defer { self.active.wrappingSubtract(1, ordering: .relaxed) }
                 do {
                     try await self.serve(SocketChannel(adopting: fd, on: loop))
                 } catch let error as ChannelError where error.code == .closed {
@@ -81,43 +85,68 @@ public final class NBDServer: Sendable {
         }
     }
 
+    /// Ends the service in the orderly way: what is under way is finished, everything new is refused with "shutting down", and who
+    /// has not gone after `grace` is dropped. Listeners are closed before, by their owner.
+    public func drain(grace: Duration = .seconds(2)) async {
+        draining.store(true, ordering: .relaxed)
+        let loop = loops.next()
+        let dropping = Task(executorPreference: loop) {
+            await loop.sleep(for: grace)
+            if !Task.isCancelled {
+                self.connections.abortAll(ChannelError(.closed, "The NBD server is shutting down"))
+            }
+        }
+        await connections.waitUntilEmpty()
+        dropping.cancel()
+        for export in exports.all { try? await export.backEnd.flush() }
+    }
+
     /// Serves one connection to its end. Called on the channel's loop.
     ///
     /// - Throws: why the connection failed; an orderly end is no failure.
     public func serve(_ base: any Channel) async throws {
+        guard connections.add(base) else {
+            base.close()
+            throw ChannelError(
+                .protocolViolation,
+                "Refused \(base.peerName): \(limits.connections) connections are open"
+            )
+        }
+        defer { connections.remove(base) }
         var channel = base
         defer { channel.close() }
-        negotiating.wrappingAdd(1, ordering: .relaxed)
-        let result: (any Channel, Export, Bool, Bool)?
-        do {
-            defer { negotiating.wrappingSubtract(1, ordering: .relaxed) }
-            result = try await base.withDeadline(limits.handshake, for: "The NBD negotiation") {
-                try await negotiate(base)
-            }
+        let result = try await base.withDeadline(limits.handshake, for: "The NBD negotiation") {
+            try await negotiate(base)
         }
-        guard let (secured, export, structured, contexts) = result else { return }
-        channel = secured
-        guard export.enter(channel) else { return }
-        defer { export.leave(channel) }
-        let transmission = Transmission(
-            channel: channel,
-            export: export,
-            structured: structured,
-            hasContexts: contexts
-        )
-        try await transmission.run()
+        guard let (secured, negotiated) = result else { return }
+        channel = secured.features.contains(.buffersWrites) ? secured : BufferedChannel(over: secured)
+        guard connections.settle(base), negotiated.export.enter(base) else { return }
+        defer {
+            negotiated.export.leave(base)
+            connections.remove(base)
+            onDisconnect(connections.count)
+        }
+        try await Transmission(channel: channel, negotiated, draining: { self.draining.load(ordering: .relaxed) }).run()
     }
 
-    private func negotiate(_ base: any Channel) async throws -> (any Channel, Export, Bool, Bool)? {
+    private func dropped(_ channel: any Channel, _ reason: String) -> ChannelError {
+        ChannelError(.protocolViolation, "Dropped \(channel.peerName): \(reason)")
+    }
+
+    private func negotiate(_ base: any Channel) async throws -> (any Channel, NegotiatedExport)? {
         var channel = base
-        var handshake = ServerHandshake(requiresTLS: credentials != nil, exports: exports)
+        var handshake = ServerHandshake(mode: mode, exports: exports)
         try await channel.write(ServerHandshake.greeting)
-        var flags = MessageReader(try await channel.read(exactly: 4))
-        if let reason = handshake.receive(clientFlags: flags.integer() ?? 0) {
-            throw ChannelError(.protocolViolation, "Dropped \(channel.peerName): \(reason)")
+        var flags: MessageReader
+        do {
+            flags = MessageReader(try await channel.read(exactly: 4))
+        } catch let error as ChannelError where error.code == .closed {
+            return nil
         }
-        // The bound keeps a client from staying in the negotiation with cheap options.
-        for _ in 0..<1024 {
+        if let reason = handshake.receive(clientFlags: flags.integer() ?? 0) { throw dropped(channel, reason) }
+        // The bound keeps a client from staying in the negotiation with cheap options, and leaves room for one that asks
+        // about each export.
+        for _ in 0..<(1024 + 4 * exports.count) {
             var header: MessageReader
             do {
                 header = MessageReader(try await channel.read(exactly: 16))
@@ -126,17 +155,13 @@ public final class NBDServer: Sendable {
             }
             guard header.integer(UInt64.self) == NBDWire.optionMagic, let option = header.integer(UInt32.self),
                 let length = header.integer(UInt32.self)
-            else { throw ChannelError(.protocolViolation, "Dropped \(channel.peerName): not an NBD option") }
+            else { throw dropped(channel, "not an NBD option") }
+            handshake.isDraining = draining.load(ordering: .relaxed)
             if length > NBDWire.maximumOption {
-                guard length <= 65536 else {
-                    throw ChannelError(
-                        .protocolViolation,
-                        "Dropped \(channel.peerName): an option of \(length) bytes"
-                    )
-                }
+                guard length <= 65536 else { throw dropped(channel, "an option of \(length) bytes") }
                 if option == NBDOption.exportName.rawValue {
                     // This option has no error reply.
-                    throw ChannelError(.protocolViolation, "Dropped \(channel.peerName): a name of \(length) bytes")
+                    throw dropped(channel, "a name of \(length) bytes")
                 }
                 _ = try await channel.read(exactly: Int(length))
                 try await channel.write(handshake.tooBig(option: option))
@@ -149,7 +174,7 @@ public final class NBDServer: Sendable {
                 try await channel.write(bytes)
                 try? await channel.finishWriting()
                 if reason.isEmpty { return nil }
-                throw ChannelError(.protocolViolation, "Dropped \(channel.peerName): \(reason)")
+                throw dropped(channel, reason)
             case .startTLS(let bytes):
                 guard let credentials else { return nil }
                 try await channel.write(bytes)
@@ -159,17 +184,23 @@ public final class NBDServer: Sendable {
                     timeout: limits.handshake
                 )
                 channel = secure
-                do {
-                    try access?.check(secure.session.peer)
-                } catch {
-                    throw ChannelError(.tls, "Dropped \(secure.peerName): \(error)")
-                }
-                handshake.startedTLS(secure.session.peer)
-            case .transmit(let bytes, let export):
+                handshake.startedTLS(secure.session.peer, denial: denial(secure.session.peer, channel))
+            case .transmit(let bytes, let negotiated):
                 try await channel.write(bytes)
-                return (channel, export, handshake.structuredReplies, handshake.hasAllocationContext)
+                return (channel, negotiated)
             }
         }
-        throw ChannelError(.protocolViolation, "Dropped \(channel.peerName): too many options")
+        throw dropped(channel, "too many options")
+    }
+
+    /// Why a peer may use nothing here; it is told in these words, and the log has them too.
+    private func denial(_ peer: TLSPeer, _ channel: any Channel) -> String? {
+        do {
+            try access?.check(peer)
+            return nil
+        } catch {
+            log("Refused \(channel.peerName): \(error)")
+            return "\(error)"
+        }
     }
 }

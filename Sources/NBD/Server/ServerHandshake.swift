@@ -1,5 +1,30 @@
 internal import TLS
 
+/// Whether a server's clients use TLS (NBD specification, "TLS support").
+public enum TLSMode: Sendable {
+    /// NOTLS: there are no credentials.
+    case none
+    /// SELECTIVETLS: the client chooses, and exports that require TLS are only there within it.
+    case perExport
+    /// FORCEDTLS: before TLS nothing but STARTTLS and ABORT is understood.
+    case required
+}
+
+/// What a negotiation ended with.
+struct NegotiatedExport {
+    let export: Export
+    let access: ExportAccess
+    let form: HeaderForm
+    /// The selected metadata contexts and the numbers that they were given.
+    let contexts: [SelectedContext]
+}
+
+/// A metadata context that a client selected.
+struct SelectedContext: Equatable {
+    let id: UInt32
+    let name: String
+}
+
 /// The server's side of the newstyle negotiation, without I/O: options go in, replies and decisions come out.
 struct ServerHandshake {
     enum Outcome {
@@ -8,25 +33,27 @@ struct ServerHandshake {
         /// Send this, then start TLS and call `startedTLS`.
         case startTLS([UInt8])
         /// Send this and go on to the transmission phase.
-        case transmit([UInt8], Export)
+        case transmit([UInt8], NegotiatedExport)
         /// Send this and close.
         case disconnect([UInt8], reason: String)
     }
 
-    private let requiresTLS: Bool
+    private let mode: TLSMode
     private let exports: ExportTable
     private var isSecure = false
     private var peer: TLSPeer?
+    private var denial: String?
     private var noZeroes = false
     private var fixed = false
-    private(set) var structuredReplies = false
-    /// The export for which `base:allocation` was selected; the selection dies with another export.
+    private var form = HeaderForm.simple
+    /// The export for which contexts were selected; the selection dies with another export.
     private var contextExport: String?
-    private(set) var hasAllocationContext = false
-    static let allocationContextID: UInt32 = 1
+    private var contexts: [SelectedContext] = []
+    /// Whether the server is about to end: every option but ABORT is refused.
+    var isDraining = false
 
-    init(requiresTLS: Bool, exports: ExportTable) {
-        self.requiresTLS = requiresTLS
+    init(mode: TLSMode, exports: ExportTable) {
+        self.mode = mode
         self.exports = exports
     }
 
@@ -47,175 +74,257 @@ struct ServerHandshake {
     }
 
     /// Forgets everything that came in clear text.
-    mutating func startedTLS(_ peer: TLSPeer) {
+    ///
+    /// - Parameters:
+    ///   - peer: who the client proved to be.
+    ///   - denial: why it may use nothing here, in words for it; nil when it may.
+    mutating func startedTLS(_ peer: TLSPeer, denial: String? = nil) {
         isSecure = true
         self.peer = peer
-        structuredReplies = false
+        self.denial = denial
+        form = .simple
         contextExport = nil
-        hasAllocationContext = false
+        contexts = []
     }
 
     /// An option that is too long to be read: its payload was dropped.
     func tooBig(option: UInt32) -> [UInt8] {
-        OptionReply.error(option: option, type: NBDOptionReply.tooBig, "The option is too long")
+        if mode == .required, !isSecure { return Self.error(option, NBDOptionReply.tlsRequired, Self.tlsFirst) }
+        return Self.error(option, NBDOptionReply.tooBig, "The option is too long")
     }
 
-    mutating func receive(option number: UInt32, payload: [UInt8]) -> Outcome {
-        func error(_ type: UInt32, _ text: String) -> Outcome {
-            .reply(OptionReply.error(option: number, type: type, text))
+    private static let tlsFirst = "This server requires TLS; send STARTTLS first"
+
+    private static func error(_ option: UInt32, _ type: UInt32, _ text: String) -> [UInt8] {
+        OptionReply.error(option: option, type: type, text)
+    }
+
+    private static func ack(_ option: UInt32) -> [UInt8] {
+        OptionReply.encode(option: option, type: NBDOptionReply.ack)
+    }
+
+    /// Why an option is refused whatever it says; nil when it is not.
+    private func refusal(_ number: UInt32, _ option: NBDOption?) -> Outcome? {
+        func refuse(_ type: UInt32, _ text: String, _ reason: String) -> Outcome {
+            // EXPORT_NAME has no error reply.
+            option == .exportName ? .disconnect([], reason: reason) : .reply(Self.error(number, type, text))
         }
-        let option = NBDOption(rawValue: number)
         if !fixed, option != .exportName {
             return .disconnect([], reason: "the client sent options without fixed newstyle negotiation")
         }
-        if requiresTLS, !isSecure, option != .startTLS, option != .abort {
-            if option == .exportName { return .disconnect([], reason: "the client asked for an export before TLS") }
-            return error(NBDOptionReply.tlsRequired, "This server requires TLS; send STARTTLS first")
+        if option == .abort { return nil }
+        if mode == .required, !isSecure, option != .startTLS {
+            return refuse(NBDOptionReply.tlsRequired, Self.tlsFirst, "the client asked for an export before TLS")
         }
+        if isDraining {
+            return refuse(NBDOptionReply.shutdown, "The server is shutting down", "the server is shutting down")
+        }
+        if let denial { return refuse(NBDOptionReply.policy, denial, denial) }
+        return nil
+    }
+
+    mutating func receive(option number: UInt32, payload: [UInt8]) -> Outcome {
+        let option = NBDOption(rawValue: number)
+        if let refusal = refusal(number, option) { return refusal }
+        func invalid(_ text: String) -> Outcome { .reply(Self.error(number, NBDOptionReply.invalid, text)) }
         switch option {
-        case nil: return error(NBDOptionReply.unsupported, "Option \(number) is not supported")
-        case .abort:
-            return .disconnect(OptionReply.encode(option: number, type: NBDOptionReply.ack), reason: "")
+        case nil:
+            return .reply(Self.error(number, NBDOptionReply.unsupported, "Option \(number) is not supported"))
+        case .abort: return .disconnect(Self.ack(number), reason: "")
         case .startTLS:
-            guard payload.isEmpty else { return error(NBDOptionReply.invalid, "STARTTLS takes no data") }
-            guard requiresTLS else { return error(NBDOptionReply.policy, "TLS is not configured on this server") }
-            guard !isSecure else { return error(NBDOptionReply.invalid, "TLS is active already") }
-            return .startTLS(OptionReply.encode(option: number, type: NBDOptionReply.ack))
+            guard payload.isEmpty else { return invalid("STARTTLS takes no data") }
+            guard mode != .none else {
+                return .reply(Self.error(number, NBDOptionReply.policy, "TLS is not configured on this server"))
+            }
+            guard !isSecure else { return invalid("TLS is active already") }
+            return .startTLS(Self.ack(number))
         case .list:
-            guard payload.isEmpty else { return error(NBDOptionReply.invalid, "LIST takes no data") }
+            guard payload.isEmpty else { return invalid("LIST takes no data") }
             return .reply(list(number))
         case .structuredReply:
-            guard payload.isEmpty else { return error(NBDOptionReply.invalid, "STRUCTURED_REPLY takes no data") }
-            structuredReplies = true
-            return .reply(OptionReply.encode(option: number, type: NBDOptionReply.ack))
+            guard payload.isEmpty else { return invalid("STRUCTURED_REPLY takes no data") }
+            guard form != .extended else {
+                return .reply(
+                    Self.error(number, NBDOptionReply.extendedHeadersRequired, "Extended headers are in use already")
+                )
+            }
+            form = .structured
+            return .reply(Self.ack(number))
+        case .extendedHeaders:
+            guard payload.isEmpty else { return invalid("EXTENDED_HEADERS takes no data") }
+            guard form != .extended else { return invalid("Extended headers are in use already") }
+            form = .extended
+            return .reply(Self.ack(number))
         case .exportName: return exportName(payload)
         case .info, .go: return info(number, payload, goes: option == .go)
-        case .listMetaContext, .setMetaContext: return metaContext(number, payload, sets: option == .setMetaContext)
+        case .listMetaContext: return listContexts(number, payload)
+        case .setMetaContext: return setContexts(number, payload)
         }
     }
 
     private func list(_ number: UInt32) -> [UInt8] {
         var replies: [UInt8] = []
-        for export in exports.list(for: peer) {
+        for export in exports.list(for: peer, isSecure: isSecure) {
             var entry = MessageWriter()
             entry.append(UInt32(export.name.utf8.count))
             entry.append(export.name)
             entry.append(export.summary)
             replies += OptionReply.encode(option: number, type: NBDOptionReply.server, payload: entry.bytes)
         }
-        return replies + OptionReply.encode(option: number, type: NBDOptionReply.ack)
+        return replies + Self.ack(number)
     }
 
-    private mutating func exportName(_ payload: [UInt8]) -> Outcome {
+    /// The export of a name for this peer, or the reply that says why there is none.
+    private func find(_ name: String, _ number: UInt32) -> (found: (Export, ExportAccess)?, error: [UInt8]) {
+        switch exports.find(name, for: peer, isSecure: isSecure) {
+        case .found(let export, let access): return ((export, access), [])
+        case .denied(let reason): return (nil, Self.error(number, NBDOptionReply.policy, reason))
+        case .needsTLS:
+            return (
+                nil, Self.error(number, NBDOptionReply.tlsRequired, "This export requires TLS; send STARTTLS first")
+            )
+        case .nothing:
+            return (
+                nil, Self.error(number, NBDOptionReply.unknown, "Export '\(name)' does not exist, or not for you")
+            )
+        }
+    }
+
+    private func negotiated(_ export: Export, _ access: ExportAccess) -> NegotiatedExport {
+        // Contexts that were selected for another export do not hold for this one.
+        NegotiatedExport(
+            export: export,
+            access: access,
+            form: form,
+            contexts: contextExport == export.name ? contexts : []
+        )
+    }
+
+    private func exportName(_ payload: [UInt8]) -> Outcome {
+        guard form != .extended else {
+            return .disconnect([], reason: "the client sent EXPORT_NAME after extended headers")
+        }
         guard payload.count <= NBDWire.maximumString, let name = MessageReader.text(payload),
-            let export = exports.find(name, for: peer)
-        else { return .disconnect([], reason: "the client asked for an export that does not exist") }
-        select(export)
+            let (export, access) = find(name, NBDOption.exportName.rawValue).found
+        else { return .disconnect([], reason: "the client asked for an export that does not exist, or not for it") }
+        guard export.backEnd.traits.blockSizes.minimum <= 512 else {
+            return .disconnect([], reason: "the client asked for an export without asking for its block size")
+        }
         var reply = MessageWriter(capacity: 134)
         reply.append(export.backEnd.size)
-        reply.append(export.flags.rawValue)
+        reply.append(export.flags(access, form: form).rawValue)
         if !noZeroes { reply.append([UInt8](repeating: 0, count: 124)) }
-        return .transmit(reply.bytes, export)
+        return .transmit(reply.bytes, negotiated(export, access))
     }
 
-    /// A context that was selected for another export does not hold for this one.
-    private mutating func select(_ export: Export) {
-        if contextExport != export.name { hasAllocationContext = false }
-    }
-
-    private mutating func info(_ number: UInt32, _ payload: [UInt8], goes: Bool) -> Outcome {
-        func error(_ type: UInt32, _ text: String) -> Outcome {
-            .reply(OptionReply.error(option: number, type: type, text))
-        }
+    private func info(_ number: UInt32, _ payload: [UInt8], goes: Bool) -> Outcome {
         var reader = MessageReader(payload)
         guard let name = reader.string(), let count = reader.integer(UInt16.self), reader.count == 2 * Int(count) else {
-            return error(NBDOptionReply.invalid, "The request for information is malformed")
+            return .reply(Self.error(number, NBDOptionReply.invalid, "The request for information is malformed"))
         }
         var wanted: Set<UInt16> = []
         while let item = reader.integer(UInt16.self) { wanted.insert(item) }
-        guard let export = exports.find(name, for: peer) else {
-            return error(NBDOptionReply.unknown, "Export '\(name)' does not exist, or not for you")
+        let (found, error) = find(name, number)
+        guard let (export, access) = found else { return .reply(error) }
+        let sizes = export.backEnd.traits.blockSizes
+        guard sizes.minimum <= 512 || wanted.contains(NBDInfo.blockSize) else {
+            return .reply(
+                Self.error(
+                    number,
+                    NBDOptionReply.blockSizeRequired,
+                    "This export works in blocks of \(sizes.minimum) bytes; ask for its block size"
+                )
+            )
         }
-        func item(_ build: (inout MessageWriter) -> Void) -> [UInt8] {
+        func item(_ kind: UInt16, _ build: (inout MessageWriter) -> Void) -> [UInt8] {
             var writer = MessageWriter()
+            writer.append(kind)
             build(&writer)
             return OptionReply.encode(option: number, type: NBDOptionReply.info, payload: writer.bytes)
         }
         var replies: [UInt8] = []
-        if wanted.contains(NBDInfo.name) {
-            replies += item {
-                $0.append(NBDInfo.name)
-                $0.append(export.name)
-            }
-        }
+        if wanted.contains(NBDInfo.name) { replies += item(NBDInfo.name) { $0.append(export.name) } }
         if wanted.contains(NBDInfo.description), !export.summary.isEmpty {
-            replies += item {
-                $0.append(NBDInfo.description)
-                $0.append(export.summary)
+            replies += item(NBDInfo.description) { $0.append(export.summary) }
+        }
+        if wanted.contains(NBDInfo.blockSize) || sizes.minimum > 1 {
+            replies += item(NBDInfo.blockSize) {
+                $0.append(sizes.minimum)
+                $0.append(sizes.preferred)
+                $0.append(sizes.maximum)
             }
         }
-        if wanted.contains(NBDInfo.blockSize) {
-            replies += item {
-                $0.append(NBDInfo.blockSize)
-                $0.append(UInt32(1))
-                $0.append(UInt32(65536))
-                $0.append(UInt32(NBDWire.maximumPayload))
-            }
-        }
-        replies += item {
-            $0.append(NBDInfo.export)
+        replies += item(NBDInfo.export) {
             $0.append(export.backEnd.size)
-            $0.append(export.flags.rawValue)
+            $0.append(export.flags(access, form: form).rawValue)
         }
-        replies += OptionReply.encode(option: number, type: NBDOptionReply.ack)
-        if !goes { return .reply(replies) }
-        select(export)
-        return .transmit(replies, export)
+        replies += Self.ack(number)
+        return goes ? .transmit(replies, negotiated(export, access)) : .reply(replies)
     }
 
-    private mutating func metaContext(_ number: UInt32, _ payload: [UInt8], sets: Bool) -> Outcome {
-        func error(_ type: UInt32, _ text: String) -> Outcome {
-            .reply(OptionReply.error(option: number, type: type, text))
+    // MARK: Metadata contexts
+
+    private enum ContextRequest {
+        case good(Export, queries: [String])
+        case bad([UInt8])
+    }
+
+    private func contextRequest(_ number: UInt32, _ payload: [UInt8]) -> ContextRequest {
+        guard form != .simple else {
+            return .bad(Self.error(number, NBDOptionReply.invalid, "Metadata contexts need structured replies"))
         }
-        if sets {
-            // A failed request clears the earlier selection, too.
-            contextExport = nil
-            hasAllocationContext = false
-        }
-        guard structuredReplies else {
-            return error(NBDOptionReply.invalid, "Metadata contexts need structured replies")
-        }
+        let malformed = ContextRequest.bad(
+            Self.error(number, NBDOptionReply.invalid, "The request for metadata contexts is malformed")
+        )
         var reader = MessageReader(payload)
-        guard let name = reader.string(), let count = reader.integer(UInt32.self) else {
-            return error(NBDOptionReply.invalid, "The request for metadata contexts is malformed")
-        }
+        guard let name = reader.string(), let count = reader.integer(UInt32.self) else { return malformed }
         var queries: [String] = []
         for _ in 0..<count {
-            guard let query = reader.string() else {
-                return error(NBDOptionReply.invalid, "The request for metadata contexts is malformed")
-            }
+            guard let query = reader.string() else { return malformed }
             queries.append(query)
         }
-        guard reader.isEmpty else {
-            return error(NBDOptionReply.invalid, "The request for metadata contexts has bytes to spare")
+        guard reader.isEmpty else { return malformed }
+        let (found, error) = find(name, number)
+        guard let (export, _) = found else { return .bad(error) }
+        return .good(export, queries: queries)
+    }
+
+    private static func contextReply(_ number: UInt32, _ id: UInt32, _ name: String) -> [UInt8] {
+        var entry = MessageWriter()
+        entry.append(id)
+        entry.append(name)
+        return OptionReply.encode(option: number, type: NBDOptionReply.metaContext, payload: entry.bytes)
+    }
+
+    private func listContexts(_ number: UInt32, _ payload: [UInt8]) -> Outcome {
+        switch contextRequest(number, payload) {
+        case .bad(let error): return .reply(error)
+        case .good(let export, let queries):
+            var replies: [UInt8] = []
+            for name in export.backEnd.traits.contexts
+            where queries.isEmpty || queries.contains(where: { MetaContext.query($0, matches: name, listing: true) }) {
+                replies += Self.contextReply(number, 0, name)
+            }
+            return .reply(replies + Self.ack(number))
         }
-        guard let export = exports.find(name, for: peer) else {
-            return error(NBDOptionReply.unknown, "Export '\(name)' does not exist, or not for you")
-        }
-        let matches =
-            queries.contains(Extent.contextName)
-            || (!sets && (queries.isEmpty || queries.contains("base:")))
-        var replies: [UInt8] = []
-        if matches {
-            var entry = MessageWriter()
-            entry.append(sets ? Self.allocationContextID : 0)
-            entry.append(Extent.contextName)
-            replies += OptionReply.encode(option: number, type: NBDOptionReply.metaContext, payload: entry.bytes)
-        }
-        if sets, matches {
+    }
+
+    private mutating func setContexts(_ number: UInt32, _ payload: [UInt8]) -> Outcome {
+        // A failed request clears the earlier selection, too.
+        contextExport = nil
+        contexts = []
+        switch contextRequest(number, payload) {
+        case .bad(let error): return .reply(error)
+        case .good(let export, let queries):
+            var replies: [UInt8] = []
+            for (index, name) in export.backEnd.traits.contexts.enumerated()
+            where queries.contains(where: { MetaContext.query($0, matches: name, listing: false) }) {
+                let selected = SelectedContext(id: UInt32(index + 1), name: name)
+                contexts.append(selected)
+                replies += Self.contextReply(number, selected.id, name)
+            }
             contextExport = export.name
-            hasAllocationContext = true
+            return .reply(replies + Self.ack(number))
         }
-        return .reply(replies + OptionReply.encode(option: number, type: NBDOptionReply.ack))
     }
 }

@@ -1,3 +1,4 @@
+internal import CLinux
 internal import Glibc
 internal import IO
 internal import TLS
@@ -8,67 +9,66 @@ internal import TLS
 /// become child tasks, a bounded number of them. Replies are gathered while more requests are there to be read.
 final class Transmission: @unchecked Sendable {
     // Unchecked: confined to the channel's loop.
-    private static let pool = BufferPool()
+    private static let pool = BufferPool(keep: 8 << 20)
     /// How many requests of a connection may wait for slow work, and how many bytes of payload they may hold.
     private static let slowRequests = 32
     private static let slowBytes = 64 << 20
+    /// The longest payload that is read only to be dropped, so that the connection survives.
+    private static let dropped = 64 << 20
+    /// Zeroes in a reply to READ are left out in blocks of this size.
+    private static let hole = 4096
+    /// The most extents in one reply to BLOCK_STATUS.
+    private static let extents = 8192
 
     private let channel: any Channel
-    private let export: Export
     private let backEnd: any BackEnd
-    private let flags: TransmissionFlags
-    private let structured: Bool
-    private let hasContexts: Bool
+    private let form: HeaderForm
+    private let contexts: [SelectedContext]
+    private let terms: NBDRequest.Terms
+    private let draining: () -> Bool
     private let writeLock = AsyncLock()
     private let slowDone = AsyncCondition()
     private var slow = 0
     private var slowPayload = 0
     private var hasUnsent = false
+    /// Used again for each small request, unless the back end has kept it.
+    private var scratch = IOBuffer(capacity: 16 << 10)
+    private let header = IOBuffer(capacity: 32)
+    /// The head of a reply; written and sent under the lock.
+    private let head = IOBuffer(capacity: 64)
 
-    init(channel: any Channel, export: Export, structured: Bool, hasContexts: Bool) {
+    init(channel: any Channel, _ negotiated: NegotiatedExport, draining: @escaping () -> Bool) {
         self.channel = channel
-        self.export = export
-        self.structured = structured
-        self.hasContexts = hasContexts
-        backEnd = export.backEnd
-        flags = export.flags
+        self.draining = draining
+        backEnd = negotiated.export.backEnd
+        form = negotiated.form
+        contexts = negotiated.contexts
+        terms = NBDRequest.Terms(
+            size: backEnd.size,
+            flags: negotiated.export.flags(negotiated.access, form: negotiated.form),
+            blockSizes: backEnd.traits.blockSizes,
+            form: form,
+            hasContexts: !contexts.isEmpty
+        )
     }
 
     func run() async throws {
         try await withThrowingDiscardingTaskGroup { group in
-            let header = IOBuffer(capacity: NBDWire.requestSize)
-            while try await readHeader(header) {
-                guard let request = NBDRequest(decoding: header.bytes(0..<NBDWire.requestSize)) else {
-                    throw ChannelError(.protocolViolation, "Dropped \(channel.peerName): not an NBD request")
+            while try await readHeader() {
+                let bytes = header.bytes(0..<form.requestSize)
+                guard let request = NBDRequest(decoding: bytes, form: form) else {
+                    throw violation("not an NBD request")
                 }
                 if request.command == NBDCommand.disconnect.rawValue { break }
-                var payload: Payload?
-                if request.command == NBDCommand.write.rawValue {
-                    guard request.length <= UInt32(NBDWire.maximumPayload) else {
-                        throw ChannelError(
-                            .protocolViolation,
-                            "Dropped \(channel.peerName): a write of \(request.length) bytes"
-                        )
-                    }
-                    let count = Int(request.length)
-                    let buffer = Self.pool.buffer(count)
-                    guard try await channel.readFull(into: buffer.mutable(0..<count)) || count == 0 else {
-                        throw ChannelError(.truncated, "\(channel.peerName) closed the connection within a write")
-                    }
-                    payload = Payload(buffer, 0..<count)
-                }
-                if let fault = request.fault(size: backEnd.size, flags: flags, hasContexts: hasContexts) {
-                    try await reply(request, error: fault)
-                } else if try await !doneAtOnce(request, payload) {
+                guard let work = try await receive(request) else { continue }
+                if try await !doneAtOnce(work) {
                     while slow >= Self.slowRequests || slowPayload > Self.slowBytes {
                         try await flushReplies()
                         await slowDone.wait()
                     }
                     slow += 1
-                    slowPayload += Self.cost(request)
-                    group.addTask(executorPreference: channel.loop) {
-                        try await self.runSlow(request, payload)
-                    }
+                    slowPayload += work.cost
+                    group.addTask(executorPreference: channel.loop) { try await self.runSlow(work) }
                 }
             }
         }
@@ -76,11 +76,30 @@ final class Transmission: @unchecked Sendable {
         try? await channel.withDeadline(.seconds(2), for: "Closing") { try await channel.finishWriting() }
     }
 
+    private func violation(_ text: String) -> ChannelError {
+        ChannelError(.protocolViolation, "Dropped \(channel.peerName): \(text)")
+    }
+
+    // MARK: Requests
+
+    /// A request that is in order, with what it brought.
+    private struct Work: Sendable {
+        var request: NBDRequest
+        var payload: Payload?
+        var contexts: [SelectedContext]
+
+        /// How much memory it holds until its reply is sent.
+        var cost: Int {
+            request.command <= NBDCommand.write.rawValue ? Int(request.length) : 0
+        }
+    }
+
     /// Reads a request's header; what was gathered for the peer is sent before waiting for it.
-    private func readHeader(_ header: IOBuffer) async throws -> Bool {
+    private func readHeader() async throws -> Bool {
+        let size = form.requestSize
         var done = 0
-        while done < NBDWire.requestSize {
-            if let count = try channel.readNow(into: header.mutable(done..<NBDWire.requestSize)) {
+        while done < size {
+            if let count = try channel.readNow(into: header.mutable(done..<size)) {
                 if count == 0 {
                     if done == 0 { return false }
                     throw ChannelError(.truncated, "\(channel.peerName) closed the connection within a request")
@@ -98,16 +117,102 @@ final class Transmission: @unchecked Sendable {
         return true
     }
 
+    private func readPayload(_ bytes: UnsafeMutableRawBufferPointer) async throws {
+        guard try await channel.readFull(into: bytes) || bytes.isEmpty else {
+            throw ChannelError(.truncated, "\(channel.peerName) closed the connection within a request")
+        }
+    }
+
+    private func dropPayload(_ count: UInt64) async throws {
+        guard count <= UInt64(Self.dropped) else { throw violation("a payload of \(count) bytes") }
+        var rest = Int(count)
+        let buffer = IOBuffer(capacity: min(rest, 64 << 10) + 1)
+        while rest > 0 {
+            let part = min(rest, buffer.capacity)
+            try await readPayload(buffer.mutable(0..<part))
+            rest -= part
+        }
+    }
+
+    /// Checks a request and reads what belongs to it; nil when it was answered with an error.
+    private func receive(_ original: NBDRequest) async throws -> Work? {
+        var request = original
+        var work = Work(request: request, payload: nil, contexts: contexts)
+        let follows = request.payloadSize(form: form)
+        if draining() {
+            try await dropPayload(follows)
+            try await reply(request, error: NBDError(.shutdown, "The server is shutting down"))
+            return nil
+        }
+        let isWrite = request.command == NBDCommand.write.rawValue
+        if form == .extended {
+            // Whether a payload follows such a write nobody can tell.
+            if isWrite, !request.flags.contains(.payloadLength) { throw violation("a write without its payload flag") }
+            if follows > UInt64(terms.blockSizes.maximum) { throw violation("a payload of \(follows) bytes") }
+        }
+        let takesList =
+            request.command == NBDCommand.blockStatus.rawValue && follows > 0
+            && terms.flags.contains(.blockStatusPayload)
+        if takesList {
+            guard let (length, chosen) = try await receiveContexts(follows) else {
+                try await reply(request, error: NBDError(.invalid, "The list of metadata contexts makes no sense"))
+                return nil
+            }
+            request.length = length
+            work.request = request
+            work.contexts = chosen
+        }
+        if let fault = request.fault(terms) {
+            if !takesList { try await dropPayload(follows) }
+            try await reply(original, error: fault)
+            return nil
+        }
+        if isWrite {
+            let count = Int(follows)
+            let buffer = buffer(count)
+            try await readPayload(buffer.mutable(0..<count))
+            work.payload = Payload(buffer, 0..<count)
+        }
+        return work
+    }
+
+    /// The effect length and the contexts that a BLOCK_STATUS with a payload is about; nil when the list makes no sense.
+    private func receiveContexts(_ count: UInt64) async throws -> (UInt64, [SelectedContext])? {
+        guard count >= 12, count % 4 == 0, count <= UInt64(8 + 4 * contexts.count) else {
+            try await dropPayload(count)
+            return nil
+        }
+        let buffer = IOBuffer(capacity: Int(count))
+        try await readPayload(buffer.mutable(0..<Int(count)))
+        let bytes = buffer.bytes(0..<Int(count))
+        var chosen: [SelectedContext] = []
+        for position in stride(from: 8, to: Int(count), by: 4) {
+            let id: UInt32 = bytes.bigEndian(position)
+            guard let context = contexts.first(where: { $0.id == id }), !chosen.contains(context) else { return nil }
+            chosen.append(context)
+        }
+        return (bytes.bigEndian(0), chosen)
+    }
+
+    /// A buffer of at least so many bytes. A long one that is fresh costs only the memory that is written.
+    private func buffer(_ count: Int) -> IOBuffer {
+        if count <= scratch.capacity, isKnownUniquelyReferenced(&scratch) { return scratch }
+        return Self.pool.buffer(count)
+    }
+
+    // MARK: Work
+
     /// Does what needs no waiting.
-    private func doneAtOnce(_ request: NBDRequest, _ payload: Payload?) async throws -> Bool {
+    private func doneAtOnce(_ work: Work) async throws -> Bool {
+        let request = work.request
         do {
             switch NBDCommand(rawValue: request.command) {
             case .read:
-                let (buffer, range) = readBuffer(request)
-                guard try backEnd.tryRead(into: buffer.mutable(range), at: request.offset) else { return false }
-                try await replyData(request, buffer, range)
+                let data = readBuffer(request)
+                guard try backEnd.tryRead(into: data.mutable, at: request.offset) else { return false }
+                try await replyData(request, data)
             case .write:
-                guard let payload,
+                guard let payload = work.payload,
                     try backEnd.tryWrite(payload, at: request.offset, fua: request.flags.contains(.fua))
                 else { return false }
                 try await reply(request)
@@ -120,43 +225,39 @@ final class Transmission: @unchecked Sendable {
         }
     }
 
-    /// How much memory a request holds until its reply is sent.
-    private static func cost(_ request: NBDRequest) -> Int {
-        let holds = request.command == NBDCommand.read.rawValue || request.command == NBDCommand.write.rawValue
-        return holds ? Int(request.length) : 0
-    }
-
-    private func runSlow(_ request: NBDRequest, _ payload: Payload?) async throws {
+    private func runSlow(_ work: Work) async throws {
         defer {
             slow -= 1
-            slowPayload -= Self.cost(request)
+            slowPayload -= work.cost
             slowDone.signal()
         }
+        let request = work.request
         do {
             let fua = request.flags.contains(.fua)
-            let count = UInt64(request.length)
             switch NBDCommand(rawValue: request.command) {
             case .read:
-                let (buffer, range) = readBuffer(request)
-                try await backEnd.read(into: Payload(buffer, range), at: request.offset)
-                try await replyData(request, buffer, range)
+                let data = readBuffer(request)
+                try await backEnd.read(into: data, at: request.offset)
+                try await replyData(request, data)
             case .write:
-                if let payload { try await backEnd.write(payload, at: request.offset, fua: fua) }
+                if let payload = work.payload { try await backEnd.write(payload, at: request.offset, fua: fua) }
                 try await reply(request)
             case .flush:
                 try await backEnd.flush()
                 try await reply(request)
             case .trim:
-                try await backEnd.trim(at: request.offset, count: count, fua: fua)
+                try await backEnd.trim(at: request.offset, count: request.length, fua: fua)
+                try await reply(request)
+            case .cache:
+                try await backEnd.cache(at: request.offset, count: request.length)
                 try await reply(request)
             case .writeZeroes:
-                let mayDeallocate = !request.flags.contains(.noHole)
-                try await backEnd.zero(at: request.offset, count: count, mayDeallocate: mayDeallocate, fua: fua)
+                var options: ZeroOptions = fua ? [.fua] : []
+                if !request.flags.contains(.noHole) { options.insert(.mayDeallocate) }
+                if request.flags.contains(.fastZero) { options.insert(.fast) }
+                try await backEnd.zero(at: request.offset, count: request.length, options)
                 try await reply(request)
-            case .blockStatus:
-                let limit = request.flags.contains(.requestOne) ? 1 : 4096
-                let extents = try await backEnd.extents(at: request.offset, count: count, limit: limit)
-                try await replyStatus(request, extents)
+            case .blockStatus: try await replyStatus(work)
             case .disconnect, nil: break
             }
         } catch let error as NBDError {
@@ -165,85 +266,169 @@ final class Transmission: @unchecked Sendable {
         try await flushReplies()
     }
 
-    /// A buffer for a read's data with room for the reply's header before it.
-    private func readBuffer(_ request: NBDRequest) -> (IOBuffer, Range<Int>) {
+    /// A buffer for a read's data with room for the reply's head before it.
+    private func readBuffer(_ request: NBDRequest) -> Payload {
         // The data begins on a page boundary, so that direct I/O could fill it.
         let count = Int(request.length)
-        let lead = count >= 4096 ? 4096 : 32
-        return (Self.pool.buffer(lead + count), lead..<(lead + count))
+        let lead = count >= 4096 ? 4096 : 64
+        return Payload(buffer(lead + count), lead..<(lead + count))
     }
 
-    private func replyData(_ request: NBDRequest, _ buffer: IOBuffer, _ range: Range<Int>) async throws {
-        if range.isEmpty { return try await reply(request) }
-        let size = structured ? NBDWire.structuredReplySize + 8 : NBDWire.simpleReplySize
-        let start = range.lowerBound - size
-        let header = buffer.mutable(start..<range.lowerBound)
-        if structured {
-            encodeChunk(header, NBDChunk.offsetData, NBDChunk.done, request.cookie, UInt32(8 + range.count))
-            header.storeBigEndian(request.offset, at: NBDWire.structuredReplySize)
-        } else {
-            encodeSimple(header, 0, request.cookie)
+    // MARK: Replies
+
+    private func replyData(_ request: NBDRequest, _ data: Payload) async throws {
+        if data.range.isEmpty { return try await reply(request) }
+        if form != .simple, !request.flags.contains(.doNotFragment), let runs = Self.runs(data.bytes, request.offset) {
+            return try await replyRuns(request, data, runs)
         }
-        try await send(buffer.bytes(start..<range.upperBound))
+        let size = form == .simple ? NBDWire.simpleReplySize : form.chunkSize + 8
+        let start = data.range.lowerBound - size
+        let head = data.buffer.mutable(start..<data.range.lowerBound)
+        if form == .simple {
+            encodeSimple(head, 0, request.cookie)
+        } else {
+            chunk(NBDChunk.offsetData, request, length: 8 + data.count).encode(into: head, form: form)
+            head.storeBigEndian(request.offset, at: form.chunkSize)
+        }
+        await writeLock.acquire()
+        defer { writeLock.release() }
+        try await channel.writeAll(data.buffer.bytes(start..<data.range.upperBound), flush: false)
+        hasUnsent = true
+    }
+
+    private struct Run {
+        var range: Range<Int>
+        var isHole: Bool
+    }
+
+    /// The data in runs with and without content; nil when there is content everywhere.
+    private static func runs(_ bytes: UnsafeRawBufferPointer, _ offset: UInt64) -> [Run]? {
+        func isHole(_ range: Range<Int>) -> Bool {
+            // Most data does not begin with zeroes.
+            bytes.loadUnaligned(fromByteOffset: range.lowerBound, as: UInt64.self) == 0
+                && xd_is_zero(bytes.baseAddress! + range.lowerBound, range.count) != 0
+        }
+        var runs: [Run]?
+        var position = 0
+        let first = Self.hole - Int(offset % UInt64(Self.hole))
+        var end = first == Self.hole ? first : first + Self.hole
+        if first < Self.hole, first < bytes.count { position = first }
+        var content = 0
+        while end <= bytes.count {
+            if isHole(position..<end) {
+                if content < position {
+                    (runs, content) = ((runs ?? []) + [Run(range: content..<position, isHole: false)], position)
+                }
+                if let last = runs?.last, last.isHole {
+                    runs![runs!.count - 1].range = last.range.lowerBound..<end
+                } else {
+                    runs = (runs ?? []) + [Run(range: position..<end, isHole: true)]
+                }
+                content = end
+            }
+            position = end
+            end += Self.hole
+        }
+        if runs != nil, content < bytes.count { runs!.append(Run(range: content..<bytes.count, isHole: false)) }
+        return runs
+    }
+
+    private func replyRuns(_ request: NBDRequest, _ data: Payload, _ runs: [Run]) async throws {
+        await writeLock.acquire()
+        defer { writeLock.release() }
+        for (index, run) in runs.enumerated() {
+            let type = run.isHole ? NBDChunk.offsetHole : NBDChunk.offsetData
+            let length = run.isHole ? 12 : 8 + run.range.count
+            let size = form.chunkSize + (run.isHole ? 12 : 8)
+            let bytes = head.mutable(0..<size)
+            chunk(type, request, length: length, done: index == runs.count - 1).encode(into: bytes, form: form)
+            bytes.storeBigEndian(request.offset + UInt64(run.range.lowerBound), at: form.chunkSize)
+            if run.isHole {
+                bytes.storeBigEndian(UInt32(run.range.count), at: form.chunkSize + 8)
+                try await channel.writeAll(head.bytes(0..<size), flush: false)
+            } else {
+                try await channel.writeAll(head.bytes(0..<size), data.part(run.range).bytes, flush: false)
+            }
+        }
+        hasUnsent = true
     }
 
     private func reply(_ request: NBDRequest, error: NBDError? = nil) async throws {
-        let text = structured ? error.map { Array(OptionReply.sanitize($0.message).utf8) } ?? [] : []
-        let buffer = Self.pool.buffer(64 + text.count)
-        let count: Int
-        if structured, let error {
-            count = NBDWire.structuredReplySize + 6 + text.count
-            let message = buffer.mutable(0..<count)
-            encodeChunk(message, NBDChunk.error, NBDChunk.done, request.cookie, UInt32(6 + text.count))
-            message.storeBigEndian(error.number.rawValue, at: NBDWire.structuredReplySize)
-            message.storeBigEndian(UInt16(text.count), at: NBDWire.structuredReplySize + 4)
-            buffer.mutable((count - text.count)..<count).copyBytes(from: text)
+        if form != .simple, let error { return try await replyError(request, error) }
+        // A simple reply is right for everything but a read once structured replies were negotiated, and for nothing with
+        // extended headers.
+        let isChunk = form == .extended || form == .structured && request.command == NBDCommand.read.rawValue
+        let size = isChunk ? form.chunkSize : NBDWire.simpleReplySize
+        await writeLock.acquire()
+        defer { writeLock.release() }
+        if isChunk {
+            chunk(NBDChunk.none, request, length: 0).encode(into: head.mutable(0..<size), form: form)
         } else {
-            // A simple reply is right for everything but a read once structured replies were negotiated.
-            let needsChunk = structured && request.command == NBDCommand.read.rawValue
-            count = needsChunk ? NBDWire.structuredReplySize : NBDWire.simpleReplySize
-            if needsChunk {
-                encodeChunk(buffer.mutable(0..<count), NBDChunk.none, NBDChunk.done, request.cookie, 0)
-            } else {
-                encodeSimple(buffer.mutable(0..<count), error?.number.rawValue ?? 0, request.cookie)
-            }
+            encodeSimple(head.mutable(0..<size), error?.number.rawValue ?? 0, request.cookie)
         }
-        try await send(buffer.bytes(0..<count))
+        try await channel.writeAll(head.bytes(0..<size), flush: false)
+        hasUnsent = true
     }
 
-    private func replyStatus(_ request: NBDRequest, _ extents: [Extent]) async throws {
-        let count = NBDWire.structuredReplySize + 4 + 8 * extents.count
-        let buffer = Self.pool.buffer(count)
-        let message = buffer.mutable(0..<count)
-        encodeChunk(message, NBDChunk.blockStatus, NBDChunk.done, request.cookie, UInt32(4 + 8 * extents.count))
-        message.storeBigEndian(ServerHandshake.allocationContextID, at: NBDWire.structuredReplySize)
-        var position = NBDWire.structuredReplySize + 4
-        for extent in extents {
-            message.storeBigEndian(UInt32(clamping: extent.length), at: position)
-            message.storeBigEndian(extent.flags, at: position + 4)
-            position += 8
+    private func replyError(_ request: NBDRequest, _ error: NBDError) async throws {
+        let text = Array(OptionReply.sanitize(error.message).utf8)
+        let size = form.chunkSize + 6 + text.count
+        let buffer = IOBuffer(capacity: size)
+        let bytes = buffer.mutable(0..<size)
+        chunk(NBDChunk.error, request, length: 6 + text.count).encode(into: bytes, form: form)
+        bytes.storeBigEndian(error.number.rawValue, at: form.chunkSize)
+        bytes.storeBigEndian(UInt16(text.count), at: form.chunkSize + 4)
+        buffer.mutable((size - text.count)..<size).copyBytes(from: text)
+        try await send(buffer.bytes(0..<size))
+    }
+
+    /// One chunk for each context.
+    private func replyStatus(_ work: Work) async throws {
+        let request = work.request
+        let limit = request.flags.contains(.requestOne) ? 1 : Self.extents
+        var answers: [[Extent]] = []
+        for context in work.contexts {
+            answers.append(
+                try await backEnd.extents(of: context.name, at: request.offset, count: request.length, limit: limit)
+            )
         }
-        try await send(buffer.bytes(0..<count))
+        for (index, extents) in answers.enumerated() {
+            let isExtended = form == .extended
+            let entry = isExtended ? 16 : 8
+            let lead = form.chunkSize + (isExtended ? 8 : 4)
+            let size = lead + entry * extents.count
+            let buffer = Self.pool.buffer(size)
+            let bytes = buffer.mutable(0..<size)
+            chunk(
+                isExtended ? NBDChunk.extendedBlockStatus : NBDChunk.blockStatus,
+                request,
+                length: size - form.chunkSize,
+                done: index == answers.count - 1
+            ).encode(into: bytes, form: form)
+            bytes.storeBigEndian(work.contexts[index].id, at: form.chunkSize)
+            if isExtended { bytes.storeBigEndian(UInt32(extents.count), at: form.chunkSize + 4) }
+            for (number, extent) in extents.enumerated() {
+                let position = lead + entry * number
+                if isExtended {
+                    bytes.storeBigEndian(extent.length, at: position)
+                    bytes.storeBigEndian(extent.flags, at: position + 8)
+                } else {
+                    bytes.storeBigEndian(UInt32(clamping: extent.length), at: position)
+                    bytes.storeBigEndian(UInt32(clamping: extent.flags), at: position + 4)
+                }
+            }
+            try await send(buffer.bytes(0..<size))
+        }
+    }
+
+    private func chunk(_ type: UInt16, _ request: NBDRequest, length: Int, done: Bool = true) -> ChunkHeader {
+        ChunkHeader(done: done, type: type, cookie: request.cookie, offset: request.offset, length: length)
     }
 
     private func encodeSimple(_ bytes: UnsafeMutableRawBufferPointer, _ error: UInt32, _ cookie: UInt64) {
         bytes.storeBigEndian(NBDWire.simpleReplyMagic, at: 0)
         bytes.storeBigEndian(error, at: 4)
         bytes.storeBigEndian(cookie, at: 8)
-    }
-
-    private func encodeChunk(
-        _ bytes: UnsafeMutableRawBufferPointer,
-        _ type: UInt16,
-        _ flags: UInt16,
-        _ cookie: UInt64,
-        _ length: UInt32
-    ) {
-        bytes.storeBigEndian(NBDWire.structuredReplyMagic, at: 0)
-        bytes.storeBigEndian(flags, at: 4)
-        bytes.storeBigEndian(type, at: 6)
-        bytes.storeBigEndian(cookie, at: 8)
-        bytes.storeBigEndian(length, at: 16)
     }
 
     private func send(_ bytes: UnsafeRawBufferPointer) async throws {

@@ -6,9 +6,11 @@ public enum NBDWire {
     static let requestMagic: UInt32 = 0x2560_9513
     static let simpleReplyMagic: UInt32 = 0x6744_6698
     static let structuredReplyMagic: UInt32 = 0x668e_33ef
-    static let requestSize = 28
+    static let extendedRequestMagic: UInt32 = 0x21e4_1c71
+    static let extendedReplyMagic: UInt32 = 0x6e8a_278c
     static let simpleReplySize = 16
-    static let structuredReplySize = 20
+    /// The most extents that one reply to BLOCK_STATUS may have.
+    static let maximumExtents = 1 << 20
     /// The longest string that the protocol allows, in bytes.
     static let maximumString = 4096
     /// The longest option payload that is read; every legal one fits.
@@ -36,6 +38,7 @@ enum NBDOption: UInt32 {
     case structuredReply = 8
     case listMetaContext = 9
     case setMetaContext = 10
+    case extendedHeaders = 11
 }
 
 enum NBDOptionReply {
@@ -47,10 +50,15 @@ enum NBDOptionReply {
     static let unsupported = errorBit | 1
     static let policy = errorBit | 2
     static let invalid = errorBit | 3
+    static let platform = errorBit | 4
     static let tlsRequired = errorBit | 5
     static let unknown = errorBit | 6
     static let shutdown = errorBit | 7
+    static let blockSizeRequired = errorBit | 8
     static let tooBig = errorBit | 9
+    static let extendedHeadersRequired = errorBit | 10
+
+    static func isError(_ type: UInt32) -> Bool { type & errorBit != 0 }
 }
 
 enum NBDInfo {
@@ -74,6 +82,8 @@ public struct TransmissionFlags: OptionSet, Sendable {
     public static let sendFlush = TransmissionFlags(rawValue: 1 << 2)
     /// FUA is understood.
     public static let sendFUA = TransmissionFlags(rawValue: 1 << 3)
+    /// The medium turns, so that order matters.
+    public static let rotational = TransmissionFlags(rawValue: 1 << 4)
     /// TRIM is understood.
     public static let sendTrim = TransmissionFlags(rawValue: 1 << 5)
     /// WRITE_ZEROES is understood.
@@ -86,6 +96,8 @@ public struct TransmissionFlags: OptionSet, Sendable {
     public static let sendCache = TransmissionFlags(rawValue: 1 << 10)
     /// FAST_ZERO is understood.
     public static let sendFastZero = TransmissionFlags(rawValue: 1 << 11)
+    /// BLOCK_STATUS may name the contexts that it is about (extended headers only).
+    public static let blockStatusPayload = TransmissionFlags(rawValue: 1 << 12)
 }
 
 /// The requests of the transmission phase.
@@ -100,6 +112,8 @@ public enum NBDCommand: UInt16, Sendable {
     case flush = 3
     /// Discard data; later reads are undefined.
     case trim = 4
+    /// Bring data close, for reads that follow.
+    case cache = 5
     /// Make a range read as zeroes.
     case writeZeroes = 6
     /// Ask about allocation.
@@ -122,6 +136,8 @@ public struct CommandFlags: OptionSet, Sendable {
     public static let requestOne = CommandFlags(rawValue: 1 << 3)
     /// Fail rather than write zeroes slowly.
     public static let fastZero = CommandFlags(rawValue: 1 << 4)
+    /// The length is that of a payload that follows (extended headers only).
+    public static let payloadLength = CommandFlags(rawValue: 1 << 5)
 }
 
 enum NBDChunk {
@@ -130,6 +146,7 @@ enum NBDChunk {
     static let offsetData: UInt16 = 1
     static let offsetHole: UInt16 = 2
     static let blockStatus: UInt16 = 5
+    static let extendedBlockStatus: UInt16 = 6
     static let error: UInt16 = 1 << 15 | 1
     static let errorOffset: UInt16 = 1 << 15 | 2
 }
@@ -170,24 +187,4 @@ public struct NBDError: Error, Sendable, CustomStringConvertible {
 
     /// The sentence.
     public var description: String { message }
-}
-
-/// One piece of a block status: so many bytes of one kind (`base:allocation`).
-public struct Extent: Sendable, Equatable {
-    /// How many bytes.
-    public var length: UInt64
-    /// Nothing is allocated there.
-    public var isHole: Bool
-    /// It reads as zeroes.
-    public var isZero: Bool
-
-    /// Makes an extent.
-    public init(length: UInt64, isHole: Bool, isZero: Bool) {
-        self.length = length
-        self.isHole = isHole
-        self.isZero = isZero
-    }
-
-    var flags: UInt32 { (isHole ? 1 : 0) | (isZero ? 2 : 0) }
-    static let contextName = "base:allocation"
 }

@@ -1,0 +1,55 @@
+public import TLS
+
+/// What a client wants of a server.
+public struct NBDClientOptions: Sendable {
+    /// The export's name; empty for the server's default export.
+    public var export: String
+    /// With credentials TLS is required: the client never goes on in clear text.
+    public var credentials: (any TLSCredentials)?
+    /// The name that the server's certificate must be for.
+    public var hostname: String?
+    /// The metadata contexts to ask for; what the server does not know is left out.
+    public var contexts: [String]
+    /// The best form of headers to ask for; a server that knows less gets less.
+    public var form: HeaderForm
+    /// The time allowed for the negotiation.
+    public var timeout: Duration
+    /// How long a server may say nothing while requests wait for their replies; for ever when it is nil.
+    public var replyTimeout: Duration?
+
+    /// Makes options.
+    public init(
+        export: String,
+        credentials: (any TLSCredentials)? = nil,
+        hostname: String? = nil,
+        contexts: [String] = [],
+        form: HeaderForm = .extended,
+        timeout: Duration = .seconds(10),
+        replyTimeout: Duration? = nil
+    ) {
+        self.export = export
+        self.credentials = credentials
+        self.hostname = hostname
+        self.contexts = contexts
+        self.form = form
+        self.timeout = timeout
+        self.replyTimeout = replyTimeout
+    }
+}
+
+/// What a server says about an export.
+public struct NBDExportInfo: Sendable, Equatable {
+    /// The name that the server gave, or the one that it was asked for.
+    public var name: String
+    /// What it is, for people; nil when the server did not say.
+    public var summary: String?
+    /// How many bytes it has.
+    public var size: UInt64
+    /// What the server understands.
+    public var flags: TransmissionFlags
+    /// The sizes of requests; nil when the server did not say.
+    public var blockSizes: BlockSizes?
+
+    /// The sizes of requests to go by (NBD specification: without word from the server, 512 bytes and 32 MiB).
+    public var effectiveBlockSizes: BlockSizes { blockSizes ?? BlockSizes(minimum: 512, preferred: 4096) }
+}
