@@ -19,6 +19,7 @@
 #include <stdio.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -244,8 +245,12 @@ static void close_others(const int *keep, int count) {
 }
 
 static void run_child(char *const argv[], char *const envp[], const char *directory, int in, int out, int err,
-                      const int *keep, int keep_count, int report) {
+                      const int *keep, int keep_count, int report, pid_t parent) {
     reset_signals();
+    if (parent) {
+        prctl(PR_SET_PDEATHSIG, SIGTERM);
+        if (getppid() != parent) _exit(127);
+    }
     /* The sources may overlap 0..2, so they are moved out of the way first. */
     int a = fcntl(in, F_DUPFD, 64), b = fcntl(out, F_DUPFD, 64), c = fcntl(err, F_DUPFD, 64);
     int r = fcntl(report, F_DUPFD_CLOEXEC, 64);
@@ -269,8 +274,9 @@ fail:;
 }
 
 static pid_t spawn(char *const argv[], char *const envp[], const char *directory, int in, int out, int err,
-                   const int *keep, int keep_count, int detached) {
+                   const int *keep, int keep_count, int detached, int bound) {
     int report[2];
+    pid_t parent = bound ? getpid() : 0;
     if (pipe2(report, O_CLOEXEC) < 0) return -1;
     pid_t child = fork();
     if (child < 0) {
@@ -281,11 +287,11 @@ static pid_t spawn(char *const argv[], char *const envp[], const char *directory
     if (child == 0) {
         if (!detached) {
             setpgid(0, 0);
-            run_child(argv, envp, directory, in, out, err, keep, keep_count, report[1]);
+            run_child(argv, envp, directory, in, out, err, keep, keep_count, report[1], parent);
         }
         setsid();
         pid_t grandchild = fork();
-        if (grandchild == 0) run_child(argv, envp, directory, in, out, err, keep, keep_count, report[1]);
+        if (grandchild == 0) run_child(argv, envp, directory, in, out, err, keep, keep_count, report[1], 0);
         int message[2] = {-1, (int)grandchild};
         if (grandchild < 0) message[1] = -errno;
         (void)!write(report[1], message, sizeof message);
@@ -324,11 +330,15 @@ static pid_t spawn(char *const argv[], char *const envp[], const char *directory
 
 pid_t xd_spawn_detached(char *const argv[], char *const envp[], const char *directory, int in, int out, int err,
                         const int *keep, int keep_count) {
-    return spawn(argv, envp, directory, in, out, err, keep, keep_count, 1);
+    return spawn(argv, envp, directory, in, out, err, keep, keep_count, 1, 0);
 }
 
 pid_t xd_spawn_child(char *const argv[], char *const envp[], const char *directory, int in, int out, int err) {
-    return spawn(argv, envp, directory, in, out, err, NULL, 0, 0);
+    return spawn(argv, envp, directory, in, out, err, NULL, 0, 0, 0);
+}
+
+pid_t xd_spawn_bound(char *const argv[], char *const envp[], const char *directory, int in, int out, int err) {
+    return spawn(argv, envp, directory, in, out, err, NULL, 0, 0, 1);
 }
 
 int xd_wait_nohang(pid_t pid, int *status) { return (int)waitpid(pid, status, WNOHANG); }

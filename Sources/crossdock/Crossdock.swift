@@ -18,7 +18,7 @@ struct Crossdock: AsyncParsableCommand {
         version: "crossdock 0.1.0",
         subcommands: [
             DestinationCommand.self, MigrateCommand.self, StatusCommand.self, RecoverCommand.self, GuestCommand.self,
-            ObjectCommand.self, PKICommand.self, SecretCommand.self,
+            ObjectCommand.self, PKICommand.self, SecretCommand.self, NBDCommand.self,
             SourceAgentCommand.self,
         ]
     )

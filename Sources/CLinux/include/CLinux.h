@@ -78,6 +78,8 @@ pid_t xd_spawn_detached(char *const argv[], char *const envp[], const char *dire
                         const int *keep, int keep_count);
 /* Starts argv[0] as an ordinary child in its own process group. */
 pid_t xd_spawn_child(char *const argv[], char *const envp[], const char *directory, int in, int out, int err);
+/* The same, ended with SIGTERM when the thread that started it ends. */
+pid_t xd_spawn_bound(char *const argv[], char *const envp[], const char *directory, int in, int out, int err);
 int xd_wait_nohang(pid_t pid, int *status);
 int xd_exit_code(int status);
 int xd_pidfd_open(pid_t pid);

@@ -41,8 +41,13 @@ public final class PSKCredentials: TLSCredentials {
     public let type = "tls-creds-psk"
     /// The end they are for.
     public let endpoint: TLSEndpoint
-    /// The directory they were loaded from.
-    public let directory: String
+    /// The directory they were loaded from, or the file.
+    public var directory: String {
+        switch place {
+        case .directory(let path), .file(let path): path
+        }
+    }
+    private let place: Place
     /// A peer without the key cannot finish the handshake.
     public let verifiesPeer = true
     /// The GnuTLS priority string.
@@ -61,34 +66,69 @@ public final class PSKCredentials: TLSCredentials {
     ///   - username: whose key a client uses; "qemu" when it is not given. Not allowed for a server.
     ///   - priority: a GnuTLS priority string instead of the default one; the key exchanges with keys are appended.
     /// - Throws: `CredentialError`.
-    public init(
+    public convenience init(
         id: String,
         directory: String,
         endpoint: TLSEndpoint,
         username: String? = nil,
         priority: String? = nil
     ) throws {
+        try self.init(id, .directory(directory), endpoint, username, priority)
+    }
+
+    /// Loads a file of keys, wherever it is.
+    ///
+    /// - Parameters:
+    ///   - id: the object's id.
+    ///   - keyFile: the file, in psktool's form.
+    ///   - endpoint: which end.
+    ///   - username: whose key a client uses; "qemu" when it is not given. Not allowed for a server.
+    /// - Throws: `CredentialError`.
+    public convenience init(id: String, keyFile: String, endpoint: TLSEndpoint, username: String? = nil) throws {
+        try self.init(id, .file(keyFile), endpoint, username, nil)
+    }
+
+    /// Where the keys are.
+    private enum Place {
+        case directory(String)
+        case file(String)
+
+        func path() throws -> String {
+            switch self {
+            case .directory(let directory): try CredentialFile.require(directory, "keys.psk")
+            case .file(let path): path
+            }
+        }
+    }
+
+    private init(
+        _ id: String,
+        _ place: Place,
+        _ endpoint: TLSEndpoint,
+        _ username: String?,
+        _ priority: String?
+    ) throws {
         if endpoint == .server, username != nil {
             throw CredentialError("username should not be set when endpoint=server")
         }
         self.id = id
         self.endpoint = endpoint
-        self.directory = directory
+        self.place = place
         self.priority = priority.map { $0 + TLSPriority.pskSuffix } ?? TLSPriority.psk
         user = username ?? "qemu"
-        current = Reloadable(try Self.load(directory, endpoint, user))
+        current = Reloadable(try Self.load(place, endpoint, user))
     }
 
     /// See `TLSCredentials.reload()`.
     public func reload() throws {
-        try current.reload { try Self.load(directory, endpoint, user) }
+        try current.reload { try Self.load(place, endpoint, user) }
     }
 
     /// See `TLSCredentials.warnings`.
     public var warnings: [String] { current.value.warnings }
 
-    private static func load(_ directory: String, _ endpoint: TLSEndpoint, _ user: String) throws -> Loaded {
-        let path = try CredentialFile.require(directory, "keys.psk")
+    private static func load(_ place: Place, _ endpoint: TLSEndpoint, _ user: String) throws -> Loaded {
+        let path = try place.path()
         let loaded = Loaded(keys: try parse(CredentialFile.secretContents(path), path))
         if let exposure = CredentialFile.exposure(path) { loaded.warnings.append(exposure) }
         switch endpoint {

@@ -1,0 +1,366 @@
+public import IO
+internal import Synchronization
+internal import TLS
+
+/// An export of another NBD server, over one or several connections, as a back end: what a proxy serves, and either end of a
+/// copy.
+///
+/// The connections are spread over loops; whoever calls from one of them uses a connection there, so that nothing crosses
+/// threads. A lost connection is made again for a while, and the requests that were under way are sent again: each of
+/// them says what a range shall be, or asks, so that doing it twice does no harm. The server must be the same as before: its
+/// identity, the size, the flags, the block sizes.
+///
+/// A new connection cannot tell whether the server still has what it acknowledged and never made durable. Therefore the
+/// first `flush` after a connection was lost fails when there were such writes; whoever still has the data writes it again and
+/// then flushes again.
+public final class RemoteExport: BackEnd {
+    /// How hard to try to keep a connection.
+    public struct Persistence: Sendable {
+        /// How long a lost connection is tried again; not at all when it is nil.
+        public var reconnect: Duration?
+        /// The time between two attempts.
+        public var pause = Duration.milliseconds(200)
+
+        /// Gives up at once.
+        public init() {}
+        /// Tries for so long.
+        public init(reconnect: Duration) { self.reconnect = reconnect }
+    }
+
+    /// What the server said about the export.
+    public let info: NBDExportInfo
+    /// How many bytes there are.
+    public var size: UInt64 { info.size }
+    /// Whether the server refuses writes.
+    public var isReadOnly: Bool { info.flags.contains(.readOnly) }
+    /// See `BackEnd.traits`.
+    public let traits: BackEndTraits
+    /// The form of headers that was agreed on.
+    public let form: HeaderForm
+    /// The version and the cipher of TLS; nil in clear text.
+    public let tls: (version: String, cipher: String)?
+    /// How many connections there are.
+    public var connectionCount: Int { lanes.count }
+    private let lanes: [Lane]
+    /// The lanes of each loop.
+    private let byLoop: [(loop: EventLoop, lanes: [Lane])]
+    private let durability: Durability
+
+    /// How many changes the server has acknowledged, how many of them it has made durable, and whether some may be lost.
+    private final class Durability: Sendable {
+        let completed = Atomic<UInt64>(0)
+        let flushed = Atomic<UInt64>(0)
+        let isInDoubt = Atomic<Bool>(false)
+        let isMended = Atomic<Bool>(false)
+
+        func connectionLost() {
+            if completed.load(ordering: .sequentiallyConsistent) != flushed.load(ordering: .sequentiallyConsistent) {
+                isInDoubt.store(true, ordering: .sequentiallyConsistent)
+            }
+        }
+    }
+
+    /// One connection, and its successors.
+    private final class Lane: @unchecked Sendable {
+        // Unchecked: confined to the loop.
+        let loop: EventLoop
+        private let address: SocketAddress
+        private let options: NBDClientOptions
+        private let persistence: Persistence
+        private let durability: Durability
+        private(set) var connection: NBDConnection
+        private let identity: TLSPeer?
+        private let reconnecting = AsyncLock()
+        private var failure: NBDError?
+
+        init(
+            _ connection: NBDConnection,
+            _ address: SocketAddress,
+            _ options: NBDClientOptions,
+            _ persistence: Persistence,
+            _ durability: Durability
+        ) {
+            self.connection = connection
+            loop = connection.loop
+            self.address = address
+            self.options = options
+            self.persistence = persistence
+            self.durability = durability
+            identity = connection.tls?.peer
+        }
+
+        var bytesInFlight: Int { connection.bytesInFlight }
+
+        /// Runs a request, again after a lost connection.
+        func perform<T>(_ body: (NBDConnection) async throws -> T) async throws -> T {
+            while true {
+                if let failure { throw failure }
+                let current = connection
+                do {
+                    return try await body(current)
+                } catch let error as NBDError {
+                    // An error of the server is its answer; one of the connection may be mended.
+                    guard current.failure != nil else { throw error }
+                    try await reconnect(after: current)
+                }
+            }
+        }
+
+        private func reconnect(after lost: NBDConnection) async throws {
+            await reconnecting.acquire()
+            defer { reconnecting.release() }
+            if connection !== lost { return }
+            if let failure { throw failure }
+            durability.connectionLost()
+            let reason = lost.failure.map { "\($0)" } ?? "unknown"
+            guard let limit = persistence.reconnect else { throw fail("The NBD connection was lost: \(reason)") }
+            let end = ContinuousClock.now + limit
+            var last = reason
+            while ContinuousClock.now < end {
+                do {
+                    var options = options
+                    options.timeout = min(options.timeout, end - .now)
+                    let next = try await NBDConnection.connect(to: address, on: loop, options)
+                    guard next.info == lost.info, next.form == lost.form, next.contexts == lost.contexts,
+                        next.tls?.peer == identity
+                    else {
+                        next.abort(ChannelError(.closed, "The export is not what it was"))
+                        throw fail("The NBD server at \(address) came back, but its export is not the same as before")
+                    }
+                    connection = next
+                    return
+                } catch let error as ChannelError {
+                    last = error.message
+                }
+                await loop.sleep(for: persistence.pause)
+            }
+            throw fail("The NBD connection was lost and could not be made again within \(limit): \(last)")
+        }
+
+        private func fail(_ text: String) -> NBDError {
+            let error = NBDError(.io, text)
+            failure = error
+            return error
+        }
+
+        func disconnect() async {
+            failure = NBDError(.io, "The NBD connection is closed")
+            await connection.disconnect()
+        }
+    }
+
+    /// Connects.
+    ///
+    /// - Parameters:
+    ///   - address: the server.
+    ///   - options: the export, the credentials and the contexts; `base:allocation` is asked for in any case.
+    ///   - connections: how many connections; one when the server cannot keep several consistent.
+    ///   - loops: where they live.
+    ///   - persistence: what to do about lost connections.
+    /// - Throws: `ChannelError` or `CredentialError`.
+    public static func open(
+        _ address: SocketAddress,
+        _ options: NBDClientOptions,
+        connections: Int = 1,
+        loops: EventLoopGroup,
+        persistence: Persistence = Persistence()
+    ) async throws -> RemoteExport {
+        var options = options
+        if !options.contexts.contains(MetaContext.allocation) {
+            options.contexts.insert(MetaContext.allocation, at: 0)
+        }
+        let durability = Durability()
+        var lanes: [Lane] = []
+        var wanted = 1
+        do {
+            while lanes.count < wanted {
+                let loop = loops.next()
+                let lane = try await loop.run { [options] in
+                    Lane(
+                        try await NBDConnection.connect(to: address, on: loop, options),
+                        address,
+                        options,
+                        persistence,
+                        durability
+                    )
+                }
+                lanes.append(lane)
+                if lanes.count == 1, lane.connection.flags.contains(.canMultiConn) { wanted = max(connections, 1) }
+                guard lane.connection.info == lanes[0].connection.info else {
+                    throw ChannelError(.protocolViolation, "The NBD server at \(address) changed the export meanwhile")
+                }
+            }
+        } catch {
+            for lane in lanes { try? await lane.loop.run { await lane.disconnect() } }
+            throw error
+        }
+        return RemoteExport(lanes, durability)
+    }
+
+    private init(_ lanes: [Lane], _ durability: Durability) {
+        self.lanes = lanes
+        self.durability = durability
+        let first = lanes[0].connection
+        info = first.info
+        form = first.form
+        tls = first.tls.map { ($0.version, $0.cipher) }
+        var byLoop: [(loop: EventLoop, lanes: [Lane])] = []
+        for lane in lanes {
+            if let index = byLoop.firstIndex(where: { $0.loop === lane.loop }) {
+                byLoop[index].lanes.append(lane)
+            } else {
+                byLoop.append((lane.loop, [lane]))
+            }
+        }
+        self.byLoop = byLoop
+        var traits = BackEndTraits()
+        traits.blockSizes = info.blockSizes ?? BlockSizes()
+        traits.isRotational = info.flags.contains(.rotational)
+        traits.hasFastZero = info.flags.contains(.sendFastZero)
+        traits.hasTrim = info.flags.contains(.sendTrim)
+        traits.hasCache = info.flags.contains(.sendCache)
+        traits.isConsistent = lanes.count == 1 || info.flags.contains(.canMultiConn)
+        traits.contexts = first.contexts
+        self.traits = traits
+    }
+
+    /// The loops that the connections live on, one entry for each connection.
+    public var loops: [EventLoop] { lanes.map(\.loop) }
+
+    /// Whether the last `flush` failed only because a connection had been lost and made again in the meantime: writing again what
+    /// was written since the flush before, and flushing again, mends that.
+    public var isMended: Bool { durability.isMended.load(ordering: .sequentiallyConsistent) }
+
+    /// Runs a request on a connection of the caller's loop, or on the first one.
+    private func perform<T: Sendable>(_ body: @escaping @Sendable (NBDConnection) async throws -> T) async throws -> T {
+        for (loop, lanes) in byLoop where loop.isCurrent {
+            var best = lanes[0]
+            for lane in lanes.dropFirst() where lane.bytesInFlight < best.bytesInFlight { best = lane }
+            return try await best.perform(body)
+        }
+        let lane = lanes[0]
+        return try await lane.loop.run { try await lane.perform(body) }
+    }
+
+    private func change(fua: Bool, _ body: @escaping @Sendable (NBDConnection) async throws -> Void) async throws {
+        try await perform(body)
+        durability.completed.wrappingAdd(1, ordering: .sequentiallyConsistent)
+        if fua, !info.flags.contains(.sendFUA) { try await flush() }
+    }
+
+    /// Always waits for the server.
+    public func tryRead(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) throws -> Bool { false }
+
+    /// See `BackEnd.read(into:at:)`.
+    public func read(into payload: Payload, at offset: UInt64) async throws {
+        try await perform { connection in
+            try await Self.inParts(payload, connection) { try await connection.read(into: $0, at: offset + $1) }
+        }
+    }
+
+    /// Always waits for the server.
+    public func tryWrite(_ payload: Payload, at offset: UInt64, fua: Bool) throws -> Bool { false }
+
+    /// See `BackEnd.write(_:at:fua:)`.
+    public func write(_ payload: Payload, at offset: UInt64, fua: Bool) async throws {
+        let direct = fua && info.flags.contains(.sendFUA)
+        try await change(fua: fua) { connection in
+            try await Self.inParts(payload, connection) {
+                try await connection.write($0, at: offset + $1, fua: direct)
+            }
+        }
+    }
+
+    private static func inParts(
+        _ payload: Payload,
+        _ connection: NBDConnection,
+        _ body: (Payload, UInt64) async throws -> Void
+    ) async throws {
+        let sizes = connection.info.effectiveBlockSizes
+        let largest = Int(min(sizes.maximum, UInt32(NBDWire.maximumPayload)) & ~(sizes.minimum - 1))
+        var done = 0
+        repeat {
+            let part = min(payload.count - done, largest)
+            try await body(payload.part(done..<(done + part)), UInt64(done))
+            done += part
+        } while done < payload.count
+    }
+
+    /// See `BackEnd.zero(at:count:_:)`. A server without WRITE_ZEROES gets zeroes as data.
+    public func zero(at offset: UInt64, count: UInt64, _ options: ZeroOptions) async throws {
+        let fua = options.contains(.fua)
+        guard info.flags.contains(.sendWriteZeroes) else {
+            if options.contains(.fast) { throw NBDError(.notSupported, "The NBD server offers no fast zeroes") }
+            let zeroes = IOBuffer(copying: [UInt8](repeating: 0, count: 256 << 10))
+            var done: UInt64 = 0
+            while done < count {
+                let part = min(count - done, UInt64(zeroes.capacity))
+                try await write(Payload(zeroes, 0..<Int(part)), at: offset + done, fua: false)
+                done += part
+            }
+            if fua { try await flush() }
+            return
+        }
+        try await change(fua: false) {
+            try await $0.zero(
+                at: offset,
+                count: count,
+                mayDeallocate: options.contains(.mayDeallocate),
+                fast: options.contains(.fast)
+            )
+        }
+        if fua { try await flush() }
+    }
+
+    /// See `BackEnd.trim(at:count:fua:)`.
+    public func trim(at offset: UInt64, count: UInt64, fua: Bool) async throws {
+        guard info.flags.contains(.sendTrim) else { return }
+        try await change(fua: false) { try await $0.trim(at: offset, count: count) }
+        if fua { try await flush() }
+    }
+
+    /// See `BackEnd.cache(at:count:)`.
+    public func cache(at offset: UInt64, count: UInt64) async throws {
+        guard info.flags.contains(.sendCache) else { return }
+        try await perform { try await $0.cache(at: offset, count: count) }
+    }
+
+    /// Makes all completed writes durable, on every connection.
+    ///
+    /// - Throws: `NBDError`; once also when a connection was lost after writes that were acknowledged and not flushed: they
+    ///   may be gone, and must be written again before the next flush.
+    public func flush() async throws {
+        durability.isMended.store(false, ordering: .sequentiallyConsistent)
+        let before = durability.completed.load(ordering: .sequentiallyConsistent)
+        if info.flags.contains(.sendFlush), !isReadOnly { try await perform { try await $0.flush() } }
+        if durability.isInDoubt.exchange(false, ordering: .sequentiallyConsistent) {
+            durability.isMended.store(true, ordering: .sequentiallyConsistent)
+            throw NBDError(
+                .io,
+                "The NBD connection was lost after writes that had not been flushed; the server may have lost them"
+            )
+        }
+        durability.flushed.max(before, ordering: .sequentiallyConsistent)
+    }
+
+    /// See `BackEnd.extents(at:count:limit:)`. A server that cannot tell has data everywhere.
+    public func extents(at offset: UInt64, count: UInt64, limit: Int) async throws -> [Extent] {
+        guard traits.contexts.contains(MetaContext.allocation) else {
+            return [Extent(length: count, isHole: false, isZero: false)]
+        }
+        return try await extents(of: MetaContext.allocation, at: offset, count: count, limit: limit)
+    }
+
+    /// See `BackEnd.extents(of:at:count:limit:)`.
+    public func extents(of context: String, at offset: UInt64, count: UInt64, limit: Int) async throws -> [Extent] {
+        let found = try await perform {
+            try await $0.extents(of: context, at: offset, count: count, one: limit == 1)
+        }
+        return Array(found.prefix(limit))
+    }
+
+    /// Says goodbye on all connections, after what is under way.
+    public func close() async {
+        for lane in lanes { try? await lane.loop.run { await lane.disconnect() } }
+    }
+}

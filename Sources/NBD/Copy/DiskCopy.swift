@@ -1,0 +1,298 @@
+internal import CLinux
+internal import Glibc
+public import IO
+internal import Synchronization
+
+/// Copies a disk from one back end to another: files, devices, exports of NBD servers.
+///
+/// Any number of pieces are under way on any number of loops. Holes and zeroes are not read where the source says where they
+/// are, and written as such where the target can.
+public final class DiskCopy: Sendable {
+    /// How to copy.
+    public struct Options: Sendable {
+        /// The longest read and write, in bytes; a power of two.
+        public var requestSize = 1 << 20
+        /// How many pieces are under way at once.
+        public var requests = 16
+        /// Zeroes in the data are found in blocks of so many bytes, a power of two; not at all when it is 0.
+        public var sparse = 4096
+        /// The target is known to be all zeroes.
+        public var targetIsZero = false
+        /// Zeroes are allocated at the target.
+        public var allocates = false
+        /// The source is asked where its holes are.
+        public var usesExtents = true
+        /// The target is made durable at the end.
+        public var flushes = true
+        /// The most that is moved, in bytes a second; no bound when it is nil.
+        public var bandwidth: UInt64?
+        /// Where the copy begins, in bytes.
+        public var position: UInt64 = 0
+        /// After about so many bytes the target is made durable, and `onCheckpoint` told; only at the end when it is nil.
+        public var checkpoint: UInt64?
+
+        /// The defaults.
+        public init() {}
+    }
+
+    /// What was moved.
+    public struct Summary: Sendable, Equatable {
+        /// Bytes that were read as data.
+        public var read: UInt64 = 0
+        /// Bytes that were written as data.
+        public var written: UInt64 = 0
+        /// Bytes that were left out or written as zeroes.
+        public var zeroes: UInt64 = 0
+    }
+
+    /// Up to where the target is durable, and up to where that was asked for.
+    private final class Checkpoints: Sendable {
+        let durable: Atomic<UInt64>
+        let requested: Atomic<UInt64>
+
+        init(_ position: UInt64) {
+            durable = Atomic(position)
+            requested = Atomic(position)
+        }
+    }
+
+    private final class FirstDifference: Sendable {
+        let offset = Atomic<UInt64>(UInt64.max)
+    }
+
+    private let source: any BackEnd
+    private let target: any BackEnd
+    private let options: Options
+    private let plan: CopyPlan
+    private let limit: RateLimit?
+    private let size: UInt64
+    private let read = Atomic<UInt64>(0)
+    private let written = Atomic<UInt64>(0)
+    private let zeroes = Atomic<UInt64>(0)
+    private let pool: BufferPool
+
+    /// Prepares a copy.
+    ///
+    /// - Throws: `ChannelError` when the target is too small or read-only.
+    public init(from source: any BackEnd, to target: any BackEnd, _ options: Options) throws {
+        guard target.size >= source.size else {
+            throw ChannelError(
+                .system,
+                "The target has \(target.size) bytes, and the source has \(source.size): it does not fit"
+            )
+        }
+        guard !target.isReadOnly else { throw ChannelError(.system, "The target is read-only") }
+        self.source = source
+        self.target = target
+        self.options = options
+        size = source.size
+        let largest = min(source.traits.blockSizes.maximum, target.traits.blockSizes.maximum)
+        let piece = min(options.requestSize, Int(largest.leadingPowerOfTwo))
+        plan = CopyPlan(
+            source: source,
+            size: size,
+            from: options.position,
+            pieceSize: UInt64(max(piece, 4096)),
+            usesExtents: options.usesExtents
+        )
+        limit = options.bandwidth.map { RateLimit(bytesPerSecond: $0) }
+        pool = BufferPool(keep: 64 << 20)
+    }
+
+    /// What was moved so far; from any thread.
+    public var summary: Summary {
+        Summary(
+            read: read.load(ordering: .relaxed),
+            written: written.load(ordering: .relaxed),
+            zeroes: zeroes.load(ordering: .relaxed)
+        )
+    }
+
+    /// Up to where everything is copied, in bytes; from any thread.
+    public var position: UInt64 { plan.lowWater }
+
+    /// Copies.
+    ///
+    /// - Parameters:
+    ///   - loops: where the work is done; for an NBD export those of its connections.
+    ///   - onCheckpoint: gets the position up to which the target has everything on stable storage.
+    /// - Throws: the first error; what was under way is finished before.
+    public func run(
+        on loops: [EventLoop],
+        onCheckpoint: @escaping @Sendable (UInt64) throws -> Void = { _ in }
+    ) async throws {
+        let checkpoints = Checkpoints(options.position)
+        // A checkpoint may find that what was done is lost, and then there is more to do.
+        while true {
+            try await withThrowingTaskGroup(of: Void.self) { group in
+                for index in 0..<max(options.requests, loops.count) {
+                    group.addTask(executorPreference: loops[index % loops.count]) {
+                        while let piece = try await self.plan.next() {
+                            try await self.copy(piece)
+                            guard let interval = self.options.checkpoint else { continue }
+                            let position = self.plan.lowWater
+                            let last = checkpoints.requested.load(ordering: .relaxed)
+                            guard position >= last + interval,
+                                checkpoints.requested.compareExchange(
+                                    expected: last,
+                                    desired: position,
+                                    ordering: .relaxed
+                                ).exchanged
+                            else { continue }
+                            if try await self.makeDurable(position, checkpoints) { try onCheckpoint(position) }
+                        }
+                    }
+                }
+                do {
+                    try await group.waitForAll()
+                } catch {
+                    self.plan.fail()
+                    throw error
+                }
+            }
+            if !options.flushes { return }
+            let position = plan.lowWater
+            if try await loops[0].run({ try await self.makeDurable(position, checkpoints) }) {
+                if position >= size {
+                    try onCheckpoint(position)
+                    return
+                }
+            }
+        }
+    }
+
+    /// Flushes; false when a lost connection has put in doubt what was done since the last time, which is then done again.
+    private func makeDurable(
+        _ position: UInt64,
+        _ checkpoints: Checkpoints
+    ) async throws -> Bool {
+        do {
+            try await target.flush()
+            checkpoints.durable.max(position, ordering: .relaxed)
+            return true
+        } catch let error as NBDError {
+            guard let remote = target as? RemoteExport, remote.isMended else { throw error }
+            let back = checkpoints.durable.load(ordering: .relaxed)
+            checkpoints.requested.store(back, ordering: .relaxed)
+            plan.rewind(to: back)
+            return false
+        }
+    }
+
+    private func copy(_ piece: CopyPlan.Piece) async throws {
+        if piece.isZero {
+            try await zero(at: piece.offset, count: piece.count)
+            plan.finish(piece)
+            return
+        }
+        let count = Int(piece.count)
+        if let limit {
+            let delay = limit.take(count)
+            if delay > .zero { try await Task.sleep(for: delay) }
+        }
+        let buffer = pool.buffer(count)
+        let data = Payload(buffer, 0..<count)
+        if try !source.tryRead(into: data.mutable, at: piece.offset) {
+            try await source.read(into: data, at: piece.offset)
+        }
+        read.wrappingAdd(UInt64(count), ordering: .relaxed)
+        try await write(data, at: piece.offset)
+        plan.finish(piece)
+    }
+
+    private func write(_ data: Payload, at offset: UInt64) async throws {
+        var start = 0
+        var position = 0
+        let bytes = data.bytes
+        let step = options.sparse
+        // Runs of zeroes and of data, in blocks; most data does not begin with zeroes.
+        while step > 0, position < data.count {
+            let end = min(data.count, position + step)
+            guard Self.isZero(bytes, position..<end) else {
+                position = end
+                continue
+            }
+            if start < position { try await writeData(data.part(start..<position), at: offset + UInt64(start)) }
+            var zeroEnd = end
+            while zeroEnd < data.count, Self.isZero(bytes, zeroEnd..<min(data.count, zeroEnd + step)) {
+                zeroEnd = min(data.count, zeroEnd + step)
+            }
+            try await zero(at: offset + UInt64(position), count: UInt64(zeroEnd - position))
+            start = zeroEnd
+            position = zeroEnd
+        }
+        if start < data.count { try await writeData(data.part(start..<data.count), at: offset + UInt64(start)) }
+    }
+
+    private static func isZero(_ bytes: UnsafeRawBufferPointer, _ range: Range<Int>) -> Bool {
+        bytes[range.lowerBound] == 0 && xd_is_zero(bytes.baseAddress! + range.lowerBound, range.count) != 0
+    }
+
+    private func writeData(_ data: Payload, at offset: UInt64) async throws {
+        if try !target.tryWrite(data, at: offset, fua: false) { try await target.write(data, at: offset, fua: false) }
+        written.wrappingAdd(UInt64(data.count), ordering: .relaxed)
+    }
+
+    private func zero(at offset: UInt64, count: UInt64) async throws {
+        zeroes.wrappingAdd(count, ordering: .relaxed)
+        if options.targetIsZero, !options.allocates { return }
+        try await target.zero(at: offset, count: count, options.allocates ? [] : [.mayDeallocate])
+    }
+
+    /// Reads both ends and compares them.
+    ///
+    /// - Returns: where they differ first; nil when they do not.
+    public func verify(on loops: [EventLoop]) async throws -> UInt64? {
+        let plan = CopyPlan(source: source, size: size, from: 0, pieceSize: 1 << 20, usesExtents: options.usesExtents)
+        let first = FirstDifference()
+        try await withThrowingTaskGroup(of: Void.self) { group in
+            for index in 0..<max(options.requests, loops.count) {
+                group.addTask(executorPreference: loops[index % loops.count]) {
+                    while let piece = try await plan.next() {
+                        if let difference = try await self.difference(piece) {
+                            first.offset.min(difference, ordering: .relaxed)
+                        }
+                    }
+                }
+            }
+            do {
+                try await group.waitForAll()
+            } catch {
+                plan.fail()
+                throw error
+            }
+        }
+        let found = first.offset.load(ordering: .relaxed)
+        return found == .max ? nil : found
+    }
+
+    private func difference(_ piece: CopyPlan.Piece) async throws -> UInt64? {
+        var done: UInt64 = 0
+        while done < piece.count {
+            let count = Int(min(1 << 20, piece.count - done))
+            let offset = piece.offset + done
+            done += UInt64(count)
+            let mine = Payload(pool.buffer(count), 0..<count)
+            if try !target.tryRead(into: mine.mutable, at: offset) { try await target.read(into: mine, at: offset) }
+            if piece.isZero {
+                if xd_is_zero(mine.bytes.baseAddress, count) == 0 {
+                    return offset + UInt64(mine.bytes.firstIndex { $0 != 0 } ?? 0)
+                }
+                continue
+            }
+            let theirs = Payload(pool.buffer(count), 0..<count)
+            if try !source.tryRead(into: theirs.mutable, at: offset) {
+                try await source.read(into: theirs, at: offset)
+            }
+            if memcmp(mine.bytes.baseAddress!, theirs.bytes.baseAddress!, count) != 0 {
+                return offset + UInt64(zip(mine.bytes, theirs.bytes).enumerated().first { $1.0 != $1.1 }?.offset ?? 0)
+            }
+        }
+        return nil
+    }
+}
+
+extension UInt32 {
+    /// The greatest power of two that is not greater.
+    fileprivate var leadingPowerOfTwo: UInt32 { self == 0 ? 0 : 1 << (31 - UInt32(leadingZeroBitCount)) }
+}

@@ -1,0 +1,21 @@
+internal import Synchronization
+
+/// Bounds a rate: says how long to wait before so many bytes may be moved.
+final class RateLimit: Sendable {
+    private let rate: Double
+    /// When all that was granted so far is paid for.
+    private let paid = Mutex(ContinuousClock.now)
+
+    init(bytesPerSecond: UInt64) { rate = Double(max(bytesPerSecond, 1)) }
+
+    /// Grants bytes; the caller sleeps for the result before it moves them.
+    func take(_ count: Int) -> Duration {
+        paid.withLock { paid in
+            let now = ContinuousClock.now
+            // A pause does not save up for a burst of more than a tenth of a second.
+            let start = max(paid, now - .milliseconds(100))
+            paid = start + .seconds(Double(count) / rate)
+            return max(.zero, start - now)
+        }
+    }
+}

@@ -1,0 +1,310 @@
+import ArgumentParser
+import CLinux
+import FoundationEssentials
+import Glibc
+import IO
+import NBD
+import TLS
+
+struct NBDCopyCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "copy",
+        abstract: "Copies disks between files, devices and NBD servers: nbdcopy's job.",
+        discussion: """
+            SOURCE and TARGET are NBD URIs, files, devices, or '-' for standard input and output; TARGET may be 'null:'. A file is \
+            made, or replaced. Holes stay holes.
+
+              crossdock nbd copy disk.raw nbds://host/web1
+              crossdock nbd copy --resume web1.state --verify nbds://host/web1 web1.raw
+
+            With --resume the copy records how far it got, and goes on there when the same command is given again. A lost connection \
+            is made again for --reconnect seconds. --verify reads both ends afterwards and compares them.
+            """
+    )
+
+    @OptionGroup var security: NBDClientSecurity
+
+    @Option(
+        name: [.customShort("C"), .long],
+        help: "Connections to each server; as many as processors, and at least 2, by default."
+    )
+    var connections: Int?
+    @Option(name: [.customShort("R"), .long], help: "Requests under way on each connection.")
+    var requests = 8
+    @Option(help: "The longest request.")
+    var requestSize = ByteCount(1 << 20)
+    @Option(
+        name: [.customShort("S"), .long],
+        help: "Find zeroes in the data in blocks of this size; 0 for not at all."
+    )
+    var sparse = ByteCount(4096)
+    @Flag(name: [.long, .customLong("target-is-zero")], help: "The target is known to read as zeroes.")
+    var destinationIsZero = false
+    @Flag(help: "Allocate zeroes at the target.")
+    var allocated = false
+    @Flag(name: .customLong("no-extents"), help: "Do not ask the source for its holes.")
+    var noExtents = false
+    @Flag(
+        name: .customLong("flush"),
+        help: "Taken for the sake of scripts; the target is always made durable at the end."
+    )
+    var flush = false
+    @Flag(name: [.customShort("p"), .long], help: "Show how far it is.")
+    var progress = false
+    @Option(help: ArgumentHelp("The most bytes a second.", valueName: "size"))
+    var bandwidth: ByteCount?
+    @Option(help: ArgumentHelp("Record the progress here, and go on from it.", valueName: "file"))
+    var resume: String?
+    @Flag(help: "Compare both ends afterwards.")
+    var verify = false
+    @Option(help: "Seconds to try to make a lost connection again.")
+    var reconnect = 30
+    @Flag(help: "Print what was done as JSON.")
+    var json = false
+    @Argument(help: "What is copied.")
+    var source: String
+    @Argument(help: "Where to.")
+    var target: String
+
+    func validate() throws {
+        guard (1...64).contains(connections ?? 1) else {
+            throw ValidationError("--connections is a number from 1 to 64.")
+        }
+        guard (1...1024).contains(requests) else { throw ValidationError("--requests is a number from 1 to 1024.") }
+        let size = requestSize.value
+        guard size & (size &- 1) == 0, (4096...(32 << 20)).contains(size) else {
+            throw ValidationError("--request-size is a power of two from 4K to 32M.")
+        }
+        let step = sparse.value
+        guard step == 0 || step & (step - 1) == 0 && (512...size).contains(step) else {
+            throw ValidationError("--sparse is 0, or a power of two from 512 to the request size.")
+        }
+        guard (0...86400).contains(reconnect) else { throw ValidationError("--reconnect is a number from 0 to 86400.") }
+        guard bandwidth?.value != 0 else { throw ValidationError("--bandwidth is at least 1.") }
+        if source == "-" || target == "-" {
+            guard resume == nil, !verify else {
+                throw ValidationError("A stream can be neither resumed nor verified.")
+            }
+        }
+    }
+
+    func run() async throws {
+        try await failing {
+            let loops = EventLoopGroup(name: "copy")
+            let start = ContinuousClock.now
+            if source == "-" || target == "-" {
+                try await stream(loops)
+                return
+            }
+            let from = try await openSource(loops)
+            var options = copyOptions()
+            let journal = try await journal(from.backEnd.size)
+            let to = try await openTarget(loops, size: from.backEnd.size, isResumed: (journal?.position ?? 0) > 0)
+            if to.isBlank { options.targetIsZero = true }
+            if let journal {
+                options.position = journal.position
+                if journal.position > 0, !json {
+                    printError("crossdock: going on at \(journal.position) of \(from.backEnd.size) bytes")
+                }
+            }
+            let loopsOfWork = to.loops ?? from.loops ?? loops.loops
+            options.requests = requests * max(to.loops?.count ?? 0, from.loops?.count ?? 0, loops.loops.count)
+            let copy = try DiskCopy(from: from.backEnd, to: to.backEnd, options)
+            let meter = ProgressMeter(copy, size: from.backEnd.size, isOn: progress)
+            do {
+                defer { meter.end() }
+                try await copy.run(on: loopsOfWork) { position in
+                    guard let resume, var journal else { return }
+                    journal.position = position
+                    try journal.save(to: resume)
+                }
+            }
+            try await report(copy, from.backEnd.size, .now - start, loopsOfWork)
+            await to.backEnd.close()
+            await from.backEnd.close()
+            if let resume { unlink(resume) }
+        }
+    }
+
+    private func copyOptions() -> DiskCopy.Options {
+        var options = DiskCopy.Options()
+        options.requestSize = Int(requestSize.value)
+        options.sparse = Int(sparse.value)
+        options.targetIsZero = destinationIsZero
+        options.allocates = allocated
+        options.usesExtents = !noExtents
+        options.bandwidth = bandwidth?.value
+        return options
+    }
+
+    private func report(_ copy: DiskCopy, _ size: UInt64, _ time: Duration, _ loops: [EventLoop]) async throws {
+        var difference: UInt64?
+        if verify { difference = try await copy.verify(on: loops) }
+        let summary = copy.summary
+        if json {
+            let fields = [
+                "\"size\": \(size)", "\"read\": \(summary.read)", "\"written\": \(summary.written)",
+                "\"zeroes\": \(summary.zeroes)", "\"milliseconds\": \(time / .milliseconds(1))",
+                "\"verified\": \(verify ? (difference == nil ? "true" : "false") : "null")",
+            ]
+            output("{\(fields.joined(separator: ", "))}\n")
+        }
+        if let difference {
+            throw ChannelError(.system, "The copy differs from the source at byte \(difference)")
+        }
+        if verify, !json { printError("crossdock: both ends are the same") }
+    }
+
+    // MARK: The two ends
+
+    private struct End {
+        let backEnd: any BackEnd
+        /// The loops of its connections.
+        var loops: [EventLoop]?
+        /// Whether it was made just now.
+        var isBlank = false
+    }
+
+    private func remote(_ text: String, _ loops: EventLoopGroup) async throws -> End {
+        let uri = try NBDURI(parsing: text)
+        var options = try security.options(uri)
+        options.replyTimeout = reconnect > 0 ? .seconds(60) : nil
+        let export = try await RemoteExport.open(
+            uri.address,
+            options,
+            connections: connections ?? max(2, loops.loops.count),
+            loops: loops,
+            persistence: reconnect > 0 ? .init(reconnect: .seconds(reconnect)) : .init()
+        )
+        return End(backEnd: export, loops: export.loops)
+    }
+
+    private func openSource(_ loops: EventLoopGroup) async throws -> End {
+        if NBDURI.isURI(source) { return try await remote(source, loops) }
+        return End(backEnd: try RawFile(path: source, readOnly: true))
+    }
+
+    private func openTarget(_ loops: EventLoopGroup, size: UInt64, isResumed: Bool) async throws -> End {
+        if target == "null:" { return End(backEnd: NullDisk(size: size)) }
+        if NBDURI.isURI(target) { return try await remote(target, loops) }
+        if !NBDURI.isURI(source),
+            DurableFile.resolve(source, in: currentDirectory) == DurableFile.resolve(target, in: currentDirectory)
+        {
+            throw ChannelError(.system, "The source and the target are the same file")
+        }
+        var isBlank = false
+        var status = stat()
+        let exists = stat(target, &status) == 0
+        if !exists || status.st_mode & S_IFMT == S_IFREG {
+            let fd = Glibc.open(target, O_RDWR | O_CREAT | O_CLOEXEC, 0o666)
+            guard fd >= 0 else { throw ChannelError.system("make \(target)", errno) }
+            defer { close(fd) }
+            // Whoever uses the file must not lose it: the lock comes before the first change.
+            let probe = try RawFile(path: target, readOnly: false)
+            try probe.lock()
+            defer { probe.unlock() }
+            if isResumed {
+                guard fstat(fd, &status) == 0, status.st_size == off_t(size) else {
+                    throw ChannelError(
+                        .system,
+                        "\(target) is not what the copy left there; begin anew without --resume's file"
+                    )
+                }
+            } else {
+                guard ftruncate(fd, 0) == 0, ftruncate(fd, off_t(size)) == 0 else {
+                    throw ChannelError.system("make \(target) \(size) bytes long", errno)
+                }
+            }
+            isBlank = true
+        }
+        let file = try RawFile(path: target, readOnly: false)
+        try file.lock()
+        return End(backEnd: file, isBlank: isBlank)
+    }
+
+    private func journal(_ size: UInt64) async throws -> CopyJournal? {
+        guard let resume else { return nil }
+        func name(_ text: String) -> String {
+            NBDURI.isURI(text) ? text : DurableFile.resolve(text, in: currentDirectory)
+        }
+        var stamp = ""
+        var status = stat()
+        if !NBDURI.isURI(source), stat(source, &status) == 0, status.st_mode & S_IFMT == S_IFREG {
+            stamp = "\(status.st_ino) \(status.st_mtim.tv_sec).\(status.st_mtim.tv_nsec)"
+        }
+        let fresh = CopyJournal(source: name(source), target: name(target), size: size, stamp: stamp)
+        guard let old = try CopyJournal.load(resume) else {
+            // Whether it can be written is better known now.
+            try DurableFile.write([], to: resume)
+            unlink(resume)
+            return fresh
+        }
+        try old.check(against: fresh, path: resume)
+        return old
+    }
+
+    // MARK: Streams
+
+    /// Copies from standard input or to standard output, in order.
+    private func stream(_ loops: EventLoopGroup) async throws {
+        guard source != target else { throw ChannelError(.system, "One of the ends must be a disk") }
+        let piece = Int(requestSize.value)
+        if source == "-" {
+            guard NBDURI.isURI(target) || target == "null:" else {
+                throw ChannelError(
+                    .system,
+                    "Standard input is copied to an NBD server; for a file a shell's '>' does the same"
+                )
+            }
+            let to = target == "null:" ? End(backEnd: NullDisk(size: .max)) : try await remote(target, loops)
+            let loop = to.loops?.first ?? loops.loops[0]
+            try await loop.run { try await DiskStream(piece: piece).fill(to.backEnd, from: 0) }
+            await to.backEnd.close()
+        } else {
+            let from = try await openSource(loops)
+            let loop = from.loops?.first ?? loops.loops[0]
+            try await loop.run { try await DiskStream(piece: piece).pour(from.backEnd, into: 1) }
+            await from.backEnd.close()
+        }
+    }
+}
+
+/// A line on the terminal that shows how far a copy is.
+final class ProgressMeter: Sendable {
+    private let copy: DiskCopy
+    private let size: UInt64
+    private let task: Task<Void, Never>?
+
+    init(_ copy: DiskCopy, size: UInt64, isOn: Bool) {
+        self.copy = copy
+        self.size = size
+        guard isOn else {
+            task = nil
+            return
+        }
+        let start = ContinuousClock.now
+        task = Task {
+            let isTerminal = isatty(2) == 1
+            while !Task.isCancelled {
+                try? await Task.sleep(for: isTerminal ? .milliseconds(200) : .seconds(2))
+                Self.show(copy, size, start, isTerminal)
+            }
+        }
+    }
+
+    private static func show(_ copy: DiskCopy, _ size: UInt64, _ start: ContinuousClock.Instant, _ isTerminal: Bool) {
+        let done = copy.position
+        let percent = size == 0 ? 100 : Double(done) / Double(size) * 100
+        let seconds = max((ContinuousClock.now - start) / .seconds(1), 0.001)
+        let rate = Double(copy.summary.read) / seconds / Double(1 << 20)
+        let text = "\(Int(percent)) %  \(Int(rate)) MiB/s"
+        let bytes = Array((isTerminal ? "\r\(text)  " : "\(text)\n").utf8)
+        _ = bytes.withUnsafeBytes { write(2, $0.baseAddress, $0.count) }
+    }
+
+    func end() {
+        guard let task else { return }
+        task.cancel()
+        if isatty(2) == 1 { printError("\r100 %            ") }
+    }
+}

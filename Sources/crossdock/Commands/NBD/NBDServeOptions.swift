@@ -1,0 +1,358 @@
+public import ArgumentParser
+import Emulator
+import FoundationEssentials
+import Glibc
+import IO
+public import NBD
+import TLS
+
+/// Whether clients use TLS.
+enum TLSRequirement: String, ExpressibleByArgument, CaseIterable {
+    case required, optional
+
+    var mode: TLSMode { self == .required ? .required : .perExport }
+}
+
+/// Whom a server lets in.
+struct NBDServerSecurity: ParsableArguments {
+    @OptionGroup var credentials: CredentialOptions
+
+    @Option(help: ArgumentHelp("The id of an authz object that each client must pass.", valueName: "id"))
+    var tlsAuthz: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "With --tls-creds: 'required' of every client, or 'optional', where an --export with tls=on is only there within TLS.",
+            valueName: "mode"
+        )
+    )
+    var tls: TLSRequirement = .required
+
+    func validate() throws {
+        if credentials.tlsCreds == nil, tlsAuthz != nil { throw ValidationError("--tls-authz needs --tls-creds.") }
+    }
+
+    /// The credentials; without --tls-creds the server speaks clear text, as qemu-nbd does.
+    func serverCredentials(from store: ObjectStore) throws -> (any TLSCredentials)? {
+        guard credentials.tlsCreds != nil else { return nil }
+        return try credentials.credentials(.server, from: store, user: "the NBD server")
+    }
+}
+
+/// Where a server listens.
+struct NBDListenOptions: ParsableArguments {
+    @Option(name: [.customShort("p"), .long], help: "The TCP port; 0 lets the system choose.")
+    var port: UInt16 = NBDWire.port
+    @Option(
+        name: [.customShort("b"), .long],
+        help: ArgumentHelp(
+            "The address to listen on; every address when it is not given. vsock:CID:PORT works, too.",
+            valueName: "address"
+        )
+    )
+    var bind: String?
+    @Option(
+        name: [.customShort("k"), .long],
+        help: ArgumentHelp("Listen on a Unix socket instead.", valueName: "path")
+    )
+    var socket: String?
+    @Flag(help: "Serve one client on standard input and output.")
+    var stdio = false
+
+    func listen(on loop: EventLoop) async throws -> NetworkListener {
+        try await loop.run { [self] in
+            if let inherited = try NetworkListener.inherited(loop: loop) {
+                guard bind == nil, socket == nil else {
+                    throw ChannelError(
+                        .system,
+                        "This process was given sockets to listen on (LISTEN_FDS); --bind and --socket cannot be used with them"
+                    )
+                }
+                return inherited
+            }
+            return try await NetworkListener.listen(on: [try address()], loop: loop)
+        }
+    }
+
+    private func address() throws -> SocketAddress {
+        if let socket { return .unix(path: DurableFile.resolve(socket, in: currentDirectory)) }
+        guard let bind else { return .inet(host: "", port: port) }
+        if bind.hasPrefix("vsock:") { return try SocketAddress(parsing: bind, defaultPort: port) }
+        return .inet(host: bind, port: port)
+    }
+}
+
+/// What a server serves.
+struct NBDImageOptions: ParsableArguments {
+    enum Cache: String, ExpressibleByArgument, CaseIterable { case none, writeback, writethrough, directsync, unsafe }
+    enum AIO: String, ExpressibleByArgument, CaseIterable { case threads, native, io_uring }
+    enum Discard: String, ExpressibleByArgument, CaseIterable {
+        case ignore, unmap, off, on
+
+        var reaches: Bool { self == .unmap || self == .on }
+    }
+
+    @Option(name: [.customShort("x"), .long], help: "The export's name; empty when it is not given.")
+    var exportName: String?
+    @Option(name: [.customShort("D"), .long], help: "What the export is, for people.")
+    var description: String?
+    @Option(
+        name: .customLong("export"),
+        help: ArgumentHelp(
+            "One of several exports: name=NAME,file=FILE and, when wanted, format=, description=, read-only=on, authz=ID, "
+                + "read-only-authz=ID, tls=on, offset=BYTES, size=BYTES.",
+            valueName: "export"
+        )
+    )
+    var exports: [String] = []
+    @Option(help: ArgumentHelp("Serve a disk in memory that is gone when the server ends.", valueName: "size"))
+    var memory: ByteCount?
+    @Option(name: [.customShort("f"), .long], help: "The image's format: raw, qcow2, vmdk and whatever QEMU knows.")
+    var format: String?
+    @Flag(help: "The image is given as a block node in QEMU's --blockdev syntax.")
+    var imageOpts = false
+    @Flag(name: [.customShort("r"), .long], help: "Refuse writes.")
+    var readOnly = false
+    @Option(name: [.customShort("o"), .long], help: "Where in the image the export begins.")
+    var offset = ByteCount(0)
+    @Flag(name: [.customShort("n"), .long], help: "The same as --cache none.")
+    var nocache = false
+    @Option(help: "How the image is cached: writeback, writethrough, none, directsync or unsafe.")
+    var cache: Cache = .writeback
+    @Option(help: "Taken for the sake of scripts; how the server does its I/O is its own choice.")
+    var aio: AIO = .threads
+    @Option(help: "Whether TRIM and WRITE_ZEROES free space: unmap or ignore.")
+    var discard: Discard = .unmap
+    @Option(help: "What to do with zeroes in writes: off, on or unmap.")
+    var detectZeroes: RawFile.Options.ZeroDetection = .off
+    @Flag(
+        name: [.customShort("A"), .long],
+        help: "Taken for the sake of scripts; the allocation depth is always offered."
+    )
+    var allocationDepth = false
+    @Option(
+        name: [.customShort("B"), .long],
+        help: ArgumentHelp("Offer a persistent dirty bitmap of the image.", valueName: "name")
+    )
+    var bitmap: [String] = []
+
+    /// The exports, and the processes behind some of them.
+    struct Served {
+        var exports: [Export] = []
+        var daemons: [StorageDaemon] = []
+    }
+
+    func open(
+        file: String?,
+        objects: ObjectStore,
+        isExclusive: Bool,
+        loops: EventLoopGroup
+    ) async throws -> Served {
+        var served = Served()
+        var wanted: [ExportOptions] = []
+        if exports.isEmpty {
+            wanted = [ExportOptions(name: exportName ?? "", file: file, format: format, summary: description ?? "")]
+        } else {
+            wanted = try exports.map { try ExportOptions(parsing: $0) }
+        }
+        do {
+            for var one in wanted {
+                guard !served.exports.contains(where: { $0.name == one.name }) else {
+                    throw CredentialError("There are two exports of the name '\(one.name)'")
+                }
+                one.isReadOnly = one.isReadOnly || readOnly
+                if exports.isEmpty { one.offset = offset.value }
+                let backEnd = try await backEnd(one, loops, &served)
+                let export = Export(
+                    name: one.name,
+                    summary: one.summary,
+                    backEnd: backEnd,
+                    requiresTLS: one.requiresTLS,
+                    isHidden: false,
+                    isExclusive: isExclusive,
+                    authorize: try one.authorization(objects)
+                )
+                served.exports.append(export)
+            }
+        } catch {
+            for daemon in served.daemons { await daemon.stop() }
+            throw error
+        }
+        return served
+    }
+
+    private func backEnd(
+        _ one: ExportOptions,
+        _ loops: EventLoopGroup,
+        _ served: inout Served
+    ) async throws -> any BackEnd {
+        if let memory { return try RawFile(memory: memory.value) }
+        guard let file = one.file else { throw CredentialError("The export '\(one.name)' has no file") }
+        let mode = nocache ? .none : cache
+        let format = imageOpts ? nil : try one.format ?? Self.format(of: file)
+        if format == "raw", bitmap.isEmpty {
+            var options = RawFile.Options()
+            options.isReadOnly = one.isReadOnly
+            options.isDirect = mode == .none || mode == .directsync
+            options.writesThrough = mode == .writethrough || mode == .directsync
+            options.ignoresFlush = mode == .unsafe
+            options.ignoresDiscard = !discard.reaches
+            options.zeroDetection = detectZeroes
+            options.offset = one.offset
+            options.length = one.size
+            let raw = try RawFile(path: file, options)
+            if !one.isReadOnly { try raw.lock() }
+            return raw
+        }
+        guard one.offset == 0, one.size == nil else {
+            throw CredentialError("An offset and a size are only for raw images; '\(file)' is \(format ?? "described")")
+        }
+        var image = StorageDaemon.Image(path: file, format: format)
+        image.isDescription = imageOpts
+        image.isReadOnly = one.isReadOnly
+        image.isDirect = mode == .none || mode == .directsync
+        image.ignoresFlush = mode == .unsafe
+        image.discards = discard.reaches
+        image.detectZeroes = detectZeroes.rawValue
+        image.bitmaps = bitmap
+        let daemon = try await StorageDaemon.start(image)
+        served.daemons.append(daemon)
+        let contexts =
+            [MetaContext.allocation, MetaContext.allocationDepth] + bitmap.map { MetaContext.dirtyBitmapPrefix + $0 }
+        return try await RemoteExport.open(
+            .unix(path: daemon.socket),
+            NBDClientOptions(export: StorageDaemon.export, contexts: contexts),
+            connections: loops.loops.count,
+            loops: loops
+        )
+    }
+
+    /// The format of an image whose format nobody said.
+    ///
+    /// The contents alone do not decide: whoever could write to a raw disk could make it look like an image that refers to
+    /// other files of this host.
+    private static func format(of path: String) throws -> String {
+        let magics: [(String, [UInt8])] = [
+            ("qcow2", [0x51, 0x46, 0x49, 0xfb]), ("vmdk", Array("KDMV".utf8)), ("vhdx", Array("vhdxfile".utf8)),
+            ("vpc", Array("conectix".utf8)), ("luks", Array("LUKS".utf8) + [0xba, 0xbe]), ("qed", Array("QED\0".utf8)),
+        ]
+        let fd = Glibc.open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
+        guard fd >= 0 else { throw ChannelError.system("open \(path)", errno) }
+        defer { close(fd) }
+        var head = [UInt8](repeating: 0, count: 8)
+        let count = pread(fd, &head, 8, 0)
+        guard let (format, _) = magics.first(where: { count >= $0.1.count && head.starts(with: $0.1) }) else {
+            return "raw"
+        }
+        if path.hasSuffix(".\(format)") { return format }
+        throw ChannelError(
+            .system,
+            "\(path) begins like a \(format) image, but its name does not say so; choose with --format \(format) or --format raw"
+        )
+    }
+}
+
+extension RawFile.Options.ZeroDetection: ExpressibleByArgument {}
+
+/// One `--export`.
+struct ExportOptions {
+    var name: String
+    var file: String?
+    var format: String?
+    var summary = ""
+    var isReadOnly = false
+    var requiresTLS = false
+    var writers: String?
+    var readers: String?
+    var offset: UInt64 = 0
+    var size: UInt64?
+
+    init(name: String, file: String?, format: String?, summary: String) {
+        self.name = name
+        self.file = file
+        self.format = format
+        self.summary = summary
+    }
+
+    init(parsing text: String) throws {
+        self.init(name: "", file: nil, format: nil, summary: "")
+        var names = Set<String>()
+        for (key, value) in try KeyValue.parse(text, implied: "name") {
+            guard case .text(let value) = value else {
+                throw CredentialError("Parameter '\(key)' of --export is unexpected")
+            }
+            names.insert(key)
+            switch key {
+            case "name": name = value
+            case "file": file = value
+            case "format": format = value
+            case "description": summary = value
+            case "read-only": isReadOnly = try Self.flag(key, value)
+            case "tls": requiresTLS = try Self.flag(key, value)
+            case "authz": writers = value
+            case "read-only-authz": readers = value
+            case "offset": offset = try Self.bytes(key, value)
+            case "size": size = try Self.bytes(key, value)
+            default: throw CredentialError("Parameter '\(key)' of --export is unexpected")
+            }
+        }
+        guard names.isSuperset(of: ["name", "file"]) else { throw CredentialError("An --export needs name= and file=") }
+        guard name.utf8.count <= 4096, summary.utf8.count <= 4096 else {
+            throw CredentialError("The name and the description of an export have at most 4096 bytes")
+        }
+    }
+
+    private static func flag(_ key: String, _ value: String) throws -> Bool {
+        guard ["on", "off"].contains(value) else {
+            throw CredentialError("Parameter '\(key)' of --export expects 'on' or 'off', not '\(value)'")
+        }
+        return value == "on"
+    }
+
+    private static func bytes(_ key: String, _ value: String) throws -> UInt64 {
+        guard let count = ByteCount(argument: value) else {
+            throw CredentialError("Parameter '\(key)' of --export expects a number of bytes, not '\(value)'")
+        }
+        return count.value
+    }
+
+    /// Who may do what with it.
+    func authorization(_ objects: ObjectStore) throws -> @Sendable (TLSPeer?) -> ExportAccess {
+        let (writers, readers, name) = (writers, readers, name)
+        for id in [writers, readers] { if let id { _ = try objects.authorizer(id) } }
+        if writers == nil, readers == nil { return { _ in .readWrite } }
+        return { peer in
+            let refusal = "You may not use the export '\(name)'"
+            guard let peer else { return .denied("\(refusal) without TLS") }
+            func passes(_ id: String?) -> Bool {
+                guard let id else { return false }
+                return (try? AccessControl(objects: objects, authorization: id).check(peer)) != nil
+            }
+            if passes(writers) { return .readWrite }
+            if passes(readers) { return .readOnly }
+            return .denied("\(refusal): \(peer.name) is not among those who may")
+        }
+    }
+}
+
+/// A number of bytes, with a suffix when wanted: 512, 64K, 1.5G.
+struct ByteCount: ExpressibleByArgument {
+    let value: UInt64
+
+    init(_ value: UInt64) { self.value = value }
+
+    init?(argument: String) {
+        let suffixes = ["": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50]
+        let digits = argument.prefix { $0.isNumber || $0 == "." }
+        guard let shift = suffixes[argument.dropFirst(digits.count).lowercased()] else { return nil }
+        if let whole = UInt64(digits) {
+            guard whole <= UInt64.max >> UInt64(shift) else { return nil }
+            value = whole << UInt64(shift)
+        } else {
+            guard let number = Double(digits), number < 1e6 else { return nil }
+            value = UInt64(number * Double(UInt64(1) << UInt64(shift)))
+        }
+    }
+
+    var defaultValueDescription: String { "\(value)" }
+}
