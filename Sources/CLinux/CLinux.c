@@ -9,6 +9,7 @@
 #include <linux/fs.h>
 #include <linux/magic.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +31,7 @@
 #include <sys/vfs.h>
 #include <sys/wait.h>
 #include <termios.h>
+#include <time.h>
 #include <unistd.h>
 
 int xd_epoll_create(void) { return epoll_create1(EPOLL_CLOEXEC); }
@@ -50,19 +52,44 @@ int xd_epoll_remove(int epoll, int fd) {
     return epoll_ctl(epoll, EPOLL_CTL_DEL, fd, &event);
 }
 
-int xd_epoll_wait(int epoll, xd_event *events, int capacity, int timeout_ms) {
-    struct epoll_event raw[64];
-    if (capacity > 64) capacity = 64;
-    int count = epoll_wait(epoll, raw, capacity, timeout_ms);
+static void convert(const struct epoll_event *raw, xd_event *events, int count) {
     for (int i = 0; i < count; i++) {
         uint32_t flags = 0;
         if (raw[i].events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) flags |= XD_READABLE;
         if (raw[i].events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) flags |= XD_WRITABLE;
-        if (raw[i].events & (EPOLLHUP | EPOLLERR)) flags |= XD_HANGUP;
+        if (raw[i].events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) flags |= XD_HANGUP;
         events[i].data = raw[i].data.u64;
         events[i].flags = flags;
     }
+}
+
+int xd_epoll_wait(int epoll, xd_event *events, int capacity, int timeout_ms) {
+    struct epoll_event raw[64];
+    if (capacity > 64) capacity = 64;
+    int count = epoll_wait(epoll, raw, capacity, timeout_ms);
+    convert(raw, events, count);
     return count;
+}
+
+static int64_t monotonic_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+int xd_epoll_spin(int epoll, xd_event *events, int capacity, int64_t nanoseconds) {
+    struct epoll_event raw[64];
+    if (capacity > 64) capacity = 64;
+    int64_t end = monotonic_ns() + nanoseconds;
+    do {
+        int count = epoll_wait(epoll, raw, capacity, 0);
+        if (count != 0) {
+            convert(raw, events, count);
+            return count;
+        }
+        sched_yield();
+    } while (monotonic_ns() < end);
+    return 0;
 }
 
 int xd_eventfd(void) { return eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); }

@@ -22,6 +22,8 @@ int xd_epoll_add(int epoll, int fd, uint64_t data);
 int xd_epoll_add_level(int epoll, int fd, uint64_t data);
 int xd_epoll_remove(int epoll, int fd);
 int xd_epoll_wait(int epoll, xd_event *events, int capacity, int timeout_ms);
+/* Asks again and again, and lets other threads run in between, for at most so long; 0 when nothing happened. */
+int xd_epoll_spin(int epoll, xd_event *events, int capacity, int64_t nanoseconds);
 int xd_eventfd(void);
 int xd_eventfd_signal(int fd);
 int xd_eventfd_drain(int fd);

@@ -265,11 +265,15 @@ public final class SocketChannel: Channel, @unchecked Sendable {
     public func read(into buffers: UnsafeBufferPointer<iovec>) throws -> Int? {
         while true {
             if let failure { throw failure }
-            let count =
-                buffers.count == 1
-                ? Glibc.recv(fd, buffers[0].iov_base, buffers[0].iov_len, 0)
-                : Glibc.readv(fd, buffers.baseAddress, Int32(buffers.count))
-            if count >= 0 { return count }
+            if registration.isDrained { return nil }
+            if buffers.count == 1 {
+                let count = Glibc.recv(fd, buffers[0].iov_base, buffers[0].iov_len, 0)
+                if count > 0, count < buffers[0].iov_len { registration.noteShortRead() }
+                if count >= 0 { return count }
+            } else {
+                let count = Glibc.readv(fd, buffers.baseAddress, Int32(buffers.count))
+                if count >= 0 { return count }
+            }
             let number = errno
             if number == EAGAIN { return nil }
             if number != EINTR { throw ChannelError.system("read from \(peerName)", number) }

@@ -59,6 +59,9 @@ public final class RawFile: BackEnd {
     /// A file system writes to a file one call at a time and lets the others spin; here they sleep, and their cores can
     /// decrypt and encrypt meanwhile.
     private let writeGate = Mutex<Void>(())
+    /// A range of the file that was found to be data and not deallocated since. Asking a file system where the next hole is
+    /// makes it walk over all that is allocated up to there; a client that asks piece by piece would pay that each time.
+    private let knownData = Mutex<Range<UInt64>>(0..<0)
 
     /// Opens a file or a block device.
     ///
@@ -301,7 +304,10 @@ public final class RawFile: BackEnd {
     }
 
     private func zeroNow(at offset: UInt64, count: UInt64, _ zeroOptions: ZeroOptions) throws {
-        defer { options.observer?.didChange(offset, count) }
+        defer {
+            options.observer?.didChange(offset, count)
+            forgetData()
+        }
         if zeroOptions.contains(.mayDeallocate), !options.ignoresDiscard {
             if try punch(xd_punch_hole(fd, position(offset), off_t(count))) { return }
         }
@@ -319,6 +325,10 @@ public final class RawFile: BackEnd {
         }
     }
 
+    /// After a deallocation nothing is known; a search that runs meanwhile may report data where there is a hole, which is
+    /// only less than could be said.
+    private func forgetData() { knownData.withLock { $0 = 0..<0 } }
+
     /// Whether a deallocation was done; false when the file system has no such thing.
     private func punch(_ result: Int32) throws -> Bool {
         if result == 0 { return true }
@@ -333,7 +343,10 @@ public final class RawFile: BackEnd {
         if count == 0 || options.ignoresDiscard { return }
         try await BlockingPool.shared.run {
             do {
-                defer { self.options.observer?.didChange(offset, count) }
+                defer {
+                    self.options.observer?.didChange(offset, count)
+                    self.forgetData()
+                }
                 // A file system without holes ignores the hint.
                 _ = xd_punch_hole(self.fd, self.position(offset), off_t(count))
             }
@@ -388,7 +401,8 @@ public final class RawFile: BackEnd {
         let end = start + offset + count
         var position = start + offset
         while position < end, result.count < limit {
-            let data = xd_seek_data(fd, off_t(position))
+            let isKnown = knownData.withLock { $0.contains(position) }
+            let data = isKnown ? off_t(position) : xd_seek_data(fd, off_t(position))
             let next: UInt64
             let isHole: Bool
             if data < 0 {
@@ -400,8 +414,14 @@ public final class RawFile: BackEnd {
                 next = UInt64(data)
             } else {
                 isHole = false
-                let hole = xd_seek_hole(fd, off_t(position))
-                next = hole <= data ? end : UInt64(hole)
+                let known = knownData.withLock { $0 }
+                if known.contains(position) {
+                    next = known.upperBound
+                } else {
+                    let hole = xd_seek_hole(fd, off_t(position))
+                    next = hole <= data ? end : UInt64(hole)
+                    knownData.withLock { $0 = position..<next }
+                }
             }
             let length = min(next, end) - position
             result.append(Extent(length: length, isHole: isHole, isZero: isHole))

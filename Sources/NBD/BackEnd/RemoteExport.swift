@@ -39,6 +39,8 @@ public final class RemoteExport: BackEnd {
     public let form: HeaderForm
     /// The version and the cipher of TLS; nil in clear text.
     public let tls: (version: String, cipher: String)?
+    /// About how long the network takes to the server and back.
+    public let roundTrip: Duration
     /// How many connections there are.
     public var connectionCount: Int { lanes.count }
     private let lanes: [Lane]
@@ -154,14 +156,15 @@ public final class RemoteExport: BackEnd {
     /// - Parameters:
     ///   - address: the server.
     ///   - options: the export, the credentials and the contexts; `base:allocation` is asked for in any case.
-    ///   - connections: how many connections; one when the server cannot keep several consistent.
+    ///   - connections: how many connections; one when the server cannot keep several consistent. When it is nil, one for each
+    ///     loop, and more when the way is long, where one connection alone could not fill it.
     ///   - loops: where they live.
     ///   - persistence: what to do about lost connections.
     /// - Throws: `ChannelError` or `CredentialError`.
     public static func open(
         _ address: SocketAddress,
         _ options: NBDClientOptions,
-        connections: Int = 1,
+        connections: Int? = 1,
         loops: EventLoopGroup,
         persistence: Persistence = Persistence()
     ) async throws -> RemoteExport {
@@ -185,7 +188,9 @@ public final class RemoteExport: BackEnd {
                     )
                 }
                 lanes.append(lane)
-                if lanes.count == 1, lane.connection.flags.contains(.canMultiConn) { wanted = max(connections, 1) }
+                if lanes.count == 1, lane.connection.flags.contains(.canMultiConn) {
+                    wanted = max(connections ?? Self.connections(lane.connection.roundTrip, loops), 1)
+                }
                 guard lane.connection.info == lanes[0].connection.info else {
                     throw ChannelError(.protocolViolation, "The NBD server at \(address) changed the export meanwhile")
                 }
@@ -197,12 +202,25 @@ public final class RemoteExport: BackEnd {
         return RemoteExport(lanes, durability)
     }
 
+    private static func connections(_ roundTrip: Duration, _ loops: EventLoopGroup) -> Int {
+        roundTrip > .milliseconds(5) ? max(8, loops.loops.count) : max(2, loops.loops.count)
+    }
+
+    /// How many requests of a size keep each connection busy: two on a short way, where more would only push what is about
+    /// to be encrypted out of the caches, and as many as a link of 10 Gbit/s has under way on a long one.
+    public func window(requestSize: Int) -> Int {
+        let underWay = max(roundTrip / .seconds(1), 0) * 1.25e9
+        let each = underWay / Double(requestSize * lanes.count)
+        return min(2 + Int(each.rounded(.up)), max(2, (64 << 20) / (requestSize * lanes.count)))
+    }
+
     private init(_ lanes: [Lane], _ durability: Durability) {
         self.lanes = lanes
         self.durability = durability
         let first = lanes[0].connection
         info = first.info
         form = first.form
+        roundTrip = first.roundTrip
         tls = first.tls.map { ($0.version, $0.cipher) }
         var byLoop: [(loop: EventLoop, lanes: [Lane])] = []
         for lane in lanes {

@@ -44,6 +44,8 @@ public final class NBDConnection: @unchecked Sendable {
     public let tls: TLSSession?
     /// The form of headers that was agreed on.
     public let form: HeaderForm
+    /// About how long the network takes to the server and back.
+    public let roundTrip: Duration
     /// The metadata contexts that the server knows, of those that were asked for.
     public var contexts: [String] { selected.map(\.name) }
     /// Why the connection ended; nil while it works.
@@ -70,6 +72,7 @@ public final class NBDConnection: @unchecked Sendable {
         self.channel = channel.features.contains(.buffersWrites) ? channel : BufferedChannel(over: channel)
         self.info = info
         form = negotiation.form
+        roundTrip = negotiation.roundTrip
         selected = negotiation.contexts
         tls = negotiation.tls
         maximumPayload = UInt64(min(info.effectiveBlockSizes.maximum, UInt32(NBDWire.maximumPayload)))

@@ -25,6 +25,9 @@ public final class NBDNegotiation: @unchecked Sendable {
     /// The selected metadata contexts, by the numbers that the server gave them.
     private(set) var contexts: [SelectedContext] = []
     private(set) var channel: any Channel
+    /// The shortest time between an option and its reply: about the network's round trip.
+    private(set) var roundTrip = Duration.seconds(3600)
+    private var asked = ContinuousClock.now
     private let options: NBDClientOptions
     private var handshakeFlags: HandshakeFlags = []
 
@@ -199,10 +202,12 @@ public final class NBDNegotiation: @unchecked Sendable {
         writer.append(UInt32(payload.count))
         writer.append(payload)
         try await channel.write(writer.bytes)
+        asked = .now
     }
 
     private func receive(_ option: NBDOption) async throws -> (type: UInt32, payload: [UInt8]) {
         var header = MessageReader(try await channel.read(exactly: 20))
+        roundTrip = min(roundTrip, .now - asked)
         guard header.integer(UInt64.self) == NBDWire.optionReplyMagic else { throw violation("sent a malformed reply") }
         guard header.integer(UInt32.self) == option.rawValue, let type = header.integer(UInt32.self),
             let length = header.integer(UInt32.self)

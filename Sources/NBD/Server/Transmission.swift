@@ -31,6 +31,8 @@ final class Transmission: @unchecked Sendable {
     private var slow = 0
     private var slowPayload = 0
     private var hasUnsent = false
+    /// Small requests that were answered since the last wait.
+    private var answeredAtOnce = 0
     /// Used again for each small request, unless the back end has kept it.
     private var scratch = IOBuffer(capacity: 16 << 10)
     private let header = IOBuffer(capacity: 32)
@@ -52,6 +54,12 @@ final class Transmission: @unchecked Sendable {
         )
     }
 
+    /// Whether the client waits for each small reply before it asks again: what counts then is how soon it is read.
+    private var isAlternating: Bool {
+        defer { answeredAtOnce = 0 }
+        return answeredAtOnce == 1 && slow == 0
+    }
+
     func run() async throws {
         try await withThrowingDiscardingTaskGroup { group in
             while try await readHeader() {
@@ -61,7 +69,9 @@ final class Transmission: @unchecked Sendable {
                 }
                 if request.command == NBDCommand.disconnect.rawValue { break }
                 guard let work = try await receive(request) else { continue }
-                if try await !doneAtOnce(work) {
+                if try await doneAtOnce(work) {
+                    answeredAtOnce += request.length <= UInt64(scratch.capacity) ? 1 : 2
+                } else {
                     while slow >= Self.slowRequests || slowPayload > Self.slowBytes {
                         try await flushReplies()
                         await slowDone.wait()
@@ -107,6 +117,7 @@ final class Transmission: @unchecked Sendable {
                 done += count
             } else {
                 if hasUnsent { try await flushReplies() }
+                if isAlternating { channel.loop.expectMore() }
                 do {
                     try await channel.waitReadable()
                 } catch let error as ChannelError where error.code == .truncated && done == 0 {

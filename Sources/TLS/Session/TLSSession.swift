@@ -41,7 +41,7 @@ public final class TLSSession: @unchecked Sendable {
     /// How much plaintext a record carries at most (RFC 8446, section 5.1).
     public static let recordSize = 16384
     /// How much ciphertext is gathered before it is sent: below 256 KiB batching costs more than it saves.
-    static let batchSize = 1 << 20
+    static let batchSize = 512 << 10
     static let inboundSize = 256 << 10
 
     private let handle: gnutls_session_t

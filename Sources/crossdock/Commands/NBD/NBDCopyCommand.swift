@@ -26,13 +26,16 @@ struct NBDCopyCommand: AsyncParsableCommand {
 
     @Option(
         name: [.customShort("C"), .long],
-        help: "Connections to each server; as many as processors, and at least 2, by default."
+        help: "Connections to each server; by default as many as keep the way there busy."
     )
     var connections: Int?
-    @Option(name: [.customShort("R"), .long], help: "Requests under way on each connection.")
-    var requests = 8
+    @Option(
+        name: [.customShort("R"), .long],
+        help: "Requests under way on each connection; by default as many as keep it busy."
+    )
+    var requests: Int?
     @Option(help: "The longest request.")
-    var requestSize = ByteCount(1 << 20)
+    var requestSize = ByteCount(512 << 10)
     @Option(
         name: [.customShort("S"), .long],
         help: "Find zeroes in the data in blocks of this size; 0 for not at all."
@@ -70,7 +73,9 @@ struct NBDCopyCommand: AsyncParsableCommand {
         guard (1...64).contains(connections ?? 1) else {
             throw ValidationError("--connections is a number from 1 to 64.")
         }
-        guard (1...1024).contains(requests) else { throw ValidationError("--requests is a number from 1 to 1024.") }
+        guard (1...1024).contains(requests ?? 1) else {
+            throw ValidationError("--requests is a number from 1 to 1024.")
+        }
         let size = requestSize.value
         guard size & (size &- 1) == 0, (4096...(32 << 20)).contains(size) else {
             throw ValidationError("--request-size is a power of two from 4K to 32M.")
@@ -108,7 +113,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
                 }
             }
             let loopsOfWork = to.loops ?? from.loops ?? loops.loops
-            options.requests = requests * max(to.loops?.count ?? 0, from.loops?.count ?? 0, loops.loops.count)
+            options.requests = window(from, to, loops)
             let copy = try DiskCopy(from: from.backEnd, to: to.backEnd, options)
             let meter = ProgressMeter(copy, size: from.backEnd.size, isOn: progress)
             do {
@@ -124,6 +129,13 @@ struct NBDCopyCommand: AsyncParsableCommand {
             await from.backEnd.close()
             if let resume { unlink(resume) }
         }
+    }
+
+    /// How many requests are under way in all.
+    private func window(_ from: End, _ to: End, _ loops: EventLoopGroup) -> Int {
+        let remotes = [from, to].compactMap { $0.backEnd as? RemoteExport }
+        return remotes.map { (requests ?? $0.window(requestSize: Int(requestSize.value))) * $0.connectionCount }.max()
+            ?? (requests ?? 2) * loops.loops.count
     }
 
     private func copyOptions() -> DiskCopy.Options {
@@ -172,7 +184,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
         let export = try await RemoteExport.open(
             uri.address,
             options,
-            connections: connections ?? max(2, loops.loops.count),
+            connections: connections,
             loops: loops,
             persistence: reconnect > 0 ? .init(reconnect: .seconds(reconnect)) : .init()
         )
