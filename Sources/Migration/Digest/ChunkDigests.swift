@@ -159,4 +159,37 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
         try digests.update(from: path)
         return digests.digest()
     }
+
+    /// The digest of any disk that nobody writes, read in order; what the disk says to be zeroes is not read.
+    public static func digest(of disk: any BackEnd) async throws -> String {
+        let digests = try ChunkDigests(size: disk.size, isBlank: true)
+        let buffer = IOBuffer(capacity: 1 << 20)
+        var position: UInt64 = 0
+        while position < disk.size {
+            for extent in try await disk.extents(at: position, count: disk.size - position, limit: 4096) {
+                // An extent may begin or end within a chunk, which then is read as a whole.
+                let end = position + extent.length
+                if !extent.isZero { digests.didChange(position, extent.length) }
+                position = end
+            }
+        }
+        position = 0
+        while position < disk.size {
+            let count = Int(min(1 << 20, disk.size - position))
+            let first = Int(position / chunkSize)
+            let marks = digests.marks.withLock { $0[first / 64] >> UInt64(first % 64) & 0xffff }
+            if marks != 0 {
+                let data = Payload(buffer, 0..<count)
+                if try !disk.tryRead(into: data.mutable, at: position) { try await disk.read(into: data, at: position) }
+                for start in stride(from: 0, to: count, by: Int(chunkSize)) {
+                    let bytes = data.part(start..<min(start + Int(chunkSize), count)).bytes
+                    if xd_is_zero(bytes.baseAddress, bytes.count) != 0 { continue }
+                    let chunk = first + start / Int(chunkSize)
+                    HashAlgorithm.sha256.hash(bytes, into: digests.digests + chunk * HashAlgorithm.sha256.digestLength)
+                }
+            }
+            position += UInt64(count)
+        }
+        return digests.digest()
+    }
 }

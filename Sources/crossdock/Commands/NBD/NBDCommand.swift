@@ -5,6 +5,6 @@ struct NBDCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "nbd",
         abstract: "Serves, copies, examines and judges NBD exports.",
-        subcommands: [NBDServeCommand.self, NBDCopyCommand.self]
+        subcommands: [NBDServeCommand.self, NBDCopyCommand.self, NBDInfoCommand.self, NBDConformCommand.self]
     )
 }
