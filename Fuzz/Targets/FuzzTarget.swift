@@ -21,6 +21,12 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
     case base64
     /// Records and handshake messages that come to a TLS server.
     case tls
+    /// Everything that a client may say to an NBD server.
+    case nbdServer = "nbd-server"
+    /// Everything that a server may say to an NBD client.
+    case nbdClient = "nbd-client"
+    /// NBD URIs.
+    case nbdURI = "nbd-uri"
 
     /// Runs the decoder on an input.
     public func run(_ input: UnsafeRawBufferPointer) {
@@ -32,6 +38,9 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
         case .credentials: credentials(input)
         case .base64: base64(input)
         case .tls: tls(input)
+        case .nbdServer: NBDFuzz.server(input)
+        case .nbdClient: NBDFuzz.client(input)
+        case .nbdURI: NBDFuzz.uri(input)
         }
     }
 

@@ -48,17 +48,14 @@ public final class RemoteExport: BackEnd {
     private let byLoop: [(loop: EventLoop, lanes: [Lane])]
     private let durability: Durability
 
-    /// How many changes the server has acknowledged, how many of them it has made durable, and whether some may be lost.
+    /// Counts lost connections: each may have taken acknowledged changes with it.
     private final class Durability: Sendable {
-        let completed = Atomic<UInt64>(0)
-        let flushed = Atomic<UInt64>(0)
-        let isInDoubt = Atomic<Bool>(false)
-        let isMended = Atomic<Bool>(false)
+        let losses = Atomic<UInt64>(0)
+        /// The losses that a flush has reported.
+        let reported = Atomic<UInt64>(0)
 
-        func connectionLost() {
-            if completed.load(ordering: .sequentiallyConsistent) != flushed.load(ordering: .sequentiallyConsistent) {
-                isInDoubt.store(true, ordering: .sequentiallyConsistent)
-            }
+        func watch(_ connection: NBDConnection) {
+            connection.onFailure = { [self] _ in losses.wrappingAdd(1, ordering: .sequentiallyConsistent) }
         }
     }
 
@@ -89,12 +86,14 @@ public final class RemoteExport: BackEnd {
             self.persistence = persistence
             self.durability = durability
             identity = connection.tls?.peer
+            durability.watch(connection)
         }
 
         var bytesInFlight: Int { connection.bytesInFlight }
 
-        /// Runs a request, again after a lost connection.
+        /// Runs a request, again after a lost connection, a few times.
         func perform<T>(_ body: (NBDConnection) async throws -> T) async throws -> T {
+            var attempts = 0
             while true {
                 if let failure { throw failure }
                 let current = connection
@@ -102,7 +101,16 @@ public final class RemoteExport: BackEnd {
                     return try await body(current)
                 } catch let error as NBDError {
                     // An error of the server is its answer; one of the connection may be mended.
-                    guard current.failure != nil else { throw error }
+                    guard let reason = current.failure else { throw error }
+                    // A server that breaks the protocol would break it again.
+                    if let reason = reason as? ChannelError, reason.code == .protocolViolation || reason.code == .tls {
+                        throw fail(reason.message)
+                    }
+                    attempts += 1
+                    guard attempts <= 5 else {
+                        throw fail("The NBD connection was lost \(attempts) times over one request: \(reason)")
+                    }
+                    if attempts > 1 { await loop.sleep(for: persistence.pause) }
                     try await reconnect(after: current)
                 }
             }
@@ -113,7 +121,6 @@ public final class RemoteExport: BackEnd {
             defer { reconnecting.release() }
             if connection !== lost { return }
             if let failure { throw failure }
-            durability.connectionLost()
             let reason = lost.failure.map { "\($0)" } ?? "unknown"
             guard let limit = persistence.reconnect else { throw fail("The NBD connection was lost: \(reason)") }
             let end = ContinuousClock.now + limit
@@ -130,6 +137,7 @@ public final class RemoteExport: BackEnd {
                         throw fail("The NBD server at \(address) came back, but its export is not the same as before")
                     }
                     connection = next
+                    durability.watch(next)
                     return
                 } catch let error as ChannelError {
                     last = error.message
@@ -232,7 +240,7 @@ public final class RemoteExport: BackEnd {
         }
         self.byLoop = byLoop
         var traits = BackEndTraits()
-        traits.blockSizes = info.blockSizes ?? BlockSizes()
+        traits.blockSizes = info.effectiveBlockSizes
         traits.isRotational = info.flags.contains(.rotational)
         traits.hasFastZero = info.flags.contains(.sendFastZero)
         traits.hasTrim = info.flags.contains(.sendTrim)
@@ -244,10 +252,6 @@ public final class RemoteExport: BackEnd {
 
     /// The loops that the connections live on, one entry for each connection.
     public var loops: [EventLoop] { lanes.map(\.loop) }
-
-    /// Whether the last `flush` failed only because a connection had been lost and made again in the meantime: writing again what
-    /// was written since the flush before, and flushing again, mends that.
-    public var isMended: Bool { durability.isMended.load(ordering: .sequentiallyConsistent) }
 
     /// Runs a request on a connection of the caller's loop, or on the first one.
     private func perform<T: Sendable>(_ body: @escaping @Sendable (NBDConnection) async throws -> T) async throws -> T {
@@ -262,7 +266,6 @@ public final class RemoteExport: BackEnd {
 
     private func change(fua: Bool, _ body: @escaping @Sendable (NBDConnection) async throws -> Void) async throws {
         try await perform(body)
-        durability.completed.wrappingAdd(1, ordering: .sequentiallyConsistent)
         if fua, !info.flags.contains(.sendFUA) { try await flush() }
     }
 
@@ -345,20 +348,25 @@ public final class RemoteExport: BackEnd {
 
     /// Makes all completed writes durable, on every connection.
     ///
-    /// - Throws: `NBDError`; once also when a connection was lost after writes that were acknowledged and not flushed: they
-    ///   may be gone, and must be written again before the next flush.
+    /// - Throws: `NBDError`; once also after a connection was lost: what was acknowledged and not flushed may be gone, and must be
+    ///   written again before the next flush.
     public func flush() async throws {
-        durability.isMended.store(false, ordering: .sequentiallyConsistent)
-        let before = durability.completed.load(ordering: .sequentiallyConsistent)
-        if info.flags.contains(.sendFlush), !isReadOnly { try await perform { try await $0.flush() } }
-        if durability.isInDoubt.exchange(false, ordering: .sequentiallyConsistent) {
-            durability.isMended.store(true, ordering: .sequentiallyConsistent)
+        guard try await flushUnlessLost() else {
             throw NBDError(
                 .io,
-                "The NBD connection was lost after writes that had not been flushed; the server may have lost them"
+                "The NBD connection was lost and made again; the server may have lost what had not been flushed"
             )
         }
-        durability.flushed.max(before, ordering: .sequentiallyConsistent)
+    }
+
+    /// The same, for who has the data still. At most one call at a time.
+    ///
+    /// - Returns: false when a connection was lost since the last call: what was written since the last call that returned true
+    ///   may be gone, and must be written again.
+    func flushUnlessLost() async throws -> Bool {
+        if info.flags.contains(.sendFlush), !isReadOnly { try await perform { try await $0.flush() } }
+        let losses = durability.losses.load(ordering: .sequentiallyConsistent)
+        return durability.reported.exchange(losses, ordering: .sequentiallyConsistent) == losses
     }
 
     /// See `BackEnd.extents(at:count:limit:)`. A server that cannot tell has data everywhere.

@@ -14,7 +14,8 @@ public final class NBDConnection: @unchecked Sendable {
     /// What a block status found, one call for each context.
     public typealias Findings = (String, [Extent]) -> Void
 
-    private struct Pending {
+    /// A request that waits for its reply. A class, so that a reply in many chunks copies nothing.
+    private final class Pending {
         let command: UInt16
         let offset: UInt64
         let length: UInt64
@@ -23,8 +24,24 @@ public final class NBDConnection: @unchecked Sendable {
         var parts = ReceivedParts()
         var extents: [(context: UInt32, extents: [Extent])] = []
         var error: NBDError?
+        /// How many chunks reported an error; a server may report several, but not without end.
+        var errors = 0
         let completion: Completion
         let onExtents: Findings?
+
+        init(_ request: NBDRequest, data: Payload?, onExtents: Findings?, completion: @escaping Completion) {
+            command = request.command
+            offset = request.offset
+            length = request.length
+            self.data = data
+            self.onExtents = onExtents
+            self.completion = completion
+        }
+
+        /// Whether the server may need long: it writes back what it has, or allocates.
+        var isSlow: Bool {
+            ![NBDCommand.read.rawValue, NBDCommand.write.rawValue, NBDCommand.blockStatus.rawValue].contains(command)
+        }
     }
 
     private struct Outgoing {
@@ -112,14 +129,23 @@ public final class NBDConnection: @unchecked Sendable {
         if let replyTimeout { watch(replyTimeout, since: progress) }
     }
 
-    /// Fails the connection when requests wait and nothing has come for so long.
-    private func watch(_ limit: Duration, since last: UInt64) {
-        watch = loop.schedule(after: limit) { [weak self] in
+    /// Fails the connection when requests wait and nothing has come for so long; ten times as long when one of them may take
+    /// its time.
+    private func watch(_ limit: Duration, since last: UInt64, quarters: Int = 0) {
+        watch = loop.schedule(after: limit / 4) { [weak self] in
             guard let self, failure == nil else { return }
-            if !pending.isEmpty, progress == last {
-                fail(ChannelError(.timedOut, "The NBD server at \(channel.peerName) said nothing for \(limit)"))
+            let isSilent = !pending.isEmpty && progress == last
+            let quarters = isSilent ? quarters + 1 : 0
+            let allowed = quarters >= 4 && pending.values.contains(where: \.isSlow) ? 40 : 4
+            if quarters >= allowed {
+                fail(
+                    ChannelError(
+                        .timedOut,
+                        "The NBD server at \(channel.peerName) said nothing for \(limit * (allowed / 4))"
+                    )
+                )
             } else {
-                watch(limit, since: progress)
+                watch(limit, since: progress, quarters: quarters)
             }
         }
     }
@@ -158,16 +184,16 @@ public final class NBDConnection: @unchecked Sendable {
         }
         let cookie = nextCookie
         nextCookie += 1
+        // The server's silence counts from here, not from its last word.
+        if pending.isEmpty { progress &+= 1 }
+        let request = NBDRequest(command, flags: commandFlags, cookie: cookie, offset: offset, length: length)
         pending[cookie] = Pending(
-            command: command.rawValue,
-            offset: offset,
-            length: length,
+            request,
             data: command == .read ? data : nil,
-            completion: completion,
-            onExtents: onExtents
+            onExtents: onExtents,
+            completion: completion
         )
         if command == .read || command == .write { bytesInFlight += Int(length) }
-        let request = NBDRequest(command, flags: commandFlags, cookie: cookie, offset: offset, length: length)
         queue.append(Outgoing(request: request, payload: command == .write ? data : nil))
         queued.signal()
     }
@@ -367,8 +393,14 @@ public final class NBDConnection: @unchecked Sendable {
     }
 
     private func require(_ buffer: UnsafeMutableRawBufferPointer) async throws {
-        guard try await channel.readFull(into: buffer) || buffer.isEmpty else {
-            throw ChannelError(.truncated, "\(channel.peerName) closed the NBD connection within a reply")
+        var done = 0
+        while done < buffer.count {
+            let count = try await channel.readSome(into: UnsafeMutableRawBufferPointer(rebasing: buffer[done...]))
+            guard count > 0 else {
+                throw ChannelError(.truncated, "\(channel.peerName) closed the NBD connection within a reply")
+            }
+            done += count
+            progress &+= 1
         }
     }
 
@@ -403,7 +435,7 @@ public final class NBDConnection: @unchecked Sendable {
         let size = form.chunkSize - 4
         try await require(header.mutable(0..<size))
         let chunk = ChunkHeader(decodingAfterMagic: header.bytes(0..<size), form: form)
-        guard var request = pending[chunk.cookie] else { throw violation("answered a request that was not made") }
+        guard let request = pending[chunk.cookie] else { throw violation("answered a request that was not made") }
         if form == .extended, chunk.offset != request.offset {
             throw violation("answered a request with another's offset")
         }
@@ -417,24 +449,23 @@ public final class NBDConnection: @unchecked Sendable {
             }
             try await require(header.mutable(0..<8))
             let count = Int(chunk.length - 8)
-            try await require(place(&request, header.bytes(0..<8).bigEndian(0), count))
+            try await require(place(request, header.bytes(0..<8).bigEndian(0), count))
         case NBDChunk.offsetHole:
             guard chunk.length == 12 else { throw violation("sent a malformed chunk") }
             try await require(header.mutable(0..<12))
             let count = Int(header.bytes(0..<12).bigEndian(8, UInt32.self))
-            let range = try place(&request, header.bytes(0..<12).bigEndian(0), count)
+            let range = try place(request, header.bytes(0..<12).bigEndian(0), count)
             memset(range.baseAddress!, 0, count)
         case NBDChunk.blockStatus where form == .structured, NBDChunk.extendedBlockStatus where form == .extended:
-            try await receiveStatus(&request, chunk.length)
+            try await receiveStatus(request, chunk.length)
         case let code where code & (1 << 15) != 0:
             let error = try await receiveError(chunk)
             if request.error == nil { request.error = error }
+            request.errors += 1
+            guard request.errors <= 64 else { throw violation("reports errors without end") }
         default: throw violation("sent a chunk of the unknown type \(chunk.type)")
         }
-        if !chunk.isDone {
-            pending[chunk.cookie] = request
-            return
-        }
+        if !chunk.isDone { return }
         if request.error == nil {
             if isRead, request.parts.count != request.length {
                 throw violation("answered a read with \(request.parts.count) of \(request.length) bytes")
@@ -454,7 +485,7 @@ public final class NBDConnection: @unchecked Sendable {
 
     /// Where a part of a read belongs.
     private func place(
-        _ request: inout Pending,
+        _ request: Pending,
         _ offset: UInt64,
         _ count: Int
     ) throws -> UnsafeMutableRawBufferPointer {
@@ -463,11 +494,13 @@ public final class NBDConnection: @unchecked Sendable {
             UInt64(count) <= request.length - (offset - request.offset)
         else { throw violation("sent data that was not asked for") }
         let start = Int(offset - request.offset)
-        guard request.parts.insert(start..<(start + count)) else { throw violation("sent the same data twice") }
+        guard request.parts.insert(start..<(start + count)) else {
+            throw violation("sent the same data twice, or in too many pieces")
+        }
         return data.part(start..<(start + count)).mutable
     }
 
-    private func receiveStatus(_ request: inout Pending, _ length: UInt64) async throws {
+    private func receiveStatus(_ request: Pending, _ length: UInt64) async throws {
         let isExtended = form == .extended
         let lead = isExtended ? 8 : 4
         let entry = isExtended ? 16 : 8
@@ -546,7 +579,10 @@ struct ReceivedParts {
     /// How many bytes have arrived.
     private(set) var count: UInt64 = 0
 
-    /// Notes a part; false when some of it has arrived before.
+    /// How many parts with gaps between them are kept account of; no server needs so many.
+    private static let limit = 4096
+
+    /// Notes a part; false when some of it has arrived before, or there are too many.
     mutating func insert(_ range: Range<Int>) -> Bool {
         // Most replies come in order, so the last range is where the search begins.
         var index = ranges.count
@@ -563,6 +599,7 @@ struct ReceivedParts {
         } else if joinsRight {
             ranges[index] = range.lowerBound..<ranges[index].upperBound
         } else {
+            if ranges.count >= Self.limit { return false }
             ranges.insert(range, at: index)
         }
         return true

@@ -13,16 +13,19 @@ public struct CopyJournal: Codable, Sendable {
     public var size: UInt64
     /// What a change of the source would change, as far as that can be seen: a file's inode and time of modification.
     public var stamp: String
+    /// The same for the target: a file that was made anew has another inode.
+    public var targetStamp: String
     /// Up to here everything is at the target.
     public var position: UInt64
     private var version = 1
 
     /// Begins a record.
-    public init(source: String, target: String, size: UInt64, stamp: String) {
+    public init(source: String, target: String, size: UInt64, stamp: String, targetStamp: String) {
         self.source = source
         self.target = target
         self.size = size
         self.stamp = stamp
+        self.targetStamp = targetStamp
         position = 0
     }
 
@@ -43,12 +46,20 @@ public struct CopyJournal: Codable, Sendable {
     ///
     /// - Throws: `ChannelError` that says what is different.
     public func check(against other: CopyJournal, path: String) throws {
-        let differs =
-            source != other.source
-            ? "source"
-            : target != other.target
-                ? "target"
-                : size != other.size ? "size of the source" : stamp != other.stamp ? "state of the source" : nil
+        let differs: String? =
+            if source != other.source {
+                "source"
+            } else if target != other.target {
+                "target"
+            } else if size != other.size {
+                "size of the source"
+            } else if stamp != other.stamp {
+                "state of the source"
+            } else if targetStamp != other.targetStamp {
+                "file at the target"
+            } else {
+                nil
+            }
         if let differs {
             throw ChannelError(
                 .system,

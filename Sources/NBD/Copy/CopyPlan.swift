@@ -32,10 +32,20 @@ final class CopyPlan: Sendable {
     private let pieceSize: UInt64
     private let source: any BackEnd
     private let usesExtents: Bool
+    /// Pieces begin and end at multiples of this, but for the end of the disk.
+    private let granule: UInt64
     /// How much of the source is asked about at once.
     private static let span: UInt64 = 1 << 30
 
-    init(source: any BackEnd, size: UInt64, from position: UInt64, pieceSize: UInt64, usesExtents: Bool) {
+    init(
+        source: any BackEnd,
+        size: UInt64,
+        from position: UInt64,
+        pieceSize: UInt64,
+        granule: UInt64,
+        usesExtents: Bool
+    ) {
+        self.granule = granule
         self.source = source
         self.size = size
         self.pieceSize = pieceSize
@@ -102,13 +112,12 @@ final class CopyPlan: Sendable {
             state.pieces.removeAll(keepingCapacity: true)
             state.head = 0
             var offset = position
-            for extent in extents {
-                let end = min(offset + extent.length, size)
+            for (end, isZero) in aligned(extents, from: position) {
                 while offset < end {
                     // Pieces end at multiples of their size, so that requests stay aligned after a short extent.
-                    let limit = extent.isZero ? end : (offset / pieceSize + 1) * pieceSize
+                    let limit = isZero ? end : (offset / pieceSize + 1) * pieceSize
                     let count = min(end, limit) - offset
-                    state.pieces.append(Piece(offset: offset, count: count, isZero: extent.isZero, pass: pass))
+                    state.pieces.append(Piece(offset: offset, count: count, isZero: isZero, pass: pass))
                     offset += count
                 }
             }
@@ -116,6 +125,32 @@ final class CopyPlan: Sendable {
             return state.waiting
         }
         for continuation in waiting { continuation.resume() }
+    }
+
+    /// The ends of the extents, moved to multiples of the granule so that zeroes only shrink.
+    private func aligned(_ extents: [Extent], from position: UInt64) -> [(end: UInt64, isZero: Bool)] {
+        var result: [(end: UInt64, isZero: Bool)] = []
+        var offset = position
+        for (index, extent) in extents.enumerated() {
+            offset = min(offset + extent.length, size)
+            var end = offset
+            if end % granule != 0, end != size {
+                let down = end / granule * granule
+                let up = min(down + granule, size)
+                if index == extents.count - 1 {
+                    // What lies behind is not known yet; it is asked about again, from a boundary on.
+                    end = down > (result.last?.end ?? position) ? down : up
+                } else {
+                    end = extent.isZero ? down : up
+                }
+            }
+            let start = result.last?.end ?? position
+            guard end > start else { continue }
+            // A piece that is zero only in part is data.
+            let isPartly = end - start < granule && end != size
+            result.append((end, extent.isZero && !isPartly))
+        }
+        return result
     }
 
     /// Gives up: no worker gets a piece any more.

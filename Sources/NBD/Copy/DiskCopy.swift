@@ -28,7 +28,8 @@ public final class DiskCopy: Sendable {
         public var bandwidth: UInt64?
         /// Where the copy begins, in bytes.
         public var position: UInt64 = 0
-        /// After about so many bytes the target is made durable, and `onCheckpoint` told; only at the end when it is nil.
+        /// After about so many bytes the target is made durable, and `onCheckpoint` told; only at the end when it is nil. What is
+        /// durable does not have to be copied again when a connection is lost.
         public var checkpoint: UInt64?
 
         /// The defaults.
@@ -45,15 +46,13 @@ public final class DiskCopy: Sendable {
         public var zeroes: UInt64 = 0
     }
 
-    /// Up to where the target is durable, and up to where that was asked for.
-    private final class Checkpoints: Sendable {
-        let durable: Atomic<UInt64>
-        let requested: Atomic<UInt64>
-
-        init(_ position: UInt64) {
-            durable = Atomic(position)
-            requested = Atomic(position)
-        }
+    /// Up to where the target is durable, and who makes it so.
+    private struct Durability {
+        var position: UInt64
+        /// One flush at a time: what one of them finds lost, another must not take for kept.
+        var isFlushing = false
+        /// Losses since the position last moved.
+        var losses = 0
     }
 
     private final class FirstDifference: Sendable {
@@ -63,6 +62,8 @@ public final class DiskCopy: Sendable {
     private let source: any BackEnd
     private let target: any BackEnd
     private let options: Options
+    /// The unit of requests at both ends.
+    private let granule: UInt64
     private let plan: CopyPlan
     private let limit: RateLimit?
     private let size: UInt64
@@ -70,6 +71,7 @@ public final class DiskCopy: Sendable {
     private let written = Atomic<UInt64>(0)
     private let zeroes = Atomic<UInt64>(0)
     private let pool: BufferPool
+    private let durability: Mutex<Durability>
 
     /// Prepares a copy.
     ///
@@ -79,6 +81,14 @@ public final class DiskCopy: Sendable {
             throw ChannelError(
                 .system,
                 "The target has \(target.size) bytes, and the source has \(source.size): it does not fit"
+            )
+        }
+        granule = UInt64(max(source.traits.blockSizes.minimum, target.traits.blockSizes.minimum))
+        guard source.size % UInt64(target.traits.blockSizes.minimum) == 0 || target.size == source.size else {
+            throw ChannelError(
+                .system,
+                "The source has \(source.size) bytes, and the larger target takes only blocks of "
+                    + "\(target.traits.blockSizes.minimum): the end of the source does not fit into them"
             )
         }
         guard !target.isReadOnly else { throw ChannelError(.system, "The target is read-only") }
@@ -92,11 +102,13 @@ public final class DiskCopy: Sendable {
             source: source,
             size: size,
             from: options.position,
-            pieceSize: UInt64(max(piece, 4096)),
+            pieceSize: max(UInt64(piece), 4096, granule),
+            granule: granule,
             usesExtents: options.usesExtents
         )
         limit = options.bandwidth.map { RateLimit(bytesPerSecond: $0) }
         pool = BufferPool(keep: 64 << 20)
+        durability = Mutex(Durability(position: options.position))
     }
 
     /// What was moved so far; from any thread.
@@ -121,62 +133,70 @@ public final class DiskCopy: Sendable {
         on loops: [EventLoop],
         onCheckpoint: @escaping @Sendable (UInt64) throws -> Void = { _ in }
     ) async throws {
-        let checkpoints = Checkpoints(options.position)
-        // A checkpoint may find that what was done is lost, and then there is more to do.
+        // A flush may find that what was done is lost, and then there is more to do.
         while true {
-            try await withThrowingTaskGroup(of: Void.self) { group in
-                for index in 0..<max(options.requests, loops.count) {
-                    group.addTask(executorPreference: loops[index % loops.count]) {
-                        while let piece = try await self.plan.next() {
-                            try await self.copy(piece)
-                            guard let interval = self.options.checkpoint else { continue }
-                            let position = self.plan.lowWater
-                            let last = checkpoints.requested.load(ordering: .relaxed)
-                            guard position >= last + interval,
-                                checkpoints.requested.compareExchange(
-                                    expected: last,
-                                    desired: position,
-                                    ordering: .relaxed
-                                ).exchanged
-                            else { continue }
-                            if try await self.makeDurable(position, checkpoints) { try onCheckpoint(position) }
-                        }
-                    }
-                }
-                do {
-                    try await group.waitForAll()
-                } catch {
-                    self.plan.fail()
-                    throw error
+            try await work(on: loops) {
+                while let piece = try await self.plan.next() {
+                    try await self.copy(piece)
+                    try await self.checkpoint(onCheckpoint)
                 }
             }
-            if !options.flushes { return }
-            let position = plan.lowWater
-            if try await loops[0].run({ try await self.makeDurable(position, checkpoints) }) {
-                if position >= size {
-                    try onCheckpoint(position)
-                    return
-                }
-            }
+            guard options.flushes else { return }
+            if try await loops[0].run({ try await self.makeDurable() }) == size { return }
         }
     }
 
-    /// Flushes; false when a lost connection has put in doubt what was done since the last time, which is then done again.
-    private func makeDurable(
-        _ position: UInt64,
-        _ checkpoints: Checkpoints
-    ) async throws -> Bool {
-        do {
-            try await target.flush()
-            checkpoints.durable.max(position, ordering: .relaxed)
-            return true
-        } catch let error as NBDError {
-            guard let remote = target as? RemoteExport, remote.isMended else { throw error }
-            let back = checkpoints.durable.load(ordering: .relaxed)
-            checkpoints.requested.store(back, ordering: .relaxed)
-            plan.rewind(to: back)
-            return false
+    /// Runs workers on loops; when one of them fails, the others stop at their next piece.
+    private func work(on loops: [EventLoop], _ body: @escaping @Sendable () async throws -> Void) async throws {
+        try await withThrowingTaskGroup(of: Void.self) { group in
+            for index in 0..<max(options.requests, loops.count) {
+                group.addTask(executorPreference: loops[index % loops.count]) {
+                    do { try await body() } catch {
+                        self.plan.fail()
+                        throw error
+                    }
+                }
+            }
+            try await group.waitForAll()
         }
+    }
+
+    /// Makes the target durable when it is time to, unless somebody does that already.
+    private func checkpoint(_ onCheckpoint: @Sendable (UInt64) throws -> Void) async throws {
+        guard let interval = options.checkpoint else { return }
+        let position = plan.lowWater
+        let isMine = durability.withLock { state in
+            guard !state.isFlushing, position >= state.position + interval, position < size else { return false }
+            state.isFlushing = true
+            return true
+        }
+        guard isMine else { return }
+        defer { durability.withLock { $0.isFlushing = false } }
+        if let durable = try await makeDurable() { try onCheckpoint(durable) }
+    }
+
+    /// Flushes. Called by one worker at a time.
+    ///
+    /// - Returns: the position up to which the target is durable; nil when lost connections have put in doubt what was done since
+    ///   the last time, which is then done again.
+    private func makeDurable() async throws -> UInt64? {
+        let position = plan.lowWater
+        guard let remote = target as? RemoteExport else {
+            try await target.flush()
+            durability.withLock { $0.position = position }
+            return position
+        }
+        let isKept = try await remote.flushUnlessLost()
+        let (back, losses) = durability.withLock { state in
+            if isKept { (state.position, state.losses) = (position, 0) } else { state.losses += 1 }
+            return (state.position, state.losses)
+        }
+        if isKept { return position }
+        guard losses <= 8 else {
+            throw NBDError(.io, "The connection to the target is lost again and again before anything is durable there")
+        }
+        plan.rewind(to: back)
+        return nil
     }
 
     private func copy(_ piece: CopyPlan.Piece) async throws {
@@ -204,7 +224,7 @@ public final class DiskCopy: Sendable {
         var start = 0
         var position = 0
         let bytes = data.bytes
-        let step = options.sparse
+        let step = options.sparse == 0 ? 0 : max(options.sparse, Int(granule))
         // Runs of zeroes and of data, in blocks; most data does not begin with zeroes.
         while step > 0, position < data.count {
             let end = min(data.count, position + step)
@@ -243,20 +263,22 @@ public final class DiskCopy: Sendable {
     ///
     /// - Returns: where they differ first; nil when they do not.
     public func verify(on loops: [EventLoop]) async throws -> UInt64? {
-        let plan = CopyPlan(source: source, size: size, from: 0, pieceSize: 1 << 20, usesExtents: options.usesExtents)
+        let plan = CopyPlan(
+            source: source,
+            size: size,
+            from: 0,
+            pieceSize: 1 << 20,
+            granule: granule,
+            usesExtents: options.usesExtents
+        )
         let first = FirstDifference()
-        try await withThrowingTaskGroup(of: Void.self) { group in
-            for index in 0..<max(options.requests, loops.count) {
-                group.addTask(executorPreference: loops[index % loops.count]) {
-                    while let piece = try await plan.next() {
-                        if let difference = try await self.difference(piece) {
-                            first.offset.min(difference, ordering: .relaxed)
-                        }
+        try await work(on: loops) {
+            do {
+                while let piece = try await plan.next() {
+                    if let difference = try await self.difference(piece) {
+                        first.offset.min(difference, ordering: .relaxed)
                     }
                 }
-            }
-            do {
-                try await group.waitForAll()
             } catch {
                 plan.fail()
                 throw error

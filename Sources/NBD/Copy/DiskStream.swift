@@ -25,7 +25,8 @@ public struct DiskStream: Sendable {
                 throw ChannelError(.system, "The input is longer than the target, which has \(target.size) bytes")
             }
             let spare = buffers[1 - turn]
-            async let next = read(fd, spare)
+            // Not a child: when writing fails, nobody waits for input that may never come.
+            let next = Task { try await read(fd, spare) }
             let data = Payload(buffers[turn], 0..<count)
             if xd_is_zero(data.bytes.baseAddress, count) != 0 {
                 try await target.zero(at: position, count: UInt64(count), [.mayDeallocate])
@@ -33,7 +34,7 @@ public struct DiskStream: Sendable {
                 try await target.write(data, at: position, fua: false)
             }
             position += UInt64(count)
-            count = try await next
+            count = try await next.value
             turn = 1 - turn
         }
         try await target.flush()

@@ -102,32 +102,40 @@ struct NBDCopyCommand: AsyncParsableCommand {
                 return
             }
             let from = try await openSource(loops)
+            let size = from.backEnd.size
             var options = copyOptions()
-            let journal = try await journal(from.backEnd.size)
-            let to = try await openTarget(loops, size: from.backEnd.size, isResumed: (journal?.position ?? 0) > 0)
+            let old = try resume.flatMap { try CopyJournal.load($0) }
+            if let old { try old.check(against: try journal(size), path: resume ?? "") }
+            let to = try await openTarget(loops, size: size, isResumed: old != nil)
             if to.isBlank { options.targetIsZero = true }
-            if let journal {
-                options.position = journal.position
-                if journal.position > 0, !json {
-                    printError("crossdock: going on at \(journal.position) of \(from.backEnd.size) bytes")
-                }
+            var record = try resume.map { _ in try journal(size) }
+            if let old {
+                options.position = old.position
+                record?.position = old.position
+                if !json { printError("crossdock: going on at \(old.position) of \(size) bytes") }
+            }
+            if resume != nil {
+                options.checkpoint = max(16 << 20, size / 256)
+            } else if to.loops != nil {
+                options.checkpoint = max(256 << 20, size / 16)
             }
             let loopsOfWork = to.loops ?? from.loops ?? loops.loops
             options.requests = window(from, to, loops)
             let copy = try DiskCopy(from: from.backEnd, to: to.backEnd, options)
-            let meter = ProgressMeter(copy, size: from.backEnd.size, isOn: progress)
+            let meter = ProgressMeter(copy, size: size, isOn: progress)
             do {
                 defer { meter.end() }
-                try await copy.run(on: loopsOfWork) { position in
-                    guard let resume, var journal else { return }
-                    journal.position = position
-                    try journal.save(to: resume)
+                try await copy.run(on: loopsOfWork) { [record, resume] position in
+                    guard let resume, var record else { return }
+                    record.position = position
+                    try record.save(to: resume)
                 }
             }
-            try await report(copy, from.backEnd.size, .now - start, loopsOfWork)
+            // Before the comparison: a copy that turns out to be different is not to be gone on with.
+            if let resume { unlink(resume) }
+            try await report(copy, size, .now - start, loopsOfWork)
             await to.backEnd.close()
             await from.backEnd.close()
-            if let resume { unlink(resume) }
         }
     }
 
@@ -180,7 +188,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
     private func remote(_ text: String, _ loops: EventLoopGroup) async throws -> End {
         let uri = try NBDURI(parsing: text)
         var options = try security.options(uri)
-        options.replyTimeout = reconnect > 0 ? .seconds(60) : nil
+        options.replyTimeout = .seconds(60)
         let export = try await RemoteExport.open(
             uri.address,
             options,
@@ -199,16 +207,14 @@ struct NBDCopyCommand: AsyncParsableCommand {
     private func openTarget(_ loops: EventLoopGroup, size: UInt64, isResumed: Bool) async throws -> End {
         if target == "null:" { return End(backEnd: NullDisk(size: size)) }
         if NBDURI.isURI(target) { return try await remote(target, loops) }
-        if !NBDURI.isURI(source),
-            DurableFile.resolve(source, in: currentDirectory) == DurableFile.resolve(target, in: currentDirectory)
-        {
-            throw ChannelError(.system, "The source and the target are the same file")
-        }
         var isBlank = false
         var status = stat()
         let exists = stat(target, &status) == 0
+        if exists, let mine = Self.identity(target), mine == Self.identity(source), !NBDURI.isURI(source) {
+            throw ChannelError(.system, "The source and the target are the same file")
+        }
         if !exists || status.st_mode & S_IFMT == S_IFREG {
-            let fd = Glibc.open(target, O_RDWR | O_CREAT | O_CLOEXEC, 0o666)
+            let fd = Glibc.open(target, O_RDWR | O_CLOEXEC | (isResumed ? 0 : O_CREAT), 0o666)
             guard fd >= 0 else { throw ChannelError.system("make \(target)", errno) }
             defer { close(fd) }
             // Whoever uses the file must not lose it: the lock comes before the first change.
@@ -219,40 +225,59 @@ struct NBDCopyCommand: AsyncParsableCommand {
                 guard fstat(fd, &status) == 0, status.st_size == off_t(size) else {
                     throw ChannelError(
                         .system,
-                        "\(target) is not what the copy left there; begin anew without --resume's file"
+                        "\(target) is not what the copy left there; remove \(resume ?? "") to begin anew"
                     )
                 }
             } else {
                 guard ftruncate(fd, 0) == 0, ftruncate(fd, off_t(size)) == 0 else {
                     throw ChannelError.system("make \(target) \(size) bytes long", errno)
                 }
+                isBlank = true
             }
-            isBlank = true
         }
         let file = try RawFile(path: target, readOnly: false)
         try file.lock()
         return End(backEnd: file, isBlank: isBlank)
     }
 
-    private func journal(_ size: UInt64) async throws -> CopyJournal? {
-        guard let resume else { return nil }
-        func name(_ text: String) -> String {
-            NBDURI.isURI(text) ? text : DurableFile.resolve(text, in: currentDirectory)
+    /// What a file is, whatever its name; nil when there is none.
+    private static func identity(_ path: String) -> String? {
+        var status = stat()
+        guard stat(path, &status) == 0 else { return nil }
+        return status.st_mode & S_IFMT == S_IFBLK ? "device \(status.st_rdev)" : "\(status.st_dev) \(status.st_ino)"
+    }
+
+    /// The name of a file that may not exist yet, without symbolic links.
+    private static func canonical(_ path: String) -> String {
+        let absolute = path.hasPrefix("/") ? path : "\(currentDirectory)/\(path)"
+        let slash = absolute.lastIndex(of: "/") ?? absolute.startIndex
+        let parent = DurableFile.resolve(slash == absolute.startIndex ? "/" : String(absolute[..<slash]), in: "/")
+        return "\(parent == "/" ? "" : parent)/\(absolute[absolute.index(after: slash)...])"
+    }
+
+    /// The record of this copy, at its beginning.
+    private func journal(_ size: UInt64) throws -> CopyJournal {
+        func name(_ text: String) -> String { NBDURI.isURI(text) || text == "null:" ? text : Self.canonical(text) }
+        if let resume {
+            for end in [source, target] where !NBDURI.isURI(end) {
+                let isSame = Self.identity(end).map { $0 == Self.identity(resume) } ?? false
+                guard !isSame, Self.canonical(end) != Self.canonical(resume) else {
+                    throw ChannelError(.system, "The file for --resume must not be the source or the target")
+                }
+            }
         }
         var stamp = ""
         var status = stat()
         if !NBDURI.isURI(source), stat(source, &status) == 0, status.st_mode & S_IFMT == S_IFREG {
             stamp = "\(status.st_ino) \(status.st_mtim.tv_sec).\(status.st_mtim.tv_nsec)"
         }
-        let fresh = CopyJournal(source: name(source), target: name(target), size: size, stamp: stamp)
-        guard let old = try CopyJournal.load(resume) else {
-            // Whether it can be written is better known now.
-            try DurableFile.write([], to: resume)
-            unlink(resume)
-            return fresh
-        }
-        try old.check(against: fresh, path: resume)
-        return old
+        return CopyJournal(
+            source: name(source),
+            target: name(target),
+            size: size,
+            stamp: stamp,
+            targetStamp: NBDURI.isURI(target) ? "" : Self.identity(target) ?? ""
+        )
     }
 
     // MARK: Streams
