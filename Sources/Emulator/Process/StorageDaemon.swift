@@ -20,6 +20,8 @@ public final class StorageDaemon: Sendable {
         public var isDirect = false
         /// Do nothing for a flush.
         public var ignoresFlush = false
+        /// Make each write durable before its reply.
+        public var writesThrough = false
         /// Whether discards reach the image.
         public var discards = true
         /// QEMU's `detect-zeroes`: off, on or unmap.
@@ -79,7 +81,7 @@ public final class StorageDaemon: Sendable {
         arguments += ["--nbd-server", "addr.type=unix,addr.path=\(escape(socket)),max-connections=0"]
         var offered =
             "type=nbd,id=\(export),node-name=\(export),name=\(export),writable=\(image.isReadOnly ? "off" : "on")"
-        offered += ",allocation-depth=on"
+        offered += ",allocation-depth=on,writethrough=\(image.writesThrough ? "on" : "off")"
         for (index, bitmap) in image.bitmaps.enumerated() { offered += ",bitmaps.\(index)=\(escape(bitmap))" }
         return arguments + ["--export", offered]
     }

@@ -25,6 +25,9 @@ public final class AsyncLock: @unchecked Sendable {
             if head == waiting.count {
                 waiting.removeAll(keepingCapacity: true)
                 head = 0
+            } else if head >= 256, head > waiting.count / 2 {
+                waiting.removeFirst(head)
+                head = 0
             }
             next.resume()
         } else {

@@ -7,7 +7,7 @@ internal import Synchronization
 /// A loop never makes such a call itself, because every connection of the loop would wait with it.
 public final class BlockingPool: Sendable {
     private struct Shared {
-        var work: [@Sendable () -> Void] = []
+        var work: [(@Sendable () -> Void)?] = []
         var head = 0
         var idle = 0
         var threads = 0
@@ -57,9 +57,9 @@ public final class BlockingPool: Sendable {
     private func submit(_ work: @escaping @Sendable () -> Void) {
         pthread_mutex_lock(lock)
         shared.pointee.work.append(work)
-        if shared.pointee.idle > 0 {
-            pthread_cond_signal(condition)
-        } else if shared.pointee.threads < width {
+        if shared.pointee.idle > 0 { pthread_cond_signal(condition) }
+        // An idle thread that was woken a moment ago counts as idle until it runs.
+        if shared.pointee.work.count - shared.pointee.head > shared.pointee.idle, shared.pointee.threads < width {
             shared.pointee.threads += 1
             startThread()
         }
@@ -86,14 +86,20 @@ public final class BlockingPool: Sendable {
         pthread_mutex_lock(lock)
         while true {
             if shared.pointee.head < shared.pointee.work.count {
-                let item = shared.pointee.work[shared.pointee.head]
+                var item = shared.pointee.work[shared.pointee.head]
+                // The queue may never be empty: what was taken from it must not be kept alive by it.
+                shared.pointee.work[shared.pointee.head] = nil
                 shared.pointee.head += 1
                 if shared.pointee.head == shared.pointee.work.count {
                     shared.pointee.work.removeAll(keepingCapacity: true)
                     shared.pointee.head = 0
+                } else if shared.pointee.head >= 256, shared.pointee.head > shared.pointee.work.count / 2 {
+                    shared.pointee.work.removeFirst(shared.pointee.head)
+                    shared.pointee.head = 0
                 }
                 pthread_mutex_unlock(lock)
-                item()
+                item?()
+                item = nil
                 pthread_mutex_lock(lock)
             } else {
                 shared.pointee.idle += 1

@@ -261,6 +261,14 @@ public final class SocketChannel: Channel, @unchecked Sendable {
         setsockopt(fd, Int32(IPPROTO_TCP), 25, &value, socklen_t(MemoryLayout<Int32>.size))
     }
 
+    /// Lets the peer stop reading for as long as it likes. Otherwise data that it does not take for a minute ends the connection,
+    /// also when the peer's system still answers.
+    public func toleratePauses() {
+        var value: Int32 = 0
+        // TCP_USER_TIMEOUT
+        setsockopt(fd, Int32(IPPROTO_TCP), 18, &value, socklen_t(MemoryLayout<Int32>.size))
+    }
+
     /// See `Channel.read(into:)`.
     public func read(into buffers: UnsafeBufferPointer<iovec>) throws -> Int? {
         while true {

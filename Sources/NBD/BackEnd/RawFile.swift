@@ -55,7 +55,12 @@ public final class RawFile: BackEnd {
     private let isMemory: Bool
     /// After one failed fsync nothing is known about earlier writes, so everything later fails as well.
     private let failure = Mutex<NBDError?>(nil)
-    private let unsupportedNoWait = Atomic<Bool>(false)
+    /// File systems differ in what they can do without waiting.
+    private let cannotReadAtOnce = Atomic<Bool>(false)
+    private let cannotWriteAtOnce = Atomic<Bool>(false)
+    private let isDevice: Bool
+    /// The kernel reports a failed write-back once: to the first of several calls, which must tell the others.
+    private let syncGate = Mutex<Void>(())
     /// A file system writes to a file one call at a time and lets the others spin; here they sleep, and their cores can
     /// decrypt and encrypt meanwhile.
     private let writeGate = Mutex<Void>(())
@@ -104,7 +109,7 @@ public final class RawFile: BackEnd {
     /// Makes a disk in memory, sparse, that goes away with its last user.
     ///
     /// - Throws: `ChannelError` when the system refuses the memory.
-    public convenience init(memory size: UInt64) throws {
+    public convenience init(memory size: UInt64, readOnly: Bool = false) throws {
         let fd = xd_memory_file("crossdock")
         guard fd >= 0 else { throw ChannelError.system("make a disk in memory", errno) }
         do {
@@ -114,7 +119,9 @@ public final class RawFile: BackEnd {
                     size > UInt64(Int64.max) ? EFBIG : errno
                 )
             }
-            try self.init(fd: fd, path: "memory", Options())
+            var options = Options()
+            options.isReadOnly = readOnly
+            try self.init(fd: fd, path: "memory", options)
         } catch {
             Glibc.close(fd)
             throw error
@@ -162,6 +169,7 @@ public final class RawFile: BackEnd {
         self.options = options
         self.traits = traits
         self.fd = fd
+        self.isDevice = isDevice
         start = options.offset
         isMemory = xd_is_tmpfs(fd) != 0
     }
@@ -218,11 +226,11 @@ public final class RawFile: BackEnd {
             try readAll(into: buffer, at: offset)
             return true
         }
-        if options.isDirect || unsupportedNoWait.load(ordering: .relaxed) { return false }
+        if options.isDirect || cannotReadAtOnce.load(ordering: .relaxed) { return false }
         var vector = iovec(iov_base: buffer.baseAddress, iov_len: buffer.count)
         let count = xd_preadv_nowait(fd, &vector, 1, position(offset))
         if count == buffer.count { return true }
-        if count < 0, errno == EOPNOTSUPP { unsupportedNoWait.store(true, ordering: .relaxed) }
+        if count < 0, errno == EOPNOTSUPP { cannotReadAtOnce.store(true, ordering: .relaxed) }
         return false
     }
 
@@ -249,12 +257,16 @@ public final class RawFile: BackEnd {
             return true
         }
         if fua || options.writesThrough || options.isDirect || options.zeroDetection != .off { return false }
-        if unsupportedNoWait.load(ordering: .relaxed) { return false }
+        if cannotWriteAtOnce.load(ordering: .relaxed) { return false }
         defer { options.observer?.didChange(offset, UInt64(payload.count)) }
         let bytes = payload.bytes
         var vector = iovec(iov_base: UnsafeMutableRawPointer(mutating: bytes.baseAddress), iov_len: bytes.count)
-        let count = writeGate.withLock { _ in xd_pwritev_nowait(fd, &vector, 1, position(offset)) }
-        if count < 0, errno == EOPNOTSUPP { unsupportedNoWait.store(true, ordering: .relaxed) }
+        // A writer on the pool may hold the gate for as long as a disk takes; the loop does not wait for it.
+        let result = writeGate.withLockIfAvailable { _ in
+            (xd_pwritev_nowait(fd, &vector, 1, position(offset)), errno)
+        }
+        guard let (count, number) = result else { return false }
+        if count < 0, number == EOPNOTSUPP { cannotWriteAtOnce.store(true, ordering: .relaxed) }
         return count == payload.count
     }
 
@@ -284,9 +296,9 @@ public final class RawFile: BackEnd {
         var done = 0
         while done < bytes.count {
             let from = bytes.baseAddress! + done
-            let (count, number) = writeGate.withLock { _ in
-                (pwrite(fd, from, bytes.count - done, position(offset) + off_t(done)), errno)
-            }
+            let write = { (pwrite(self.fd, from, bytes.count - done, self.position(offset) + off_t(done)), errno) }
+            // Direct writes and devices have no such lock.
+            let (count, number) = options.isDirect || isDevice ? write() : writeGate.withLock { _ in write() }
             if count < 0, number == EINTR { continue }
             errno = number
             done += try check(count, "write to")
@@ -310,6 +322,10 @@ public final class RawFile: BackEnd {
         }
         if zeroOptions.contains(.mayDeallocate), !options.ignoresDiscard {
             if try punch(xd_punch_hole(fd, position(offset), off_t(count))) { return }
+        }
+        // Zeroing a device without deallocation falls back to writing, silently.
+        if zeroOptions.contains(.fast), isDevice {
+            throw NBDError(.notSupported, "\(path) cannot be zeroed faster than written")
         }
         if try punch(xd_zero_range(fd, position(offset), off_t(count))) { return }
         if zeroOptions.contains(.fast) {
@@ -370,10 +386,13 @@ public final class RawFile: BackEnd {
     }
 
     private func sync() throws {
-        if fdatasync(fd) != 0 {
-            let error = NBDError(.io, "Cannot flush \(path): \(String(cString: strerror(errno)))")
-            failure.withLock { $0 = error }
-            throw error
+        try syncGate.withLock { _ in
+            try checkFailure()
+            if fdatasync(fd) != 0 {
+                let error = NBDError(.io, "Cannot flush \(path): \(String(cString: strerror(errno)))")
+                failure.withLock { $0 = error }
+                throw error
+            }
         }
     }
 

@@ -13,6 +13,8 @@ final class ConnectionTable: Sendable {
     }
     private struct State {
         var channels: [ObjectIdentifier: any Channel] = [:]
+        /// Those that use an export.
+        var settled: Set<ObjectIdentifier> = []
         /// In the order of their arrival.
         var pending: [Pending] = []
         var waiting: [UnsafeContinuation<Void, Never>] = []
@@ -25,11 +27,14 @@ final class ConnectionTable: Sendable {
     /// How many connections there are.
     var count: Int { state.withLock { $0.channels.count } }
 
+    /// How many of them use an export.
+    var settledCount: Int { state.withLock { $0.settled.count } }
+
     /// Adds a connection that begins to negotiate; false when there are too many that do more than that.
     func add(_ channel: any Channel) -> Bool {
         let source = Self.source(channel)
         let (isAdmitted, victim) = state.withLock { state -> (Bool, (any Channel)?) in
-            if state.channels.count - state.pending.count >= limits.connections { return (false, nil) }
+            if state.settled.count >= limits.connections { return (false, nil) }
             var victim: (any Channel)?
             if state.pending.count >= limits.negotiating {
                 let index = Self.victim(state.pending)
@@ -54,11 +59,14 @@ final class ConnectionTable: Sendable {
         return pending.firstIndex { counts[$0.source] == most } ?? 0
     }
 
-    /// The connection has negotiated; false when it has just given way to another.
+    /// The connection has negotiated; false when it has just given way to another, or there are too many.
     func settle(_ channel: any Channel) -> Bool {
         state.withLock { state in
-            guard let index = state.pending.firstIndex(where: { $0.channel === channel }) else { return false }
+            guard state.settled.count < limits.connections,
+                let index = state.pending.firstIndex(where: { $0.channel === channel })
+            else { return false }
             state.pending.remove(at: index)
+            state.settled.insert(ObjectIdentifier(channel))
             return true
         }
     }
@@ -67,6 +75,7 @@ final class ConnectionTable: Sendable {
         let waiting = state.withLock { state in
             state.channels[ObjectIdentifier(channel)] = nil
             state.pending.removeAll { $0.channel === channel }
+            state.settled.remove(ObjectIdentifier(channel))
             guard state.channels.isEmpty else { return [UnsafeContinuation<Void, Never>]() }
             defer { state.waiting = [] }
             return state.waiting

@@ -75,7 +75,9 @@ public final class NBDServer: Sendable {
             let loop = loops.next()
             Task(executorPreference: loop) {
                 do {
-                    try await self.serve(SocketChannel(adopting: fd, on: loop))
+                    let channel = try SocketChannel(adopting: fd, on: loop)
+                    channel.toleratePauses()
+                    try await self.serve(channel)
                 } catch let error as ChannelError where error.code == .closed {
                     // Whoever closed the export said so already.
                 } catch {
@@ -120,11 +122,10 @@ public final class NBDServer: Sendable {
         }
         guard let (secured, negotiated) = result else { return }
         channel = secured.features.contains(.buffersWrites) ? secured : BufferedChannel(over: secured)
-        guard connections.settle(base), negotiated.export.enter(base) else { return }
         defer {
             negotiated.export.leave(base)
             connections.remove(base)
-            onDisconnect(connections.count)
+            onDisconnect(connections.settledCount)
         }
         try await Transmission(channel: channel, negotiated, draining: { self.draining.load(ordering: .relaxed) }).run()
     }
@@ -135,7 +136,9 @@ public final class NBDServer: Sendable {
 
     private func negotiate(_ base: any Channel) async throws -> (any Channel, NegotiatedExport)? {
         var channel = base
-        var handshake = ServerHandshake(mode: mode, exports: exports)
+        // Who is checked by name has to have one.
+        let needsName = access?.authorization != nil
+        var handshake = ServerHandshake(mode: mode, exports: exports, clearTextMayUse: !needsName)
         try await channel.write(ServerHandshake.greeting)
         var flags: MessageReader
         do {
@@ -186,11 +189,31 @@ public final class NBDServer: Sendable {
                 channel = secure
                 handshake.startedTLS(secure.session.peer, denial: denial(secure.session.peer, channel))
             case .transmit(let bytes, let negotiated):
-                try await channel.write(bytes)
+                if let reason = admit(base, to: negotiated.export) {
+                    guard option == NBDOption.go.rawValue else { throw dropped(channel, reason) }
+                    try await channel.write(OptionReply.error(option: option, type: NBDOptionReply.policy, reason))
+                    continue
+                }
+                do {
+                    try await channel.write(bytes)
+                } catch {
+                    negotiated.export.leave(base)
+                    throw error
+                }
                 return (channel, negotiated)
             }
         }
         throw dropped(channel, "too many options")
+    }
+
+    /// Counts a connection among those that use an export; the reason when there is no place for it.
+    private func admit(_ base: any Channel, to export: Export) -> String? {
+        guard export.enter(base) else { return "The export is in use, and only one connection may use it" }
+        guard connections.settle(base) else {
+            export.leave(base)
+            return "Too many connections are open"
+        }
+        return nil
     }
 
     /// Why a peer may use nothing here; it is told in these words, and the log has them too.

@@ -40,6 +40,7 @@ struct ServerHandshake {
 
     private let mode: TLSMode
     private let exports: ExportTable
+    private let clearTextMayUse: Bool
     private var isSecure = false
     private var peer: TLSPeer?
     private var denial: String?
@@ -52,7 +53,12 @@ struct ServerHandshake {
     /// Whether the server is about to end: every option but ABORT is refused.
     var isDraining = false
 
-    init(mode: TLSMode, exports: ExportTable) {
+    /// - Parameters:
+    ///   - mode: whether there is TLS.
+    ///   - exports: what there is.
+    ///   - clearTextMayUse: whether exports that do not require TLS may be used without it, where the client chooses.
+    init(mode: TLSMode, exports: ExportTable, clearTextMayUse: Bool = true) {
+        self.clearTextMayUse = clearTextMayUse || mode == .none
         self.mode = mode
         self.exports = exports
     }
@@ -88,7 +94,8 @@ struct ServerHandshake {
     }
 
     /// An option that is too long to be read: its payload was dropped.
-    func tooBig(option: UInt32) -> [UInt8] {
+    mutating func tooBig(option: UInt32) -> [UInt8] {
+        if option == NBDOption.setMetaContext.rawValue { (contextExport, contexts) = (nil, []) }
         if mode == .required, !isSecure { return Self.error(option, NBDOptionReply.tlsRequired, Self.tlsFirst) }
         return Self.error(option, NBDOptionReply.tooBig, "The option is too long")
     }
@@ -164,6 +171,7 @@ struct ServerHandshake {
 
     private func list(_ number: UInt32) -> [UInt8] {
         var replies: [UInt8] = []
+        if !isSecure, !clearTextMayUse { return Self.ack(number) }
         for export in exports.list(for: peer, isSecure: isSecure) {
             var entry = MessageWriter()
             entry.append(UInt32(export.name.utf8.count))
@@ -176,7 +184,11 @@ struct ServerHandshake {
 
     /// The export of a name for this peer, or the reply that says why there is none.
     private func find(_ name: String, _ number: UInt32) -> (found: (Export, ExportAccess)?, error: [UInt8]) {
-        switch exports.find(name, for: peer, isSecure: isSecure) {
+        var finding = exports.find(name, for: peer, isSecure: isSecure)
+        if !isSecure, !clearTextMayUse { finding = .needsTLS }
+        // Where there is no TLS at all, nobody is sent away to use it.
+        if case .needsTLS = finding, mode == .none { finding = .nothing }
+        switch finding {
         case .found(let export, let access): return ((export, access), [])
         case .denied(let reason): return (nil, Self.error(number, NBDOptionReply.policy, reason))
         case .needsTLS:

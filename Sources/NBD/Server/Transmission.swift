@@ -17,6 +17,9 @@ final class Transmission: @unchecked Sendable {
     private static let dropped = 64 << 20
     /// Zeroes in a reply to READ are left out in blocks of this size.
     private static let hole = 4096
+    /// How much is done for a connection before others of its loop have a turn.
+    private static let requestsInTurn = 128
+    private static let bytesInTurn = 8 << 20
     /// The most extents in one reply to BLOCK_STATUS.
     private static let extents = 8192
 
@@ -33,6 +36,8 @@ final class Transmission: @unchecked Sendable {
     private var hasUnsent = false
     /// Small requests that were answered since the last wait.
     private var answeredAtOnce = 0
+    private var turn = 0
+    private var turnBytes = 0
     /// Used again for each small request, unless the back end has kept it.
     private var scratch = IOBuffer(capacity: 16 << 10)
     private let header = IOBuffer(capacity: 32)
@@ -68,13 +73,14 @@ final class Transmission: @unchecked Sendable {
                     throw violation("not an NBD request")
                 }
                 if request.command == NBDCommand.disconnect.rawValue { break }
+                try await giveWay(request)
                 guard let work = try await receive(request) else { continue }
                 if try await doneAtOnce(work) {
                     answeredAtOnce += request.length <= UInt64(scratch.capacity) ? 1 : 2
                 } else {
+                    // Nothing may come between the test and the wait, or the last signal is missed.
                     while slow >= Self.slowRequests || slowPayload > Self.slowBytes {
-                        try await flushReplies()
-                        await slowDone.wait()
+                        if hasUnsent { try await flushReplies() } else { await slowDone.wait() }
                     }
                     slow += 1
                     slowPayload += work.cost
@@ -84,6 +90,16 @@ final class Transmission: @unchecked Sendable {
         }
         try await flushReplies()
         try? await channel.withDeadline(.seconds(2), for: "Closing") { try await channel.finishWriting() }
+    }
+
+    /// A client whose requests never run out must not keep the loop from its other work.
+    private func giveWay(_ request: NBDRequest) async throws {
+        turn += 1
+        turnBytes += Int(min(request.length, UInt64(Self.bytesInTurn)))
+        guard turn >= Self.requestsInTurn || turnBytes >= Self.bytesInTurn else { return }
+        (turn, turnBytes) = (0, 0)
+        try await flushReplies()
+        await Task.yield()
     }
 
     private func violation(_ text: String) -> ChannelError {
@@ -117,6 +133,7 @@ final class Transmission: @unchecked Sendable {
                 done += count
             } else {
                 if hasUnsent { try await flushReplies() }
+                (turn, turnBytes) = (0, 0)
                 if isAlternating { channel.loop.expectMore() }
                 do {
                     try await channel.waitReadable()
@@ -129,8 +146,18 @@ final class Transmission: @unchecked Sendable {
     }
 
     private func readPayload(_ bytes: UnsafeMutableRawBufferPointer) async throws {
-        guard try await channel.readFull(into: bytes) || bytes.isEmpty else {
-            throw ChannelError(.truncated, "\(channel.peerName) closed the connection within a request")
+        var done = 0
+        while done < bytes.count {
+            if let count = try channel.readNow(into: UnsafeMutableRawBufferPointer(rebasing: bytes[done...])) {
+                guard count > 0 else {
+                    throw ChannelError(.truncated, "\(channel.peerName) closed the connection within a request")
+                }
+                done += count
+            } else {
+                // A client may wait for earlier replies before it sends the rest.
+                if hasUnsent { try await flushReplies() }
+                try await channel.waitReadable()
+            }
         }
     }
 
@@ -281,7 +308,7 @@ final class Transmission: @unchecked Sendable {
     private func readBuffer(_ request: NBDRequest) -> Payload {
         // The data begins on a page boundary, so that direct I/O could fill it.
         let count = Int(request.length)
-        let lead = count >= 4096 ? 4096 : 64
+        let lead = count >= 4096 || terms.blockSizes.minimum >= 512 ? 4096 : 64
         return Payload(buffer(lead + count), lead..<(lead + count))
     }
 

@@ -58,6 +58,9 @@ struct NBDServeCommand: AsyncParsableCommand {
         guard sources == 1 else {
             throw ValidationError("Give one of these: an image, --memory SIZE, or --export for each of several images.")
         }
+        if security.credentials.tlsCreds == nil, image.exports.contains(where: { $0.contains("tls=on") }) {
+            throw ValidationError("An --export with tls=on needs --tls-creds.")
+        }
         guard image.exports.isEmpty || image.exportName == nil && image.description == nil && image.format == nil else {
             throw ValidationError("With --export the name, description and format belong into it.")
         }
@@ -90,11 +93,22 @@ struct NBDServeCommand: AsyncParsableCommand {
                 log: { [common] in common.log(.warning, $0) },
                 onDisconnect: { if endsWithLast, $0 == 0 { signals.continuation.yield(SIGTERM) } }
             )
-            try await serve(server, loops, signals.stream, objects)
+            let result: Result<Void, any Error>
+            do {
+                result = .success(try await serve(server, loops, signals.stream, objects))
+            } catch {
+                result = .failure(error)
+            }
+            // Somebody who says it twice does not want to wait.
+            let impatient = Task {
+                for await signal in signals.stream where signal != SIGHUP { _exit(1) }
+            }
             await server.drain()
             for export in served.exports { await export.backEnd.close() }
             for daemon in served.daemons { await daemon.stop() }
             if let pidFile { unlink(pidFile) }
+            impatient.cancel()
+            try result.get()
         }
     }
 
@@ -108,7 +122,15 @@ struct NBDServeCommand: AsyncParsableCommand {
         let loop = loops.loops[0]
         if network.stdio {
             try announce(["standard input"])
-            try await loop.run { try await server.serve(DescriptorChannel.standard(on: loop)) }
+            try await withThrowingTaskGroup(of: Void.self) { group in
+                group.addTask { try await loop.run { try await server.serve(DescriptorChannel.standard(on: loop)) } }
+                group.addTask {
+                    for await signal in signals where signal != SIGHUP { break }
+                    await server.drain()
+                }
+                try await group.next()
+                group.cancelAll()
+            }
             return
         }
         let listener = try await network.listen(on: loop)

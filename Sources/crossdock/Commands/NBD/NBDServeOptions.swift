@@ -136,6 +136,16 @@ struct NBDImageOptions: ParsableArguments {
     )
     var bitmap: [String] = []
 
+    func validate() throws {
+        let changesCache = nocache || cache != .writeback || discard != .unmap || detectZeroes != .off
+        if imageOpts, changesCache {
+            throw ValidationError("With --image-opts, the cache and discard options belong into the description.")
+        }
+        if memory != nil, nocache || cache != .writeback || offset.value != 0 {
+            throw ValidationError("--memory takes neither cache options nor an offset.")
+        }
+    }
+
     /// The exports, and the processes behind some of them.
     struct Served {
         var exports: [Export] = []
@@ -186,7 +196,7 @@ struct NBDImageOptions: ParsableArguments {
         _ loops: EventLoopGroup,
         _ served: inout Served
     ) async throws -> any BackEnd {
-        if let memory { return try RawFile(memory: memory.value) }
+        if let memory { return try RawFile(memory: memory.value, readOnly: one.isReadOnly) }
         guard let file = one.file else { throw CredentialError("The export '\(one.name)' has no file") }
         let mode = nocache ? .none : cache
         let format = imageOpts ? nil : try one.format ?? Self.format(of: file)
@@ -212,6 +222,7 @@ struct NBDImageOptions: ParsableArguments {
         image.isReadOnly = one.isReadOnly
         image.isDirect = mode == .none || mode == .directsync
         image.ignoresFlush = mode == .unsafe
+        image.writesThrough = mode == .writethrough || mode == .directsync
         image.discards = discard.reaches
         image.detectZeroes = detectZeroes.rawValue
         image.bitmaps = bitmap
