@@ -107,7 +107,7 @@ public struct NBDURI: Sendable, Equatable, CustomStringConvertible {
             throw fault("tls-type is 'x509' or 'psk', not '\(type)'")
         }
         if type == "anon" { throw fault("connections without any authentication are not made; use x509 or psk") }
-        if type == "psk", certificates != nil || type == "x509", keyFile != nil {
+        if (type == "psk" && certificates != nil) || (type == "x509" && keyFile != nil) {
             throw fault("tls-type says something else than the credentials")
         }
         if !usesTLS, certificates != nil || keyFile != nil || hostname != nil || type != nil {

@@ -29,7 +29,7 @@ extension Conformance {
             try await test.connect { probe in
                 try await probe.enter(.simple)
                 for command: UInt16 in [9, 0x7fff, 0xffff] {
-                    let answer = try await probe.perform(command, length: 512)
+                    let answer = try await probe.perform(command, length: probe.unit)
                     try test.require(
                         answer.error == invalid,
                         "command \(command) was answered with error \(answer.error)"
@@ -46,7 +46,7 @@ extension Conformance {
                     let answer = try await probe.perform(
                         command,
                         flags: CommandFlags(rawValue: 1 << 14),
-                        length: command == read ? 512 : 0
+                        length: command == read ? probe.unit : 0
                     )
                     try test.require(
                         answer.error == invalid,
@@ -84,8 +84,9 @@ extension Conformance {
             try await test.connect { probe in
                 try await probe.enter(.simple)
                 let ranges: [(UInt64, UInt64)] = [
-                    (probe.size, 512), (probe.size &- 512, 1024), (UInt64.max - 511, 512), (UInt64.max &- 1023, 2048),
-                    (1 << 63, 512),
+                    (probe.size, probe.unit), (probe.size &- probe.unit, 2 * probe.unit),
+                    (UInt64.max - (probe.unit - 1), probe.unit), (UInt64.max &- (2 * probe.unit - 1), 4 * probe.unit),
+                    (1 << 63, probe.unit),
                 ]
                 for (offset, length) in ranges {
                     let answer = try await probe.perform(read, offset: offset, length: length)
@@ -115,7 +116,7 @@ extension Conformance {
             try await test.connect { probe in
                 try await probe.enter(.simple)
                 try test.skip(unless: probe.flags.contains(.sendFUA), "the server does not offer FUA")
-                let answer = try await probe.perform(read, flags: .fua, length: 512)
+                let answer = try await probe.perform(read, flags: .fua, length: probe.unit)
                 try test.require(answer.error == 0, "a read with FUA was answered with error \(answer.error)")
                 if probe.flags.contains(.sendFlush) {
                     let answer = try await probe.perform(flush, flags: .fua)
@@ -138,16 +139,19 @@ extension Conformance {
         ) { test in
             try await test.connect { probe in
                 try await probe.enter()
-                let count = Int(min(probe.size, 1 << 20)) & ~511
+                let count = Int(min(probe.size, 1 << 20) & ~(probe.unit - 1))
                 let whole = try await probe.read(at: 0, count)
-                try test.require(try await probe.read(at: 0, 512) == Array(whole[..<512]), "two reads differ")
+                try test.require(
+                    try await probe.read(at: 0, Int(probe.unit)) == Array(whole[..<Int(probe.unit)]),
+                    "two reads differ"
+                )
             }
         },
         ConformanceCase("T-49.df", "NBD_CMD_FLAG_DF", "A read of 64 KiB with DF is one chunk of data.") { test in
             try await test.connect { probe in
                 try await probe.enter()
                 try test.skip(unless: probe.flags.contains(.sendDF), "the server does not offer DF")
-                let count = min(probe.size & ~511, 65536)
+                let count = min(probe.size & ~(probe.unit - 1), 65536)
                 let answer = try await probe.perform(read, flags: .doNotFragment, length: count)
                 let content = answer.chunks.filter { $0.type != NBDChunk.none }
                 try test.require(answer.error == 0 && content.count == 1, "it came in \(content.count) chunks")
@@ -160,7 +164,7 @@ extension Conformance {
         ) { test in
             try await test.connect { probe in
                 try await probe.enter()
-                let answer = try await probe.perform(read, length: 512)
+                let answer = try await probe.perform(read, length: probe.unit)
                 try test.require(!answer.isSimple, "it was")
             }
         },
@@ -171,7 +175,7 @@ extension Conformance {
         ) { test in
             try await test.connect { probe in
                 try await probe.enter(.structured, contexts: ["base:allocation"])
-                let length = min(probe.size, 1 << 30) & ~511
+                let length = min(probe.size, 1 << 30) & ~(probe.unit - 1)
                 let answer = try await probe.perform(status, length: length)
                 try test.require(answer.error == 0, "it was answered with error \(answer.error)")
                 try test.require(answer.chunks.count == 1, "there are \(answer.chunks.count) chunks for one context")
@@ -187,7 +191,7 @@ extension Conformance {
         { test in
             try await test.connect { probe in
                 try await probe.enter(.structured, contexts: ["base:allocation"])
-                let length = min(probe.size, 1 << 20) & ~511
+                let length = min(probe.size, 1 << 20) & ~(probe.unit - 1)
                 let answer = try await probe.perform(status, flags: .requestOne, length: length)
                 try test.require(
                     answer.error == 0 && answer.chunks.count == 1,
@@ -200,7 +204,7 @@ extension Conformance {
         ConformanceCase("T-51.no-context", "NBD_CMD_BLOCK_STATUS", "Without a context it is EINVAL.") { test in
             try await test.connect { probe in
                 try await probe.enter()
-                let answer = try await probe.perform(status, length: 512)
+                let answer = try await probe.perform(status, length: probe.unit)
                 try test.require(answer.error == invalid, "it was answered with error \(answer.error)")
                 try await probe.expectServing()
             }
@@ -217,10 +221,10 @@ extension Conformance {
             test in
             try await test.connect { probe in
                 try await probe.enter(.simple)
-                try await probe.send(read, length: 512)
-                try await probe.send(read, offset: 0, length: 512)
+                try await probe.send(read, length: probe.unit)
+                try await probe.send(read, offset: 0, length: probe.unit)
                 for _ in 0..<2 {
-                    let answer = try await probe.answer(length: 512)
+                    let answer = try await probe.answer(length: Int(probe.unit))
                     try test.require(answer.cookie == ConformanceProbe.cookie && answer.error == 0, "one was lost")
                 }
             }
@@ -232,10 +236,10 @@ extension Conformance {
         ) { test in
             try await test.connect { probe in
                 try await probe.enter(.simple)
-                for _ in 0..<8 { try await probe.send(read, length: 512) }
+                for _ in 0..<8 { try await probe.send(read, length: probe.unit) }
                 try await probe.send(NBDCommand.disconnect.rawValue, flags: [], offset: 7, length: 9)
                 for _ in 0..<8 {
-                    let answer = try await probe.answer(length: 512)
+                    let answer = try await probe.answer(length: Int(probe.unit))
                     try test.require(answer.error == 0, "a read before DISC failed")
                 }
                 try await probe.expectClosed("the client sent DISC")
@@ -248,7 +252,7 @@ extension Conformance {
         ) { test in
             try await test.connect { probe in
                 try await probe.enter(.simple)
-                let length = min(probe.size & ~511, 1 << 20)
+                let length = min(probe.size & ~(probe.unit - 1), 1 << 20)
                 try? await probe.channel.withDeadline(.milliseconds(500), for: "sending") {
                     for _ in 0..<4096 { try await probe.send(read, length: length) }
                 }
@@ -507,9 +511,9 @@ extension Conformance {
         ) { test in
             try await test.connect { probe in
                 try await probe.enter(.extended)
-                let answer = try await probe.perform(read, offset: 512, length: 512)
-                try test.require(answer.chunks.allSatisfy { $0.offset == 512 }, "a chunk has another offset")
-                let error = try await probe.perform(read, offset: probe.size, length: 512)
+                let answer = try await probe.perform(read, offset: probe.unit, length: probe.unit)
+                try test.require(answer.chunks.allSatisfy { $0.offset == probe.unit }, "a chunk has another offset")
+                let error = try await probe.perform(read, offset: probe.size, length: probe.unit)
                 try test.require(
                     error.error == invalid && error.chunks.allSatisfy { $0.offset == probe.size },
                     "an error is wrong"
@@ -555,7 +559,7 @@ extension Conformance {
                 try test.skip(unless: probe.flags.contains(.blockStatusPayload), "the server does not offer it")
                 func list(_ ids: [UInt32]) -> [UInt8] {
                     ConformanceProbe.message {
-                        $0.append(UInt64(512))
+                        $0.append(probe.unit)
                         for id in ids { $0.append(id) }
                     }
                 }

@@ -70,6 +70,8 @@ final class ConformanceProbe {
     private(set) var flags: TransmissionFlags = []
     private(set) var blockSizes: BlockSizes?
     private(set) var contexts: [SelectedContext] = []
+    /// The shortest length and alignment that every server takes.
+    var unit: UInt64 { max(512, UInt64(blockSizes?.minimum ?? 512)) }
 
     private init(_ channel: any Channel, _ target: ConformanceTarget) {
         self.channel = channel
@@ -374,5 +376,5 @@ final class ConformanceProbe {
     }
 
     /// The connection still works.
-    func expectServing() async throws { _ = try await read(at: 0, 512) }
+    func expectServing() async throws { _ = try await read(at: 0, Int(unit)) }
 }

@@ -27,18 +27,48 @@ struct NBDConformCommand: AsyncParsableCommand {
     var only: String?
     @Flag(help: "Print one JSON object for each case.")
     var json = false
+    @Option(
+        help: ArgumentHelp(
+            "Be a server that does one thing wrong, for one client on --socket: a name from --list-cases.",
+            valueName: "name"
+        )
+    )
+    var play: String?
+    @Option(name: [.customShort("k"), .long], help: ArgumentHelp("Where --play listens.", valueName: "path"))
+    var socket: String?
     @Flag(help: "List the cases and their rules.")
     var listCases = false
     @Argument(help: "The NBD URI of an export.")
     var uri: String?
 
     func validate() throws {
+        if let play {
+            guard Misbehaviour(rawValue: play) != nil else {
+                throw ValidationError("There is no '\(play)'; see --list-cases.")
+            }
+            guard socket != nil, uri == nil else { throw ValidationError("--play takes --socket and no URI.") }
+            return
+        }
         guard listCases || uri != nil else { throw ValidationError("Give the NBD URI of an export.") }
     }
 
     func run() async throws {
         if listCases {
             for one in Conformance.cases { output("\(one.name)  \(one.rule)  [\(one.section)]\n") }
+            for one in Misbehaviour.allCases {
+                output("\(one.rawValue)  for clients, which \(Self.words(one.expectation))\n")
+            }
+            return
+        }
+        if let play, let socket, let fault = Misbehaviour(rawValue: play) {
+            try await failing {
+                try await onClientLoop { loop in
+                    let listener = try await Listener.listen(on: .unix(path: socket), loop: loop)
+                    defer { listener.close() }
+                    output("crossdock nbd conform: playing \(play) on \(socket)\n")
+                    try? await MisbehavingServer(fault).serve(try await listener.accept())
+                }
+            }
             return
         }
         let failures = try await failing {
@@ -71,6 +101,14 @@ struct NBDConformCommand: AsyncParsableCommand {
             }
         }
         if failures > 0 { throw ExitCode(1) }
+    }
+
+    private static func words(_ expectation: Misbehaviour.Expectation) -> String {
+        switch expectation {
+        case .fails: "must give the connection up"
+        case .carriesOn: "must carry on"
+        case .requestFails: "must report an error"
+        }
     }
 
     private static func line(_ verdict: ConformanceVerdict) -> String {

@@ -104,6 +104,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
             let from = try await openSource(loops)
             let size = from.backEnd.size
             var options = copyOptions()
+            try checkResume()
             let old = try resume.flatMap { try CopyJournal.load($0) }
             if let old { try old.check(against: try journal(size), path: resume ?? "") }
             let to = try await openTarget(loops, size: size, isResumed: old != nil)
@@ -255,9 +256,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
         return "\(parent == "/" ? "" : parent)/\(absolute[absolute.index(after: slash)...])"
     }
 
-    /// The record of this copy, at its beginning.
-    private func journal(_ size: UInt64) throws -> CopyJournal {
-        func name(_ text: String) -> String { NBDURI.isURI(text) || text == "null:" ? text : Self.canonical(text) }
+    private func checkResume() throws {
         if let resume {
             for end in [source, target] where !NBDURI.isURI(end) {
                 let isSame = Self.identity(end).map { $0 == Self.identity(resume) } ?? false
@@ -266,6 +265,11 @@ struct NBDCopyCommand: AsyncParsableCommand {
                 }
             }
         }
+    }
+
+    /// The record of this copy, at its beginning.
+    private func journal(_ size: UInt64) throws -> CopyJournal {
+        func name(_ text: String) -> String { NBDURI.isURI(text) || text == "null:" ? text : Self.canonical(text) }
         var stamp = ""
         var status = stat()
         if !NBDURI.isURI(source), stat(source, &status) == 0, status.st_mode & S_IFMT == S_IFREG {

@@ -1,0 +1,442 @@
+import Glibc
+import IO
+import NBD
+import TestSupport
+import Testing
+
+/// `crossdock nbd serve` as a process, for peers and for our own tools.
+final class NBDServerProcess: Sendable {
+    let process: ChildProcess
+    let socket: String
+    let directory: TestDirectory
+    let pki: TestPKI?
+    let port: UInt16
+
+    /// Starts a server on a Unix socket, or over TLS on localhost.
+    init(_ arguments: [String], tls: Bool = false, in directory: TestDirectory? = nil) async throws {
+        let directory = try directory ?? TestDirectory()
+        self.directory = directory
+        socket = directory.file("nbd-\(UInt32.random(in: 0...UInt32.max)).sock")
+        var command = [Tool.crossdock, "nbd", "serve"]
+        if tls {
+            let made = try TestPKI()
+            pki = made
+            command += ["-b", "localhost", "-p", "0", "--tls-creds", "t"]
+            command += ["--object", "tls-creds-x509,id=t,endpoint=server,dir=\(made.directory)"]
+        } else {
+            pki = nil
+            command += ["-k", socket]
+        }
+        process = try ChildProcess(command + arguments)
+        try await process.wait(for: "the NBD server") { [process] in process.output.contains("listening on") }
+        let line = process.output.split(separator: "\n").first { $0.contains("listening on") } ?? ""
+        port = line.split(separator: ":").last.flatMap { UInt16($0) } ?? 0
+    }
+
+    func uri(_ export: String = "") -> String {
+        guard let pki else { return "nbd+unix:///\(export)?socket=\(socket)" }
+        return "nbds://localhost:\(port)/\(export)?tls-certificates=\(pki.directory)"
+    }
+
+    func stop() async throws -> ToolResult {
+        process.signal(SIGTERM)
+        return try await process.finish(seconds: 20)
+    }
+}
+
+func nbd(_ arguments: String..., seconds: Int = 60) async throws -> ToolResult {
+    try await Tool.run([Tool.crossdock, "nbd"] + arguments, seconds: seconds)
+}
+
+/// A file of random data with holes.
+func makeImage(_ path: String, mebibytes: Int, random: ClosedRange<Int>? = nil) async throws {
+    let range = random ?? 0...(mebibytes - 1)
+    let made = try await Tool.run([
+        "sh", "-c",
+        "truncate -s \(mebibytes)M \(path) && dd if=/dev/urandom of=\(path) bs=1M count=\(range.count) "
+            + "seek=\(range.lowerBound) conv=notrunc status=none",
+    ])
+    #expect(made.code == 0, "\(made.all)")
+}
+
+@Suite(.timeLimit(.minutes(3)))
+struct NBDServeTests {
+    @Test func theSeedsCommandServesAQcow2ImageAndAGuestsDriveReadsIt() async throws {
+        let directory = try TestDirectory()
+        let image = directory.file("image.qcow2")
+        _ = try await Tool.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "8M"])
+        _ = try await Tool.run(["qemu-io", "-f", "qcow2", "-c", "write -P 0x5a 1M 1M", image])
+        let server = try await NBDServerProcess([image], tls: true, in: directory)
+        let read = try await Tool.run([
+            "qemu-io", "--object", "tls-creds-x509,id=tls0,endpoint=client,dir=\(server.pki!.directory)", "-c",
+            "read -P 0x5a 1M 1M", "-c", "read -P 0 2M 1M", "-c", "write -P 0x11 3M 64k", "-c", "flush", "--image-opts",
+            "driver=nbd,host=localhost,port=\(server.port),tls-creds=tls0",
+        ])
+        #expect(read.code == 0 && !read.all.contains("failed"), "\(read.all)")
+        // Without -t the server ends with its last client.
+        #expect(try await server.process.finish(seconds: 20).code == 0)
+        let check = try await Tool.run(["qemu-io", "-f", "qcow2", "-c", "read -P 0x11 3M 64k", image])
+        #expect(check.code == 0 && !check.all.contains("failed"), "\(check.all)")
+    }
+
+    @Test func anImageThatOnlyLooksLikeAFormatIsNotGuessed() async throws {
+        let directory = try TestDirectory()
+        let image = directory.file("disk.raw")
+        _ = try await Tool.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "8M"])
+        let refused = try await nbd("serve", "-k", directory.file("s"), image)
+        #expect(refused.code != 0 && refused.errors.contains("--format qcow2 or --format raw"), "\(refused.all)")
+        let missing = try await nbd("serve", "-k", directory.file("s"), "-f", "qcow2", directory.file("nothing"))
+        #expect(missing.code != 0 && missing.errors.contains("No such file"), "\(missing.all)")
+    }
+
+    @Test func dirtyBitmapsAndDepthsOfOtherFormatsAreOffered() async throws {
+        let directory = try TestDirectory()
+        let (base, image) = (directory.file("base.qcow2"), directory.file("top.qcow2"))
+        for command in [
+            ["qemu-img", "create", "-q", "-f", "qcow2", base, "4M"],
+            ["qemu-io", "-f", "qcow2", "-c", "write -P 1 0 1M", base],
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", image],
+            ["qemu-img", "bitmap", "--add", image, "b0"],
+            ["qemu-io", "-f", "qcow2", "-c", "write -P 2 2M 1M", image],
+        ] {
+            let result = try await Tool.run(command)
+            #expect(result.code == 0, "\(result.all)")
+        }
+        let server = try await NBDServerProcess(["-t", "-r", "-f", "qcow2", "-B", "b0", image], in: directory)
+        let map = try await nbd("info", "--map", "--context", "qemu:dirty-bitmap:b0", server.uri())
+        #expect(map.output.contains("2097152        1048576  1  dirty"), "\(map.all)")
+        let depth = try await Tool.run(["nbdinfo", "--map=qemu:allocation-depth", server.uri()])
+        #expect(depth.output.contains("backing depth 2") && depth.output.contains("local"), "\(depth.all)")
+        #expect(try await server.stop().code == 0)
+    }
+
+    @Test func severalExportsHaveTheirOwnNamesPartsAndAccess() async throws {
+        let directory = try TestDirectory()
+        try await makeImage(directory.file("a"), mebibytes: 4)
+        try await makeImage(directory.file("b"), mebibytes: 4)
+        let server = try await NBDServerProcess(
+            [
+                "-t", "--object", "authz-simple,id=me,identity=CN=host,,O=Crossdock", "--object",
+                "authz-simple,id=other,identity=CN=other", "--export", "name=mine,file=\(directory.file("a")),authz=me",
+                "--export", "name=part,file=\(directory.file("b")),offset=1M,size=1M,read-only=on,description=a part",
+                "--export", "name=theirs,file=\(directory.file("b")),authz=other,read-only=on",
+            ],
+            tls: true,
+            in: directory
+        )
+        let list = try await nbd("info", "--list", "--json", server.uri())
+        #expect(list.code == 0, "\(list.all)")
+        let dn = try await Tool.run([
+            "openssl", "x509", "-noout", "-subject", "-nameopt", "RFC2253", "-in",
+            "\(server.pki!.directory)/client-cert.pem",
+        ])
+        let part = try await nbd("info", server.uri("part"))
+        #expect(part.output.contains("description: a part") && part.output.contains("size: 1048576"), "\(part.all)")
+        let refused = try await nbd("info", server.uri("theirs"))
+        #expect(refused.code != 0 && refused.errors.contains("You may not use the export 'theirs'"), "\(refused.all)")
+        #expect(!list.output.contains("theirs"), "\(list.output) \(dn.all)")
+        let copied = directory.file("copy")
+        #expect(try await nbd("copy", server.uri("part"), copied).code == 0)
+        let compared = try await Tool.run([
+            "cmp", "--ignore-initial=0:1048576", "--bytes=1048576", copied, directory.file("b"),
+        ])
+        #expect(compared.code == 0, "\(compared.all)")
+        #expect(try await server.stop().code == 0)
+    }
+
+    @Test func itGoesToTheBackgroundAndWritesItsNumber() async throws {
+        let directory = try TestDirectory()
+        try await makeImage(directory.file("a"), mebibytes: 1)
+        let (socket, pidFile) = (directory.file("s"), directory.file("pid"))
+        let started = try await nbd("serve", "--fork", "--pid-file", pidFile, "-t", "-k", socket, directory.file("a"))
+        #expect(started.code == 0 && started.all.isEmpty, "\(started.all)")
+        let pid = Int32(String(decoding: try DurableFile.read(pidFile) ?? [], as: UTF8.self).dropLast()) ?? 0
+        #expect(pid > 0)
+        #expect(try await nbd("info", "--size", "nbd+unix:///?socket=\(socket)").output == "1048576\n")
+        kill(pid, SIGTERM)
+        try await eventually("the server has ended") { !DurableFile.exists(pidFile) && kill(pid, 0) != 0 }
+        let failed = try await nbd("serve", "--fork", "-k", socket, directory.file("nothing"))
+        #expect(failed.code != 0 && failed.errors.contains("No such file"), "\(failed.all)")
+    }
+
+    @Test func socketsThatSystemdOpenedAreUsed() async throws {
+        let directory = try TestDirectory()
+        try await makeImage(directory.file("a"), mebibytes: 1)
+        let socket = directory.file("s")
+        let script = """
+            import os, socket, sys
+            s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen()
+            os.dup2(s.fileno(), 3); os.set_inheritable(3, True)
+            os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))
+            os.execv(sys.argv[2], sys.argv[2:])
+            """
+        let server = try ChildProcess(
+            ["python3", "-c", script, socket, Tool.crossdock, "nbd", "serve", "-t", directory.file("a")]
+        )
+        try await server.wait(for: "the server") { server.output.contains("listening on") }
+        let info = try await Tool.run(["nbdinfo", "--size", "nbd+unix:///?socket=\(socket)"])
+        #expect(info.output == "1048576\n", "\(info.all) \(server.errors)")
+        server.signal(SIGTERM)
+        #expect(try await server.finish().code == 0)
+    }
+
+    @Test func aClientMayStartItOnItsStandardStreams() async throws {
+        let directory = try TestDirectory()
+        try await makeImage(directory.file("a"), mebibytes: 4)
+        let info = try await Tool.run([
+            "nbdkit", "-U", "-", "nbd", "command=\(Tool.crossdock)", "arg=nbd", "arg=serve", "arg=--stdio",
+            "arg=\(directory.file("a"))", "--run", "nbdinfo --size \"$uri\"",
+        ])
+        #expect(info.output == "4194304\n", "\(info.all)")
+        // libnbd starts a command in brackets with a listening socket, as systemd does.
+        let copied = directory.file("b")
+        let copy = try await Tool.run([
+            "nbdcopy", "--", "[", Tool.crossdock, "nbd", "serve", "-r", directory.file("a"), "]", copied,
+        ])
+        #expect(copy.code == 0, "\(copy.all)")
+        #expect(try await Tool.run(["cmp", directory.file("a"), copied]).code == 0)
+    }
+
+    @Test func cacheModesZeroDetectionAndMemoryWork() async throws {
+        let directory = try TestDirectory()
+        let image = directory.file("a")
+        try await makeImage(image, mebibytes: 4)
+        for mode in ["none", "directsync", "writethrough", "unsafe", "writeback"] {
+            let server = try await NBDServerProcess(
+                ["-t", "--cache", mode, "--detect-zeroes", "unmap", image],
+                in: directory
+            )
+            let io = try await Tool.run([
+                "qemu-io", "-f", "raw", "-c", "write -P 0 1M 64k", "-c", "write -P 7 2M 8k", "-c", "flush", "-c",
+                "read -P 7 2M 8k", "-c", "read -P 0 1M 64k", server.uri(),
+            ])
+            #expect(io.code == 0 && !io.all.contains("failed"), "\(mode): \(io.all)")
+            if mode == "none" {
+                let info = try await nbd("info", server.uri())
+                #expect(info.output.contains("block sizes: 4096 minimum"), "\(info.all)")
+                let conform = try await nbd("conform", "--destructive", server.uri())
+                let failed = conform.output.split(separator: "\n").filter { $0.hasPrefix("fail") }
+                #expect(conform.code == 0, "\(failed)")
+            }
+            #expect(try await server.stop().code == 0)
+        }
+        var status = stat()
+        #expect(stat(image, &status) == 0 && status.st_blocks * 512 <= (4 << 20) - (64 << 10))
+        let memory = try await NBDServerProcess(["-t", "--memory", "1T"])
+        #expect(try await nbd("info", "--map", memory.uri()).output.contains("1099511627776  3  hole,zero"))
+        #expect(try await memory.stop().code == 0)
+    }
+
+    @Test func anImageInUseIsRefusedAndStoppingServersLetsItGo() async throws {
+        let directory = try TestDirectory()
+        try await makeImage(directory.file("a"), mebibytes: 1)
+        let server = try await NBDServerProcess(["-t", directory.file("a")], in: directory)
+        let second = try await nbd("serve", "-k", directory.file("s2"), directory.file("a"))
+        #expect(second.code != 0 && second.errors.contains("in use by another process"), "\(second.all)")
+        let write = ["qemu-io", "-f", "raw", "-c", "write 0 512", directory.file("a")]
+        let qemu = try await Tool.run(write)
+        #expect(qemu.code != 0 && qemu.all.contains("lock"), "\(qemu.all)")
+        #expect(try await server.stop().code == 0)
+        #expect(try await Tool.run(write).code == 0)
+    }
+}
+
+@Suite(.timeLimit(.minutes(3)))
+struct NBDCopyTests {
+    @Test func diskToServerToDiskIsTheSameAndSparse() async throws {
+        let directory = try TestDirectory()
+        let (a, b, c) = (directory.file("a"), directory.file("b"), directory.file("c"))
+        try await makeImage(a, mebibytes: 64, random: 3...9)
+        try await makeImage(b, mebibytes: 64)
+        let server = try await NBDServerProcess(["-t", b], tls: true, in: directory)
+        let up = try await nbd("copy", "--verify", "--json", a, server.uri())
+        #expect(up.code == 0 && up.output.contains("\"verified\": true"), "\(up.all)")
+        #expect(try await Tool.run(["cmp", a, b]).code == 0)
+        let down = try await nbd("copy", "--verify", server.uri(), c)
+        #expect(down.code == 0, "\(down.all)")
+        #expect(try await Tool.run(["cmp", a, c]).code == 0)
+        for path in [b, c] {
+            var status = stat()
+            #expect(stat(path, &status) == 0 && Int(status.st_blocks) * 512 <= 8 << 20, "\(path) is not sparse")
+        }
+        let between = try await nbd("copy", a, directory.file("d"))
+        #expect(between.code == 0)
+        #expect(try await Tool.run(["cmp", a, directory.file("d")]).code == 0)
+    }
+
+    @Test func digestsAreThoseThatMigrationsCompare() async throws {
+        let directory = try TestDirectory()
+        let a = directory.file("a")
+        try await makeImage(a, mebibytes: 8, random: 2...4)
+        _ = try await Tool.run(["truncate", "-s", "8389000", a])
+        let server = try await NBDServerProcess(["-t", "-r", a], in: directory)
+        let script = """
+            import hashlib, sys
+            h = hashlib.sha256()
+            with open(sys.argv[1], 'rb') as f:
+                while chunk := f.read(65536): h.update(hashlib.sha256(chunk).digest())
+            print(h.hexdigest())
+            """
+        let expected = try await Tool.run(["python3", "-c", script, a])
+        let digest = try await nbd("info", "--digest", server.uri())
+        #expect(digest.output == expected.output, "\(digest.all)")
+    }
+
+    @Test func pipesWork() async throws {
+        let directory = try TestDirectory()
+        let (a, b) = (directory.file("a"), directory.file("b"))
+        try await makeImage(a, mebibytes: 8, random: 2...4)
+        try await makeImage(b, mebibytes: 8)
+        let server = try await NBDServerProcess(["-t", b], in: directory)
+        let fed = try await Tool.run(["sh", "-c", "\(Tool.crossdock) nbd copy - '\(server.uri())' < \(a)"])
+        #expect(fed.code == 0, "\(fed.all)")
+        #expect(try await Tool.run(["cmp", a, b]).code == 0)
+        let read = try await Tool.run(["sh", "-c", "\(Tool.crossdock) nbd copy '\(server.uri())' - | cmp - \(a)"])
+        #expect(read.code == 0, "\(read.all)")
+    }
+
+    @Test func aSourceIsNeverTakenForTheTargetAndAnImageInUseIsKept() async throws {
+        let directory = try TestDirectory()
+        let (a, b) = (directory.file("a"), directory.file("b"))
+        try await makeImage(a, mebibytes: 2)
+        let before = try DurableFile.read(a)
+        link(a, b)
+        for target in [a, b] {
+            let refused = try await nbd("copy", a, target)
+            #expect(refused.code != 0 && refused.errors.contains("the same file"), "\(refused.all)")
+        }
+        let state = try await nbd("copy", "--resume", a, a, directory.file("c"))
+        #expect(state.code != 0 && state.errors.contains("must not be"), "\(state.all)")
+        #expect(try DurableFile.read(a) == before)
+        try await makeImage(directory.file("used"), mebibytes: 2)
+        let server = try await NBDServerProcess(["-t", directory.file("used")], in: directory)
+        let used = try await nbd("copy", a, directory.file("used"))
+        #expect(used.code != 0 && used.errors.contains("in use"), "\(used.all)")
+        #expect(try await server.stop().code == 0)
+        try await makeImage(directory.file("small"), mebibytes: 1)
+        let small = try await NBDServerProcess(["-t", directory.file("small")], in: directory)
+        let large = try await nbd("copy", a, small.uri())
+        #expect(large.code != 0 && large.errors.contains("does not fit"), "\(large.all)")
+    }
+
+    @Test func anInterruptedCopyGoesOnWhereItsTargetWasDurable() async throws {
+        let directory = try TestDirectory()
+        let (a, b, state) = (directory.file("a"), directory.file("b"), directory.file("state"))
+        try await makeImage(a, mebibytes: 192)
+        try await makeImage(b, mebibytes: 192, random: 0...0)
+        let server = try await NBDServerProcess(["-t", b], in: directory)
+        let arguments = [Tool.crossdock, "nbd", "copy", "--resume", state, "--json", a, server.uri()]
+        let copying = try ChildProcess(arguments + ["--bandwidth", "60M"])
+        try await copying.wait(for: "a checkpoint") { DurableFile.exists(state) }
+        copying.signal(SIGKILL)
+        _ = try await copying.finish()
+        let journal = try #require(try CopyJournal.load(state))
+        #expect(journal.position >= 16 << 20 && journal.position < 192 << 20)
+        let other = try await nbd("copy", "--resume", state, b, server.uri())
+        #expect(other.code != 0 && other.errors.contains("records another copy"), "\(other.all)")
+        let rest = try await Tool.run(arguments + ["--verify"])
+        #expect(rest.code == 0 && rest.output.contains("\"verified\": true"), "\(rest.all)")
+        let read = rest.output.split(separator: "\"read\": ").last.flatMap { UInt64($0.prefix { $0.isNumber }) } ?? 0
+        #expect(read <= (192 << 20) - journal.position, "\(rest.output)")
+        #expect(try await Tool.run(["cmp", a, b]).code == 0)
+        #expect(!DurableFile.exists(state))
+    }
+
+    @Test func aServerThatIsRestartedIsFoundAgainAndNothingIsLost() async throws {
+        let directory = try TestDirectory()
+        let (a, b, socket) = (directory.file("a"), directory.file("b"), directory.file("s"))
+        try await makeImage(a, mebibytes: 128)
+        try await makeImage(b, mebibytes: 128, random: 0...0)
+        func serve() throws -> ChildProcess {
+            try ChildProcess([Tool.crossdock, "nbd", "serve", "-t", "-k", socket, b])
+        }
+        let first = try serve()
+        try await first.wait(for: "the server") { first.output.contains("listening on") }
+        let copying = try ChildProcess([
+            Tool.crossdock, "nbd", "copy", "--verify", "--bandwidth", "80M", a, "nbd+unix:///?socket=\(socket)",
+        ])
+        try await eventually("a part is copied") {
+            var status = stat()
+            return stat(b, &status) == 0 && status.st_blocks * 512 > 24 << 20
+        }
+        first.signal(SIGKILL)
+        _ = try await first.finish()
+        let second = try serve()
+        let result = try await copying.finish(seconds: 60)
+        #expect(result.code == 0, "\(result.all)")
+        #expect(try await Tool.run(["cmp", a, b]).code == 0)
+        second.signal(SIGTERM)
+        _ = try await second.finish()
+    }
+
+    @Test func everyErrorReachesTheExitCode() async throws {
+        let directory = try TestDirectory()
+        let a = directory.file("a")
+        try await makeImage(a, mebibytes: 8)
+        let socket = directory.file("k")
+        let server = try ChildProcess([
+            "nbdkit", "-f", "-U", socket, "--filter=error", "memory", "8M", "error-pwrite-rate=30%",
+        ])
+        try await server.wait(for: "nbdkit") { DurableFile.exists(socket) }
+        let copy = try await nbd("copy", a, "nbd+unix:///?socket=\(socket)")
+        #expect(copy.code == 1 && copy.errors.contains("error"), "\(copy.all)")
+        let nobody = try await nbd("copy", a, "nbd+unix:///?socket=\(directory.file("nobody"))")
+        #expect(nobody.code != 0 && nobody.errors.contains("Cannot connect"), "\(nobody.all)")
+    }
+}
+
+@Suite(.timeLimit(.minutes(3)))
+struct NBDInfoTests {
+    @Test func whatAServerHasIsTold() async throws {
+        let directory = try TestDirectory()
+        let a = directory.file("a")
+        try await makeImage(a, mebibytes: 8, random: 2...4)
+        let server = try await NBDServerProcess(["-t", "-x", "web1", "-D", "a disk", a], tls: true, in: directory)
+        let info = try await nbd("info", server.uri("web1"))
+        for part in ["extended headers", "TLS 1.3", "export \"web1\":", "description: a disk", "can_multi_conn: true"] {
+            #expect(info.output.contains(part), "\(info.all)")
+        }
+        let json = try await nbd("info", "--json", server.uri("web1"))
+        #expect(json.output.contains("\"export-size\" : 8388608"), "\(json.all)")
+        let map = try await nbd("info", "--map", server.uri("web1"))
+        #expect(
+            map.output == """
+                             0        2097152  3  hole,zero
+                       2097152        3145728  0  data
+                       5242880        3145728  3  hole,zero
+
+                """,
+            "\(map.all)"
+        )
+        let totals = try await nbd("info", "--map", "--totals", server.uri("web1"))
+        #expect(totals.output.contains("3145728  37.5 %  0  data"), "\(totals.all)")
+        #expect(try await nbd("info", "--can", "trim", server.uri("web1")).code == 0)
+        #expect(try await nbd("info", "--is", "read-only", server.uri("web1")).code == 2)
+        let unknown = try await nbd("info", server.uri("nothing"))
+        #expect(unknown.code == 1 && unknown.errors.contains("has no export 'nothing'"), "\(unknown.all)")
+        let plain = try await nbd("info", "nbd://localhost:\(server.port)/web1")
+        #expect(plain.code == 1 && plain.errors.contains("requires TLS"), "\(plain.all)")
+        let wrong = try TestPKI()
+        let stranger = try await nbd(
+            "info",
+            "nbds://localhost:\(server.port)/web1?tls-certificates=\(wrong.directory)"
+        )
+        #expect(stranger.code != 0 && stranger.errors.contains("certificate"), "\(stranger.all)")
+        let alias = try await nbd(
+            "info",
+            "--tls-hostname",
+            "elsewhere",
+            server.uri("web1")
+        )
+        #expect(alias.code != 0 && alias.errors.contains("elsewhere"), "\(alias.all)")
+    }
+
+    @Test func otherServersAreUnderstood() async throws {
+        let directory = try TestDirectory()
+        let socket = directory.file("k")
+        let server = try ChildProcess(["nbdkit", "-f", "-U", socket, "memory", "16M"])
+        try await server.wait(for: "nbdkit") { DurableFile.exists(socket) }
+        let info = try await nbd("info", "nbd+unix:///?socket=\(socket)")
+        #expect(info.output.contains("structured replies") && info.output.contains("size: 16777216"), "\(info.all)")
+    }
+}
