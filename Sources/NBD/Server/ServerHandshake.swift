@@ -155,6 +155,7 @@ struct ServerHandshake {
                     Self.error(number, NBDOptionReply.extendedHeadersRequired, "Extended headers are in use already")
                 )
             }
+            guard form != .structured else { return invalid("Structured replies are in use already") }
             form = .structured
             return .reply(Self.ack(number))
         case .extendedHeaders:
@@ -282,7 +283,8 @@ struct ServerHandshake {
     }
 
     private func contextRequest(_ number: UInt32, _ payload: [UInt8]) -> ContextRequest {
-        guard form != .simple else {
+        // To look at what there is needs no form of reply.
+        guard form != .simple || number == NBDOption.listMetaContext.rawValue else {
             return .bad(Self.error(number, NBDOptionReply.invalid, "Metadata contexts need structured replies"))
         }
         let malformed = ContextRequest.bad(
