@@ -35,6 +35,7 @@ demo: release
 
 bench: release
 	python3 Benchmarks/mirror.py .build/release/crossdock
+	python3 Benchmarks/nbd.py .build/release/crossdock --json .build/nbd-bench.json --markdown .build/nbd-bench.md
 	Benchmarks/channels
 
 # What takes too long for every run of the tests: 2^24 records over one session, and the fuzzers.

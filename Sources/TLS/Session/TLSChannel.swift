@@ -72,7 +72,8 @@ public final class TLSChannel: Channel, @unchecked Sendable {
     /// Reads ciphertext. Returns whether anything arrived, the end of the transport included.
     private func fill() throws -> Bool {
         let space = session.inbound.space(64 << 10)
-        guard let count = try base.readNow(into: space) else { return false }
+        let part = UnsafeMutableRawBufferPointer(rebasing: space.prefix(TLSSession.readSize))
+        guard let count = try base.readNow(into: part) else { return false }
         if count == 0 { session.transportEnded = true } else { session.inbound.append(count: count) }
         return true
     }
@@ -120,9 +121,10 @@ public final class TLSChannel: Channel, @unchecked Sendable {
 
     /// See `Channel.write(from:)`.
     public func write(from buffers: UnsafeBufferPointer<iovec>) throws -> Int? {
-        if session.outbound.count >= TLSSession.batchSize, try !flush() { return nil }
+        let limit = TLSSession.batchSize
+        if session.outbound.count >= limit, try !flush() { return nil }
         let count = try session.encrypt(buffers)
-        if session.outbound.count >= TLSSession.batchSize { _ = try flush() }
+        if session.outbound.count >= limit { _ = try flush() }
         return count > 0 ? count : nil
     }
 
