@@ -7,6 +7,8 @@ Each case gets a fresh server, so that one that dies of a case fails that case o
 `<!-- table -->` is replaced.
 """
 import argparse
+import concurrent.futures
+import itertools
 import json
 import os
 import shutil
@@ -29,31 +31,29 @@ class Judge:
         self.pki = os.path.join(directory, "pki")
         for arguments in (["init", directory + "/ca"], ["issue", directory + "/ca", self.pki, "localhost"]):
             subprocess.run([crossdock, "pki", *arguments], check=True, stdout=subprocess.DEVNULL)
-        self.image = os.path.join(directory, "disk.raw")
-        with open(self.image, "wb") as file:
-            file.truncate(8 << 20)
+        self.numbers = itertools.count()
 
-    def command(self, kind, tls, port, path):
+    def command(self, kind, tls, port, path, image):
         if kind == "crossdock":
             where = ["-b", "localhost", "-p", str(port)] if tls else ["-k", path]
             safe = ["--object", f"tls-creds-x509,id=t,endpoint=server,dir={self.pki}", "--tls-creds", "t"] if tls else []
-            return [self.crossdock, "nbd", "serve", "-t", "-f", "raw", "-x", "disk", *where, *safe, self.image]
+            return [self.crossdock, "nbd", "serve", "-t", "-f", "raw", "-x", "disk", *where, *safe, image]
         if kind == "qemu-nbd":
             where = ["-b", "localhost", "-p", str(port)] if tls else ["-k", path]
             safe = ["--object", f"tls-creds-x509,id=t,endpoint=server,dir={self.pki}", "--tls-creds", "t"] if tls else []
-            return ["qemu-nbd", "-t", "-e", "16", "-f", "raw", "-A", "-x", "disk", *where, *safe, self.image]
+            return ["qemu-nbd", "-t", "-e", "16", "-f", "raw", "-A", "-x", "disk", *where, *safe, image]
         if kind == "nbdkit":
             where = ["-p", str(port), "-i", "localhost"] if tls else ["-U", path]
             safe = ["--tls=require", f"--tls-certificates={self.pki}", "--tls-verify-peer"] if tls else []
-            return ["nbdkit", "-f", *where, *safe, "file", self.image]
+            return ["nbdkit", "-f", *where, *safe, "file", image]
         lines = ["[generic]", "allowlist=true", f"port={port}", "listenaddr=127.0.0.1"]
         if tls:
             lines += [f"certfile={self.pki}/server-cert.pem", f"keyfile={self.pki}/server-key.pem",
                       f"cacertfile={self.pki}/ca-cert.pem", "force_tls=true"]
-        lines += ["[disk]", f"exportname={self.image}", "flush=true", "fua=true", "trim=true"]
-        with open(os.path.join(self.directory, "nbd-server.conf"), "w") as file:
+        lines += ["[disk]", f"exportname={image}", "flush=true", "fua=true", "trim=true"]
+        with open(image + ".conf", "w") as file:
             file.write("\n".join(lines) + "\n")
-        return ["nbd-server", "-n", "-C", os.path.join(self.directory, "nbd-server.conf")]
+        return ["nbd-server", "-n", "-C", image + ".conf"]
 
     def uri(self, kind, tls, port, path):
         if tls:
@@ -61,10 +61,11 @@ class Judge:
         return f"nbd://127.0.0.1:{port}/disk" if kind == "nbd-server" else f"nbd+unix:///disk?socket={path}"
 
     def case(self, kind, tls, name):
-        port, path = free_port(), os.path.join(self.directory, "s")
-        if os.path.exists(path):
-            os.unlink(path)
-        server = subprocess.Popen(self.command(kind, tls, port, path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        image = os.path.join(self.directory, f"disk{next(self.numbers)}.raw")
+        with open(image, "wb") as file:
+            file.truncate(8 << 20)
+        port, path = free_port(), image + ".sock"
+        server = subprocess.Popen(self.command(kind, tls, port, path, image), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                   start_new_session=True)
         try:
             end = time.monotonic() + 10
@@ -109,7 +110,9 @@ def main():
     directory = tempfile.mkdtemp(prefix="xd-conform-")
     try:
         judge = Judge(crossdock, directory)
-        results = {(kind, tls, name): judge.case(kind, tls, name) for name, _ in cases for kind, tls in columns}
+        keys = [(kind, tls, name) for name, _ in cases for kind, tls in columns]
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            results = dict(zip(keys, pool.map(lambda key: judge.case(*key), keys)))
     finally:
         shutil.rmtree(directory)
     heads = [f"{kind} {'TLS' if tls else 'plain'}" for kind, tls in columns]

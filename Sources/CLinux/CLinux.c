@@ -537,3 +537,19 @@ int xd_reopen(int fd, int writing) {
 }
 
 int xd_pipe(int ends[2]) { return pipe2(ends, O_CLOEXEC); }
+
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define XD_TSAN 1
+#endif
+#endif
+
+#ifdef XD_TSAN
+void __tsan_acquire(void *lock);
+void __tsan_release(void *lock);
+void xd_tsan_acquire(void *lock) { __tsan_acquire(lock); }
+void xd_tsan_release(void *lock) { __tsan_release(lock); }
+#else
+void xd_tsan_acquire(void *lock) { (void)lock; }
+void xd_tsan_release(void *lock) { (void)lock; }
+#endif

@@ -100,4 +100,8 @@ void xd_wipe(void *bytes, size_t length);
 /* keyctl(2): the payload of a key of the kernel's keyring; returns its length, or -1 with errno. */
 long xd_keyring_read(int32_t serial, void *buffer, size_t capacity);
 
+/* Tells ThreadSanitizer who holds a lock that it cannot see; nothing in other builds. */
+void xd_tsan_acquire(void *lock);
+void xd_tsan_release(void *lock);
+
 #endif

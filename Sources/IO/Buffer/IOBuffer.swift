@@ -1,5 +1,4 @@
 internal import Glibc
-internal import Synchronization
 
 /// A piece of memory with a fixed address, for I/O that spans suspensions.
 ///
@@ -58,7 +57,7 @@ public final class BufferPool: Sendable {
         // Unchecked: the pointers are owned by the list that holds them.
         var free: [[UnsafeMutableRawPointer]] = Array(repeating: [], count: BufferPool.classes.count)
     }
-    private let lists = Mutex(Lists())
+    private let lists = Guarded(Lists())
     private let keep: Int
 
     /// Makes a pool.

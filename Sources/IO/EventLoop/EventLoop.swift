@@ -20,14 +20,14 @@ public final class EventLoop: TaskExecutor {
 
     /// The name of the thread, at most 15 bytes are shown by the system.
     public let name: String
-    private let shared = Mutex(Shared())
+    private let shared = Guarded(Shared())
     private let epoll: Int32
     private let wake: Int32
     /// The state that only the loop's own thread touches.
     private nonisolated(unsafe) var timers = TimerHeap()
     private nonisolated(unsafe) var registrations: [Registration?] = []
     private nonisolated(unsafe) var nextGeneration: UInt32 = 1
-    private nonisolated(unsafe) var thread = pthread_t()
+    private let thread = Atomic<pthread_t>(0)
     private nonisolated(unsafe) var spinner = Spinner()
 
     /// Starts a loop on a thread of its own.
@@ -61,7 +61,7 @@ public final class EventLoop: TaskExecutor {
     }
 
     /// Whether the caller runs on this loop's thread.
-    public var isCurrent: Bool { pthread_equal(thread, pthread_self()) != 0 }
+    public var isCurrent: Bool { thread.load(ordering: .relaxed) == pthread_self() }
 
     /// Queues a task's job; called by the Swift runtime.
     public func enqueue(_ job: consuming ExecutorJob) {
@@ -107,7 +107,7 @@ public final class EventLoop: TaskExecutor {
     }
 
     private func run() {
-        thread = pthread_self()
+        thread.store(pthread_self(), ordering: .relaxed)
         xd_thread_name(String(name.prefix(15)))
         xd_block_sigpipe()
         var jobs: [UnownedJob] = []

@@ -2,7 +2,6 @@ internal import CLinux
 internal import Glibc
 internal import IO
 public import NBD
-internal import Synchronization
 internal import TLS
 
 /// The digests of an image's chunks, kept up to date while the image is written.
@@ -21,7 +20,7 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
     private let chunks: Int
     /// 32 bytes a chunk; a chunk of zeroes has zeroes here, so that the digests of a sparse disk take no memory.
     private let digests: UnsafeMutableRawPointer
-    private let marks: Mutex<[UInt64]>
+    private let marks: Guarded<[UInt64]>
 
     /// Makes digests for an image of which nothing is known.
     ///
@@ -36,7 +35,7 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
             throw ChannelError(.system, "A disk of \(size) bytes is too large")
         }
         digests = memory
-        marks = Mutex([UInt64](repeating: isBlank ? 0 : UInt64.max, count: (chunks + 63) / 64))
+        marks = Guarded([UInt64](repeating: isBlank ? 0 : UInt64.max, count: (chunks + 63) / 64))
     }
 
     deinit { free(digests) }

@@ -54,19 +54,19 @@ public final class RawFile: BackEnd {
     private let start: UInt64
     private let isMemory: Bool
     /// After one failed fsync nothing is known about earlier writes, so everything later fails as well.
-    private let failure = Mutex<NBDError?>(nil)
+    private let failure = Guarded<NBDError?>(nil)
     /// File systems differ in what they can do without waiting.
     private let cannotReadAtOnce = Atomic<Bool>(false)
     private let cannotWriteAtOnce = Atomic<Bool>(false)
     private let isDevice: Bool
     /// The kernel reports a failed write-back once: to the first of several calls, which must tell the others.
-    private let syncGate = Mutex<Void>(())
+    private let syncGate = Guarded<Void>(())
     /// A file system writes to a file one call at a time and lets the others spin; here they sleep, and their cores can
     /// decrypt and encrypt meanwhile.
-    private let writeGate = Mutex<Void>(())
+    private let writeGate = Guarded<Void>(())
     /// A range of the file that was found to be data and not deallocated since. Asking a file system where the next hole is
     /// makes it walk over all that is allocated up to there; a client that asks piece by piece would pay that each time.
-    private let knownData = Mutex<Range<UInt64>>(0..<0)
+    private let knownData = Guarded<Range<UInt64>>(0..<0)
 
     /// Opens a file or a block device.
     ///

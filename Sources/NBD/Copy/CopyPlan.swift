@@ -1,4 +1,4 @@
-internal import Synchronization
+internal import IO
 
 /// What a copy still has to do, in pieces, for any number of workers; and how far it has got without a gap.
 ///
@@ -27,7 +27,7 @@ final class CopyPlan: Sendable {
         var islands: [UInt64: UInt64] = [:]
     }
 
-    private let state: Mutex<State>
+    private let state: Guarded<State>
     private let size: UInt64
     private let pieceSize: UInt64
     private let source: any BackEnd
@@ -50,7 +50,7 @@ final class CopyPlan: Sendable {
         self.size = size
         self.pieceSize = pieceSize
         self.usesExtents = usesExtents
-        state = Mutex(State(position: position, lowWater: position))
+        state = Guarded(State(position: position, lowWater: position))
     }
 
     private enum Step {

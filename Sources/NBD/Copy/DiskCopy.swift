@@ -71,7 +71,7 @@ public final class DiskCopy: Sendable {
     private let written = Atomic<UInt64>(0)
     private let zeroes = Atomic<UInt64>(0)
     private let pool: BufferPool
-    private let durability: Mutex<Durability>
+    private let durability: Guarded<Durability>
 
     /// Prepares a copy.
     ///
@@ -108,7 +108,7 @@ public final class DiskCopy: Sendable {
         )
         limit = options.bandwidth.map { RateLimit(bytesPerSecond: $0) }
         pool = BufferPool(keep: 64 << 20)
-        durability = Mutex(Durability(position: options.position))
+        durability = Guarded(Durability(position: options.position))
     }
 
     /// What was moved so far; from any thread.

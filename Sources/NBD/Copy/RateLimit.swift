@@ -1,10 +1,10 @@
-internal import Synchronization
+internal import IO
 
 /// Bounds a rate: says how long to wait before so many bytes may be moved.
 final class RateLimit: Sendable {
     private let rate: Double
     /// When all that was granted so far is paid for.
-    private let paid = Mutex(ContinuousClock.now)
+    private let paid = Guarded(ContinuousClock.now)
 
     init(bytesPerSecond: UInt64) { rate = Double(max(bytesPerSecond, 1)) }
 

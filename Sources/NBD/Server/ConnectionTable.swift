@@ -1,5 +1,4 @@
 internal import IO
-internal import Synchronization
 
 /// The connections of a server, and which of them have not negotiated yet.
 ///
@@ -19,7 +18,7 @@ final class ConnectionTable: Sendable {
         var pending: [Pending] = []
         var waiting: [UnsafeContinuation<Void, Never>] = []
     }
-    private let state = Mutex(State())
+    private let state = Guarded(State())
     private let limits: NBDServer.Limits
 
     init(limits: NBDServer.Limits) { self.limits = limits }

@@ -1,5 +1,4 @@
 internal import IO
-internal import Synchronization
 public import TLS
 
 /// What a peer may do with an export.
@@ -27,7 +26,7 @@ public final class Export: Sendable {
     /// Whether only one connection uses it at a time.
     public let isExclusive: Bool
     private let authorize: @Sendable (TLSPeer?) -> ExportAccess
-    private let users = Mutex(Users())
+    private let users = Guarded(Users())
 
     private struct Users {
         var channels: [ObjectIdentifier: any Channel] = [:]
@@ -130,7 +129,7 @@ public final class Export: Sendable {
 
 /// The exports of a server by name.
 public final class ExportTable: Sendable {
-    private let exports = Mutex<[String: Export]>([:])
+    private let exports = Guarded<[String: Export]>([:])
 
     /// Makes an empty table.
     public init() {}

@@ -1,6 +1,6 @@
 internal import FoundationEssentials
 internal import Glibc
-internal import Synchronization
+internal import IO
 
 /// Decides whether a peer that proved its identity may pass.
 public protocol Authorizer: SecurityObject {
@@ -74,7 +74,7 @@ public final class ListFileAuthorizer: Authorizer {
         /// Whether the contents were read, but not understood.
         var isBad = false
     }
-    private let state: Mutex<State>
+    private let state: Guarded<State>
 
     /// Reads the file.
     ///
@@ -91,7 +91,7 @@ public final class ListFileAuthorizer: Authorizer {
         self.path = path
         self.refresh = refresh
         let contents = try CredentialFile.contents(path)
-        state = Mutex(State(contents: contents, list: try Self.parse(contents, id: id, path: path)))
+        state = Guarded(State(contents: contents, list: try Self.parse(contents, id: id, path: path)))
     }
 
     /// Why everybody is denied at present; nil when the file is good.

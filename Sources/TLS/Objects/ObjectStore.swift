@@ -1,4 +1,4 @@
-internal import Synchronization
+internal import IO
 
 /// The objects of a process by id: made from `--object` or over the control socket, used by `--tls-creds` and `--tls-authz`.
 public final class ObjectStore: Sendable {
@@ -33,7 +33,7 @@ public final class ObjectStore: Sendable {
         "tls-creds-x509",
     ]
 
-    private let entries = Mutex<[String: Entry]>([:])
+    private let entries = Guarded<[String: Entry]>([:])
 
     /// Makes an empty store.
     public init() {}

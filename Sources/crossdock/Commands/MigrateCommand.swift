@@ -76,7 +76,7 @@ struct MigrateCommand: AsyncParsableCommand {
     }
 
     func run() async throws {
-        let agent = Mutex<EmulatorProcess?>(nil)
+        let agent = Guarded<EmulatorProcess?>(nil)
         let interrupts = Atomic<Int>(0)
         SignalWatcher.start([SIGINT, SIGTERM]) { number in
             if interrupts.wrappingAdd(1, ordering: .relaxed).oldValue > 0 { Glibc.exit(128 + number) }
@@ -219,7 +219,7 @@ struct SourceAgentCommand: AsyncParsableCommand {
     @Option var events: Int32 = -1
 
     func run() async throws {
-        let migration = Mutex<OutgoingMigration?>(nil)
+        let migration = Guarded<OutgoingMigration?>(nil)
         let wasCancelled = Atomic<Bool>(false)
         SignalWatcher.start([SIGINT, SIGTERM, SIGHUP]) { number in
             if number == SIGHUP { return }
