@@ -42,6 +42,13 @@ struct ChannelKind: Sendable, CustomTestStringConvertible {
         }
     }
 
+    static func buffered(over base: ChannelKind) -> ChannelKind {
+        ChannelKind(testDescription: "buffered over \(base.testDescription)") { loop in
+            let (a, b) = try await base.pair(loop)
+            return (BufferedChannel(over: a), BufferedChannel(over: b))
+        }
+    }
+
     static let pipes = ChannelKind(testDescription: "pipes") { try DescriptorChannel.pair(on: $0) }
 
     /// Whether the kernel can connect a machine to itself over vsock, which takes its vsock_loopback module.
@@ -120,7 +127,7 @@ struct ChannelKind: Sendable, CustomTestStringConvertible {
             memory, unix, unixPath, tcp, pipes, command, ssh, tls(over: memory), tls(over: unix), tls(over: tcp),
             tls(over: pipes), tls(over: tls(over: memory)), websocket(over: memory), websocket(over: tcp),
             websocket(over: tls(over: tcp)), tls(over: websocket(over: tls(over: unix))), tls(over: ssh),
-            websocket(over: websocket(over: memory)),
+            websocket(over: websocket(over: memory)), buffered(over: memory), buffered(over: unix), buffered(over: tcp),
         ] + (hasVsock ? [vsock] : [])
 }
 

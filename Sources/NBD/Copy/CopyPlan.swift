@@ -4,7 +4,7 @@ internal import IO
 ///
 /// Extents are asked for as the pieces run out, by the worker that finds none; the others wait meanwhile.
 final class CopyPlan: Sendable {
-    struct Piece: Sendable {
+    struct Piece: Sendable, Equatable {
         let offset: UInt64
         let count: UInt64
         /// Whether the source has nothing but zeroes there.

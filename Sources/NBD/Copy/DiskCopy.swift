@@ -56,7 +56,10 @@ public final class DiskCopy: Sendable {
     }
 
     private final class FirstDifference: Sendable {
-        let offset = Atomic<UInt64>(UInt64.max)
+        // Not an atomic minimum: in Swift 6.3 that of an unsigned integer compares as if it were signed.
+        let offset = Guarded<UInt64?>(nil)
+
+        func note(_ found: UInt64) { offset.withLock { $0 = min($0 ?? found, found) } }
     }
 
     private let source: any BackEnd
@@ -276,7 +279,7 @@ public final class DiskCopy: Sendable {
             do {
                 while let piece = try await plan.next() {
                     if let difference = try await self.difference(piece) {
-                        first.offset.min(difference, ordering: .relaxed)
+                        first.note(difference)
                     }
                 }
             } catch {
@@ -284,8 +287,7 @@ public final class DiskCopy: Sendable {
                 throw error
             }
         }
-        let found = first.offset.load(ordering: .relaxed)
-        return found == .max ? nil : found
+        return first.offset.withLock { $0 }
     }
 
     private func difference(_ piece: CopyPlan.Piece) async throws -> UInt64? {
