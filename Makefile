@@ -4,7 +4,7 @@ WIDTH ?= 3
 FUZZ_SECONDS ?= 60
 SWIFT_SOURCES = Sources Tests Benchmarks Fuzz Package.swift
 
-.PHONY: all setup build release lint fmt test demo bench soak clean
+.PHONY: all setup build release lint fmt test demo bench soak tsan clean
 
 all: build
 
@@ -42,6 +42,12 @@ bench: release
 soak: release
 	Benchmarks/channels rekey
 	Fuzz/run $(FUZZ_SECONDS)
+
+# -D TSAN lets the sanitizer see the locks; it does not know the standard library's.
+tsan: setup
+	swift build --build-tests --sanitize=thread -Xswiftc -DTSAN --scratch-path .build/tsan
+	TSAN_OPTIONS="suppressions=$(CURDIR)/Tests/tsan.supp" SWT_EXPERIMENTAL_MAXIMUM_PARALLELIZATION_WIDTH=2 \
+		.build/tsan/debug/crossdockPackageTests.xctest --testing-library swift-testing --filter 'NBDTests|EventLoopTests|SocketTests'
 
 clean:
 	rm -rf .build .cache

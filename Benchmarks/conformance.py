@@ -53,7 +53,8 @@ class Judge:
         lines += ["[disk]", f"exportname={image}", "flush=true", "fua=true", "trim=true"]
         with open(image + ".conf", "w") as file:
             file.write("\n".join(lines) + "\n")
-        return ["nbd-server", "-n", "-C", image + ".conf"]
+        # It always goes to the background.
+        return ["nbd-server", "-C", image + ".conf", "-p", image + ".pid"]
 
     def uri(self, kind, tls, port, path):
         if tls:
@@ -87,15 +88,26 @@ class Judge:
                            {"outcome": "fail", "detail": result.stderr.strip()})
             time.sleep(0.05)
             code = server.poll()
+            if kind == "nbd-server":
+                alive = os.path.exists(f"/proc/{self.background(image)}")
+                code = 0 if alive else -signal.SIGKILL
             if code is not None and code < 0:
-                verdict |= {"outcome": "fail", "detail": f"the server died of {signal.Signals(-code).name}"}
+                verdict |= {"outcome": "fail", "detail": "the server died" if kind == "nbd-server" else f"the server died of {signal.Signals(-code).name}"}
             return verdict
         finally:
-            try:
-                os.killpg(server.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            for group in [server.pid] + ([self.background(image)] if kind == "nbd-server" else []):
+                try:
+                    os.killpg(group, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
             server.wait()
+
+    @staticmethod
+    def background(image):
+        try:
+            return int(open(image + ".pid").read())
+        except (OSError, ValueError):
+            return 1 << 30
 
 
 def main():
