@@ -9,6 +9,8 @@ public final class TLSChannel: Channel, @unchecked Sendable {
     public let session: TLSSession
     private let base: any Channel
     private var ended = false
+    /// Less than a record of plaintext that waits for more.
+    private let gathered = ByteFIFO(capacity: TLSSession.recordSize)
 
     /// The loop of the channel below.
     public var loop: EventLoop { base.loop }
@@ -114,22 +116,70 @@ public final class TLSChannel: Channel, @unchecked Sendable {
     private func afterRead(_ result: Int?) throws -> Int? {
         // A peer that has gone may have said something before: the failure is for the next call.
         if !session.outbound.isEmpty, session.outbound.count < 1024 {
-            do { _ = try flush() } catch { if (result ?? 0) == 0 { throw error } }
+            do { _ = try flushRecords() } catch { if (result ?? 0) == 0 { throw error } }
         }
         return result
     }
 
-    /// See `Channel.write(from:)`.
+    /// See `Channel.write(from:)`. What does not fill a record waits for more until `flush`, so that small messages share one:
+    /// each record costs both ends as much as some kilobytes do.
     public func write(from buffers: UnsafeBufferPointer<iovec>) throws -> Int? {
+        var total = 0
+        for buffer in buffers { total += buffer.iov_len }
+        if gathered.count + total < TLSSession.recordSize {
+            gather(buffers, from: 0)
+            return total
+        }
         let limit = TLSSession.batchSize
-        if session.outbound.count >= limit, try !flush() { return nil }
-        let count = try session.encrypt(buffers)
-        if session.outbound.count >= limit { _ = try flush() }
-        return count > 0 ? count : nil
+        if session.outbound.count >= limit, try !flushRecords() { return nil }
+        let before = gathered.count
+        var taken = before == 0 ? try session.encrypt(buffers, wholeRecords: true) : try encryptBehind(buffers)
+        gathered.remove(min(taken, before))
+        if taken >= before, before + total - taken < TLSSession.recordSize {
+            gather(buffers, from: taken - before)
+            taken = before + total
+        }
+        if session.outbound.count >= limit { _ = try flushRecords() }
+        return taken > before ? taken - before : nil
     }
 
-    /// Sends the gathered records.
-    public func flush() throws -> Bool { try base.drain(session.outbound) }
+    /// Encrypts what was gathered, and the buffers behind it.
+    private func encryptBehind(_ buffers: UnsafeBufferPointer<iovec>) throws -> Int {
+        try withUnsafeTemporaryAllocation(of: iovec.self, capacity: buffers.count + 1) { vectors in
+            let bytes = gathered.bytes
+            vectors[0] = iovec(iov_base: UnsafeMutableRawPointer(mutating: bytes.baseAddress), iov_len: bytes.count)
+            for (index, buffer) in buffers.enumerated() { vectors[index + 1] = buffer }
+            return try session.encrypt(UnsafeBufferPointer(vectors), wholeRecords: true)
+        }
+    }
+
+    private func gather(_ buffers: UnsafeBufferPointer<iovec>, from start: Int) {
+        var skip = start
+        for buffer in buffers {
+            let part = max(0, buffer.iov_len - skip)
+            if part > 0 {
+                gathered.append(UnsafeRawBufferPointer(start: buffer.iov_base + (buffer.iov_len - part), count: part))
+            }
+            skip = max(0, skip - buffer.iov_len)
+        }
+    }
+
+    /// Sends everything that was written.
+    public func flush() throws -> Bool {
+        while !gathered.isEmpty {
+            let bytes = gathered.bytes
+            var vector = iovec(iov_base: UnsafeMutableRawPointer(mutating: bytes.baseAddress), iov_len: bytes.count)
+            let taken = try withUnsafePointer(to: &vector) {
+                try session.encrypt(UnsafeBufferPointer(start: $0, count: 1))
+            }
+            gathered.remove(taken)
+            if taken == 0, try !flushRecords() { return false }
+        }
+        return try flushRecords()
+    }
+
+    /// Sends the records that are there.
+    private func flushRecords() throws -> Bool { try base.drain(session.outbound) }
 
     /// See `Channel.waitReadable()`.
     public func waitReadable() async throws { try await base.waitReadable() }
@@ -139,6 +189,7 @@ public final class TLSChannel: Channel, @unchecked Sendable {
 
     /// Sends a close_notify after all that was written.
     public func finishWriting() async throws {
+        try await flushAll()
         session.closeNotify()
         try await flushAll()
     }

@@ -236,15 +236,19 @@ public final class TLSSession: @unchecked Sendable {
     ///
     /// Small pieces are gathered, so that a header and its payload share a record.
     ///
+    /// - Parameters:
+    ///   - buffers: the plaintext.
+    ///   - wholeRecords: whether what is left at the end and fills no record is not taken.
     /// - Returns: how many bytes of plaintext were taken.
-    func encrypt(_ buffers: UnsafeBufferPointer<iovec>) throws -> Int {
+    func encrypt(_ buffers: UnsafeBufferPointer<iovec>, wholeRecords: Bool = false) throws -> Int {
         var remaining = 0
         for buffer in buffers { remaining += buffer.iov_len }
         let limit = Self.batchSize
         var taken = 0
         var index = 0
         var offset = 0
-        while remaining > 0, outbound.count < limit {
+        let least = wholeRecords ? Self.recordSize : 1
+        while remaining >= least, outbound.count < limit {
             while offset == buffers[index].iov_len {
                 index += 1
                 offset = 0
