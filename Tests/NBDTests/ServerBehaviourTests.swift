@@ -342,7 +342,7 @@ struct ServerBehaviourTests {
             for _ in 0..<100_000 { many += request }
             try await near.write(many)
             try await near.finishWriting()
-            let turns = Mutex(0)
+            let turns = Guarded(0)
             let serving = Task(executorPreference: loop) { try await server.serve(far) }
             let others = Task(executorPreference: loop) {
                 while !Task.isCancelled {

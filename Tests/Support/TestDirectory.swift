@@ -1,5 +1,5 @@
 internal import Glibc
-internal import Synchronization
+internal import IO
 
 /// A temporary directory that goes away with its last reference. Its path is short enough for Unix sockets.
 public final class TestDirectory: Sendable {
@@ -7,7 +7,7 @@ public final class TestDirectory: Sendable {
     public let path: String
 
     /// The directories that are there: what tests share is never released, and is removed when the process ends.
-    private static let live = Mutex<Set<String>>([])
+    private static let live = Guarded<Set<String>>([])
     private static let removesAtExit: Void = {
         atexit { for path in TestDirectory.live.withLock({ $0 }) { TestDirectory.remove(path) } }
     }()
