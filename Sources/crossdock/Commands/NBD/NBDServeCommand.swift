@@ -21,7 +21,7 @@ struct NBDServeCommand: AsyncParsableCommand {
 
               crossdock nbd serve -t --export name=web1,file=web1.raw,authz=admins --export name=db,file=db.qcow2,format=qcow2
 
-            Raw images and devices are served directly, other formats through qemu-storage-daemon. A socket that systemd has opened \
+            Without --tls-creds the server speaks clear text, as qemu-nbd does. Raw images and devices are served directly, other formats through qemu-storage-daemon. A socket that systemd has opened \
             is used instead of --port, --bind and --socket. Ends when the last client has gone, unless -t is given, and on \
             SIGTERM: what is under way is finished, and everything new is refused. SIGHUP loads the credentials again.
             """
@@ -36,7 +36,7 @@ struct NBDServeCommand: AsyncParsableCommand {
     var shared = 0
     @Flag(name: [.customShort("t"), .long], help: "Go on when the last client has gone.")
     var persistent = false
-    @Flag(name: [.customShort("v"), .long], help: "Tell about each connection.")
+    @Flag(name: [.customShort("v"), .long], help: "Taken for the sake of scripts; what goes wrong is always told.")
     var verbose = false
     @Flag(help: "Return when the server is running; it goes on in the background.")
     var fork = false
