@@ -40,10 +40,9 @@ struct ServerConformanceTests {
             mayWrite: true
         )
         let client = loops.loops[1]
-        let result = Result.Outcome {
+        let outcome = await Task {
             try await client.run { try await body(client, Served(target: target, server: server)) }
-        }
-        let outcome = await result.value
+        }.result
         listener.abort()
         await server.drain(grace: .milliseconds(100))
         await serving.value
@@ -127,16 +126,5 @@ struct ServerConformanceTests {
             listener.close()
             await serving.value
         }
-    }
-}
-
-extension Result where Failure == any Error, Success == Void {
-    /// The result of something asynchronous, kept until later.
-    struct Outcome: Sendable {
-        private let task: Task<Void, any Error>
-
-        init(_ body: @escaping @Sendable () async throws -> Void) { task = Task { try await body() } }
-
-        var value: Result<Void, any Error> { get async { await task.result } }
     }
 }

@@ -2,6 +2,7 @@ internal import CLinux
 internal import FoundationEssentials
 internal import Glibc
 internal import IO
+internal import TLS
 
 /// QEMU's storage daemon behind a private Unix socket: whatever image format QEMU knows, as an NBD export. It ends with this
 /// process.
@@ -61,9 +62,6 @@ public final class StorageDaemon: Sendable {
     }
 
     private static func arguments(_ image: Image, _ socket: String) -> [String] {
-        func escape(_ text: String) -> String {
-            text.split(separator: ",", omittingEmptySubsequences: false).joined(separator: ",,")
-        }
         let access = image.isReadOnly ? "on" : "off"
         var arguments: [String] = []
         if image.isDescription {
@@ -75,14 +73,14 @@ public final class StorageDaemon: Sendable {
             arguments += [
                 "--blockdev",
                 "driver=\(image.format ?? "raw"),node-name=\(export),read-only=\(access),\(discard),\(cache),"
-                    + "detect-zeroes=\(image.detectZeroes),file.driver=file,file.filename=\(escape(image.path)),file.\(discard)",
+                    + "detect-zeroes=\(image.detectZeroes),file.driver=file,file.filename=\(KeyValue.escape(image.path)),file.\(discard)",
             ]
         }
-        arguments += ["--nbd-server", "addr.type=unix,addr.path=\(escape(socket)),max-connections=0"]
+        arguments += ["--nbd-server", "addr.type=unix,addr.path=\(KeyValue.escape(socket)),max-connections=0"]
         var offered =
             "type=nbd,id=\(export),node-name=\(export),name=\(export),writable=\(image.isReadOnly ? "off" : "on")"
         offered += ",allocation-depth=on,writethrough=\(image.writesThrough ? "on" : "off")"
-        for (index, bitmap) in image.bitmaps.enumerated() { offered += ",bitmaps.\(index)=\(escape(bitmap))" }
+        for (index, bitmap) in image.bitmaps.enumerated() { offered += ",bitmaps.\(index)=\(KeyValue.escape(bitmap))" }
         return arguments + ["--export", offered]
     }
 

@@ -179,7 +179,7 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
             let marks = digests.marks.withLock { $0[first / 64] >> UInt64(first % 64) & 0xffff }
             if marks != 0 {
                 let data = Payload(buffer, 0..<count)
-                if try !disk.tryRead(into: data.mutable, at: position) { try await disk.read(into: data, at: position) }
+                try await disk.readFully(into: data, at: position)
                 for start in stride(from: 0, to: count, by: Int(chunkSize)) {
                     let bytes = data.part(start..<min(start + Int(chunkSize), count)).bytes
                     if xd_is_zero(bytes.baseAddress, bytes.count) != 0 { continue }

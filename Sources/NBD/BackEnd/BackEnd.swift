@@ -100,6 +100,10 @@ public protocol BackEnd: AnyObject, Sendable {
 }
 
 extension BackEnd {
+    /// Reads at once if that can be done, and waits otherwise.
+    public func readFully(into payload: Payload, at offset: UInt64) async throws {
+        if try !tryRead(into: payload.mutable, at: offset) { try await read(into: payload, at: offset) }
+    }
     /// Those of something simple.
     public var traits: BackEndTraits { BackEndTraits() }
     /// Does nothing.

@@ -243,8 +243,7 @@ public final class NBDNegotiation: @unchecked Sendable {
     private func ask(_ option: NBDOption, _ name: String) async throws -> NBDExportInfo? {
         let wanted = [NBDInfo.name, NBDInfo.description, NBDInfo.blockSize]
         var request = MessageWriter()
-        request.append(UInt32(name.utf8.count))
-        request.append(name)
+        request.append(counted: name)
         request.append(UInt16(wanted.count))
         for item in wanted { request.append(item) }
         try await send(option, request.bytes)
@@ -311,13 +310,9 @@ public final class NBDNegotiation: @unchecked Sendable {
         try requireFixed()
         guard form != .simple else { return [] }
         var request = MessageWriter()
-        request.append(UInt32(name.utf8.count))
-        request.append(name)
+        request.append(counted: name)
         request.append(UInt32(queries.count))
-        for query in queries {
-            request.append(UInt32(query.utf8.count))
-            request.append(query)
-        }
+        for query in queries { request.append(counted: query) }
         try await send(option, request.bytes)
         var found: [SelectedContext] = []
         while true {
@@ -341,12 +336,7 @@ public final class NBDNegotiation: @unchecked Sendable {
     }
 
     private func exportName() async throws -> NBDExportInfo {
-        var writer = MessageWriter()
-        writer.append(NBDWire.optionMagic)
-        writer.append(NBDOption.exportName.rawValue)
-        writer.append(UInt32(options.export.utf8.count))
-        writer.append(options.export)
-        try await channel.write(writer.bytes)
+        try await send(.exportName, Array(options.export.utf8))
         var reply: MessageReader
         do {
             let rest = handshakeFlags.contains(.noZeroes) ? 0 : 124

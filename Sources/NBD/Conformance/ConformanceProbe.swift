@@ -91,10 +91,7 @@ final class ConformanceProbe {
     }
 
     static func string(_ text: String) -> [UInt8] {
-        message {
-            $0.append(UInt32(text.utf8.count))
-            $0.append(text)
-        }
+        message { $0.append(counted: text) }
     }
 
     static func option(_ number: UInt32, _ payload: [UInt8] = [], length: UInt32? = nil) -> [UInt8] {

@@ -215,9 +215,7 @@ public final class DiskCopy: Sendable {
         }
         let buffer = pool.buffer(count)
         let data = Payload(buffer, 0..<count)
-        if try !source.tryRead(into: data.mutable, at: piece.offset) {
-            try await source.read(into: data, at: piece.offset)
-        }
+        try await source.readFully(into: data, at: piece.offset)
         read.wrappingAdd(UInt64(count), ordering: .relaxed)
         try await write(data, at: piece.offset)
         plan.finish(piece)
@@ -228,7 +226,7 @@ public final class DiskCopy: Sendable {
         var position = 0
         let bytes = data.bytes
         let step = options.sparse == 0 ? 0 : max(options.sparse, Int(granule))
-        // Runs of zeroes and of data, in blocks; most data does not begin with zeroes.
+        // Runs of zeroes and of data, in blocks.
         while step > 0, position < data.count {
             let end = min(data.count, position + step)
             guard Self.isZero(bytes, position..<end) else {
@@ -248,7 +246,7 @@ public final class DiskCopy: Sendable {
     }
 
     private static func isZero(_ bytes: UnsafeRawBufferPointer, _ range: Range<Int>) -> Bool {
-        bytes[range.lowerBound] == 0 && xd_is_zero(bytes.baseAddress! + range.lowerBound, range.count) != 0
+        xd_is_zero(bytes.baseAddress! + range.lowerBound, range.count) != 0
     }
 
     private func writeData(_ data: Payload, at offset: UInt64) async throws {
@@ -297,7 +295,7 @@ public final class DiskCopy: Sendable {
             let offset = piece.offset + done
             done += UInt64(count)
             let mine = Payload(pool.buffer(count), 0..<count)
-            if try !target.tryRead(into: mine.mutable, at: offset) { try await target.read(into: mine, at: offset) }
+            try await target.readFully(into: mine, at: offset)
             if piece.isZero {
                 if xd_is_zero(mine.bytes.baseAddress, count) == 0 {
                     return offset + UInt64(mine.bytes.firstIndex { $0 != 0 } ?? 0)
@@ -305,9 +303,7 @@ public final class DiskCopy: Sendable {
                 continue
             }
             let theirs = Payload(pool.buffer(count), 0..<count)
-            if try !source.tryRead(into: theirs.mutable, at: offset) {
-                try await source.read(into: theirs, at: offset)
-            }
+            try await source.readFully(into: theirs, at: offset)
             if memcmp(mine.bytes.baseAddress!, theirs.bytes.baseAddress!, count) != 0 {
                 return offset + UInt64(zip(mine.bytes, theirs.bytes).enumerated().first { $1.0 != $1.1 }?.offset ?? 0)
             }

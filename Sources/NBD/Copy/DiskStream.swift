@@ -47,7 +47,7 @@ public struct DiskStream: Sendable {
         while position < source.size {
             let count = Int(min(UInt64(piece), source.size - position))
             let data = Payload(buffer, 0..<count)
-            if try !source.tryRead(into: data.mutable, at: position) { try await source.read(into: data, at: position) }
+            try await source.readFully(into: data, at: position)
             try await BlockingPool.shared.run {
                 var done = 0
                 while done < count {

@@ -175,8 +175,7 @@ struct ServerHandshake {
         if !isSecure, !clearTextMayUse { return Self.ack(number) }
         for export in exports.list(for: peer, isSecure: isSecure) {
             var entry = MessageWriter()
-            entry.append(UInt32(export.name.utf8.count))
-            entry.append(export.name)
+            entry.append(counted: export.name)
             entry.append(export.summary)
             replies += OptionReply.encode(option: number, type: NBDOptionReply.server, payload: entry.bytes)
         }

@@ -9,6 +9,11 @@ struct MessageWriter {
     }
     mutating func append(_ text: String) { bytes.append(contentsOf: text.utf8) }
     mutating func append(_ more: [UInt8]) { bytes.append(contentsOf: more) }
+    /// Appends a string with its length before it, as `MessageReader.string` takes it.
+    mutating func append(counted text: String) {
+        append(UInt32(text.utf8.count))
+        append(text)
+    }
 }
 
 /// Takes a message of big-endian integers apart; nil when it is too short.

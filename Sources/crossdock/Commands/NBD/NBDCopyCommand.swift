@@ -257,12 +257,11 @@ struct NBDCopyCommand: AsyncParsableCommand {
     }
 
     private func checkResume() throws {
-        if let resume {
-            for end in [source, target] where !NBDURI.isURI(end) {
-                let isSame = Self.identity(end).map { $0 == Self.identity(resume) } ?? false
-                guard !isSame, Self.canonical(end) != Self.canonical(resume) else {
-                    throw ChannelError(.system, "The file for --resume must not be the source or the target")
-                }
+        guard let resume else { return }
+        for end in [source, target] where !NBDURI.isURI(end) {
+            let isSame = Self.identity(end).map { $0 == Self.identity(resume) } ?? false
+            guard !isSame, Self.canonical(end) != Self.canonical(resume) else {
+                throw ChannelError(.system, "The file for --resume must not be the source or the target")
             }
         }
     }

@@ -84,7 +84,13 @@ struct NBDListenOptions: ParsableArguments {
 
 /// What a server serves.
 struct NBDImageOptions: ParsableArguments {
-    enum Cache: String, ExpressibleByArgument, CaseIterable { case none, writeback, writethrough, directsync, unsafe }
+    enum Cache: String, ExpressibleByArgument, CaseIterable {
+        case none, writeback, writethrough, directsync, unsafe
+
+        var isDirect: Bool { self == .none || self == .directsync }
+        var writesThrough: Bool { self == .writethrough || self == .directsync }
+        var ignoresFlush: Bool { self == .unsafe }
+    }
     enum AIO: String, ExpressibleByArgument, CaseIterable { case threads, native, io_uring }
     enum Discard: String, ExpressibleByArgument, CaseIterable {
         case ignore, unmap, off, on
@@ -203,9 +209,9 @@ struct NBDImageOptions: ParsableArguments {
         if format == "raw", bitmap.isEmpty {
             var options = RawFile.Options()
             options.isReadOnly = one.isReadOnly
-            options.isDirect = mode == .none || mode == .directsync
-            options.writesThrough = mode == .writethrough || mode == .directsync
-            options.ignoresFlush = mode == .unsafe
+            options.isDirect = mode.isDirect
+            options.writesThrough = mode.writesThrough
+            options.ignoresFlush = mode.ignoresFlush
             options.ignoresDiscard = !discard.reaches
             options.zeroDetection = detectZeroes
             options.offset = one.offset
@@ -220,9 +226,9 @@ struct NBDImageOptions: ParsableArguments {
         var image = StorageDaemon.Image(path: file, format: format)
         image.isDescription = imageOpts
         image.isReadOnly = one.isReadOnly
-        image.isDirect = mode == .none || mode == .directsync
-        image.ignoresFlush = mode == .unsafe
-        image.writesThrough = mode == .writethrough || mode == .directsync
+        image.isDirect = mode.isDirect
+        image.ignoresFlush = mode.ignoresFlush
+        image.writesThrough = mode.writesThrough
         image.discards = discard.reaches
         image.detectZeroes = detectZeroes.rawValue
         image.bitmaps = bitmap
