@@ -61,7 +61,7 @@ public final class DestinationAgent: @unchecked Sendable {
     let exports = ExportTable()
     /// The loop of the control port and of everything that decides.
     public let loop: EventLoop
-    private let dataLoops: EventLoopGroup
+    let dataLoops: EventLoopGroup
     private var control: Listener?
     private var nbd: Listener?
     private var monitor: ObjectMonitor?

@@ -1,4 +1,5 @@
 internal import CLinux
+internal import Emulator
 internal import Glibc
 internal import IO
 internal import Migration
@@ -13,56 +14,132 @@ final class IncomingImages: @unchecked Sendable {
         let disk: Message.Offer.Disk
         let path: String
         let export: Export
-        let file: RawFile
+        let isDevice: Bool
+        /// The image, open; nil for one that an earlier agent made in another format than raw.
+        let open: DiskImage?
         let digests: ChunkDigests
+
+        var file: RawFile? { open?.contents as? RawFile }
     }
 
     private(set) var images: [Image] = []
     private let exports: ExportTable
     private let directory: String
+    private let loops: EventLoopGroup
     private let isStopped = Atomic<Bool>(false)
 
-    init(directory: String, exports: ExportTable) {
+    init(directory: String, exports: ExportTable, loops: EventLoopGroup) {
         self.directory = directory
         self.exports = exports
+        self.loops = loops
     }
 
-    /// Makes an empty image and its export.
+    /// Makes an empty image and its export. A block device that is there under the image's name is used as it is.
     ///
-    /// - Throws: `ChannelError` that names the file.
-    func create(_ disk: Message.Offer.Disk, at path: String, export name: String, for peer: TLSPeerName) throws {
+    /// - Parameters:
+    ///   - disk: what is offered.
+    ///   - path: the image.
+    ///   - name: the export.
+    ///   - backing: the image under it that is kept; nil for an image of its own.
+    ///   - secret: what encrypts it.
+    ///   - peer: who may write to it.
+    /// - Throws: `ChannelError` or `GuestError` that names the file.
+    func create(
+        _ disk: Message.Offer.Disk,
+        at path: String,
+        export name: String,
+        backing: String?,
+        secret: SecretBytes?,
+        for peer: TLSPeerName
+    ) async throws {
         try DurableFile.makeDirectory(directory)
-        let fd = xd_open_create_exclusive(path)
-        guard fd >= 0 else { throw ChannelError.system("create the image \(path)", errno) }
-        let sized = ftruncate(fd, off_t(disk.size))
-        let number = errno
-        close(fd)
+        let isDevice = Self.deviceSize(path) != nil
+        if !isDevice { try await Self.make(disk, path, backing, secret) }
         do {
-            guard sized == 0 else {
-                throw ChannelError.system("make the image \(path) \(disk.size) bytes long", number)
+            var image = StorageDaemon.Image(path: path, format: disk.format)
+            image.secret = secret
+            let digests = try ChunkDigests(size: disk.size, isBlank: !isDevice && backing == nil)
+            let open: DiskImage
+            let served: any BackEnd
+            if disk.format == "raw" {
+                var options = RawFile.Options()
+                options.observer = digests
+                if isDevice { options.length = disk.size }
+                let file = try RawFile(path: path, options)
+                try file.lock()
+                open = DiskImage(file)
+                served = file
+            } else {
+                open = try await DiskImage.open(image, on: loops)
+                guard open.contents.size == disk.size else {
+                    await open.close()
+                    throw GuestError(
+                        "An image in the format '\(disk.format)' cannot have exactly \(disk.size) bytes; choose another --format"
+                    )
+                }
+                served = ObservedBackEnd(open.contents, observer: digests)
             }
-            try DurableFile.syncDirectory(of: path)
-            let digests = try ChunkDigests(size: disk.size, isBlank: true)
-            let file = try RawFile(path: path, readOnly: false, observer: digests)
-            try file.lock()
-            let export = Export(name: name, summary: "\(disk.name) of an incoming guest", backEnd: file) {
+            let export = Export(name: name, summary: "\(disk.name) of an incoming guest", backEnd: served) {
                 $0?.name == peer ? .readWrite : .denied("It is of another migration")
             }
-            images.append(Image(disk: disk, path: path, export: export, file: file, digests: digests))
+            images.append(
+                Image(disk: disk, path: path, export: export, isDevice: isDevice, open: open, digests: digests)
+            )
             exports.add(export)
         } catch {
-            unlink(path)
+            if !isDevice { unlink(path) }
             throw error
         }
+    }
+
+    /// The bytes of a block device; nil when the path leads to none.
+    static func deviceSize(_ path: String) -> UInt64? {
+        let fd = Glibc.open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
+        guard fd >= 0 else { return nil }
+        defer { close(fd) }
+        var size: UInt64 = 0
+        return xd_is_block_device(fd) != 0 && xd_block_device_size(fd, &size) == 0 ? size : nil
+    }
+
+    private static func make(
+        _ disk: Message.Offer.Disk,
+        _ path: String,
+        _ backing: String?,
+        _ secret: SecretBytes?
+    ) async throws {
+        if disk.format == "raw" {
+            let fd = xd_open_create_exclusive(path)
+            guard fd >= 0 else { throw ChannelError.system("create the image \(path)", errno) }
+            let sized = ftruncate(fd, off_t(disk.size))
+            let number = errno
+            close(fd)
+            guard sized == 0 else {
+                unlink(path)
+                throw ChannelError.system("make the image \(path) \(disk.size) bytes long", number)
+            }
+        } else {
+            var options = disk.format == "vpc" ? ["force_size=on"] : []
+            if secret != nil { options += ["encrypt.format=luks", "encrypt.key-secret=key"] }
+            if let backing { options += ["backing_file=\(backing)", "backing_fmt=\(disk.backingFormat ?? "raw")"] }
+            try await ImageMaker.make(path, format: disk.format, size: disk.size, options: options, secret: secret)
+        }
+        try DurableFile.syncDirectory(of: path)
     }
 
     /// Takes up an image that an earlier agent made: nothing is known about its contents.
     func adopt(_ disk: Message.Offer.Disk, at path: String, export name: String) throws {
         let digests = try ChunkDigests(size: disk.size, isBlank: false)
-        let file = try RawFile(path: path, readOnly: false, observer: digests)
-        try file.lock()
-        let export = Export(name: name, backEnd: file) { _ in .denied("It is of another migration") }
-        images.append(Image(disk: disk, path: path, export: export, file: file, digests: digests))
+        var open: DiskImage?
+        if disk.format == "raw" {
+            let file = try RawFile(path: path, readOnly: false, observer: digests)
+            try file.lock()
+            open = DiskImage(file)
+        }
+        let export = Export(name: name, backEnd: open?.contents ?? NullDisk(size: disk.size)) { _ in
+            .denied("It is of another migration")
+        }
+        let isDevice = Self.deviceSize(path) != nil
+        images.append(Image(disk: disk, path: path, export: export, isDevice: isDevice, open: open, digests: digests))
     }
 
     /// Takes the digests of all chunks that changed since the last time.
@@ -72,8 +149,14 @@ final class IncomingImages: @unchecked Sendable {
         let pool = isUrgent ? BlockingPool.shared : BlockingPool.background
         for image in images {
             let (digests, path) = (image.digests, image.path)
-            _ = try await pool.run {
-                try digests.update(from: path) { self.isStopped.load(ordering: .relaxed) }
+            if image.file != nil {
+                _ = try await pool.run {
+                    try digests.update(from: path) { self.isStopped.load(ordering: .relaxed) }
+                }
+            } else if let contents = image.open?.contents {
+                try await loops.next().run {
+                    try await digests.update(from: contents) { self.isStopped.load(ordering: .relaxed) }
+                }
             }
         }
     }
@@ -100,15 +183,27 @@ final class IncomingImages: @unchecked Sendable {
     }
 
     /// Makes the images durable.
-    func flush() async throws { for image in images { try await image.file.flush() } }
+    func flush() async throws {
+        for image in images {
+            guard let contents = image.open?.contents else { continue }
+            try await loops.next().run { try await contents.flush() }
+        }
+    }
 
     /// Lets QEMU have the images.
-    func unlock() { for image in images { image.file.unlock() } }
+    func release() async {
+        for image in images {
+            if let file = image.file { file.unlock() } else { await image.open?.close() }
+        }
+    }
 
     /// Removes the images, when the migration was given up.
     func delete() async {
         await closeExports()
-        for image in images { unlink(image.path) }
+        for image in images {
+            if image.file == nil { await image.open?.close() }
+            if !image.isDevice { unlink(image.path) }
+        }
         images = []
         rmdir(directory)
     }

@@ -1,5 +1,6 @@
 internal import CLinux
 internal import Emulator
+internal import FoundationEssentials
 internal import Glibc
 internal import IO
 internal import Migration
@@ -37,9 +38,16 @@ final class IncomingMigration: @unchecked Sendable {
     private var ownedDigests: [String: String] = [:]
     private var finalDigests: Task<Void, any Error>?
     private var files: FileReceiver?
+    /// The blank copy of the guest, while its move is rehearsed.
+    private var shadow: ShadowEmulator?
+    /// The values of the guest's secrets; never on a disk.
+    private var secrets: [String: SecretBytes] = [:]
+    /// Bytes of a PROBE that are still to come.
+    private var probe = 0
     private let order = AsyncLock()
     private var previous: GuestRecord?
     private var hasStarted = false
+    private var outputs: Set<String> = []
     private var connections: [MessageConnection] = []
     private var waitingMessages = 0
     /// Whether the guest was resumed here, after OWNER.
@@ -81,7 +89,9 @@ final class IncomingMigration: @unchecked Sendable {
                 do {
                     while true {
                         switch try await connection.receive() {
+                        case .data(let bytes) where probe > 0: try await receiveProbe(bytes.count, connection)
                         case .data(let bytes): try await files?.receive(bytes)
+                        case .message(.probe(let count)): try await beginProbe(count, connection)
                         case .message(.ping): try await connection.send(.pong)
                         case .message(.file(let index)): try files?.begin(index)
                         case .message(let message):
@@ -158,7 +168,15 @@ final class IncomingMigration: @unchecked Sendable {
 
     private func handle(_ message: Message, _ connection: MessageConnection) async throws {
         switch (message, state) {
+        case (.secrets(let values), .new):
+            for (id, text) in values {
+                guard var bytes = Base64.decode(text.utf8) else {
+                    throw GuestError("A secret of the offer is not Base64")
+                }
+                secrets[id] = try SecretBytes(wiping: &bytes)
+            }
         case (.offer(let offer), .new): try await accept(offer, connection)
+        case (.rehearsed(let rehearsed), .offered): try await proceed(rehearsed, connection)
         case (.mirrored, .offered):
             try await images?.updateDigests(isUrgent: false)
             try await connection.send(.mirrored)
@@ -188,15 +206,22 @@ final class IncomingMigration: @unchecked Sendable {
     private func accept(_ offer: Message.Offer, _ connection: MessageConnection) async throws {
         self.offer = offer
         state = .offered
-        do {
+        try await answering(offer, connection) {
             try begin(offer)
             let reasons = await check(offer)
             if !reasons.isEmpty { throw Refusal(reasons: reasons) }
-            let found = try await findFiles(offer, connection)
-            try await startGuest(offer, files: found)
-            let exports = Dictionary(uniqueKeysWithValues: offer.disks.map { ($0.name, exportName($0)) })
-            try await connection.send(.ready(.init(nbdPort: agent.nbdPort, exports: exports)))
-            log(.info, "Migration \(id): receiving guest '\(offer.guest)' from \(peer.name)")
+            try await connection.send(.shadow(try await startShadow(offer)))
+        }
+    }
+
+    /// Runs a step of an offer; what fails is told as the reason why the guest is not taken.
+    private func answering(
+        _ offer: Message.Offer,
+        _ connection: MessageConnection,
+        _ body: () async throws -> Void
+    ) async throws {
+        do {
+            try await body()
         } catch let error as ChannelError where error.code == .closed || error.code == .truncated {
             throw error
         } catch {
@@ -205,6 +230,139 @@ final class IncomingMigration: @unchecked Sendable {
             await giveUp(reasons.joined(separator: "; "))
             try await connection.send(.ready(.init(reasons: reasons)))
         }
+    }
+
+    /// The rehearsal is over: what it showed decides whether anything is made.
+    private func proceed(_ rehearsed: Message.Rehearsed, _ connection: MessageConnection) async throws {
+        guard let offer, shadow != nil else {
+            throw ChannelError(.protocolViolation, "REHEARSED is not due in state \(state.rawValue)")
+        }
+        try await answering(offer, connection) {
+            if let reason = await endShadow() { throw Refusal(reasons: [reason]) }
+            if offer.isRehearsal {
+                try await connection.send(.ready(.init()))
+                return
+            }
+            let found = try await findFiles(offer, connection)
+            let keeps = await keptBacking(offer, rehearsed)
+            try await startGuest(offer, files: found, keepsBacking: keeps)
+            let exports = Dictionary(uniqueKeysWithValues: offer.disks.map { ($0.name, exportName($0)) })
+            try await connection.send(
+                .ready(.init(nbdPort: agent.nbdPort, exports: exports, keepsBacking: keeps.sorted()))
+            )
+            log(.info, "Migration \(id): receiving guest '\(offer.guest)' from \(peer.name)")
+        }
+    }
+
+    // MARK: PROBE
+
+    private func beginProbe(_ count: Int, _ connection: MessageConnection) async throws {
+        guard probe == 0, files == nil, (0...(64 << 20)).contains(count) else {
+            throw ChannelError(.protocolViolation, "PROBE of \(count) bytes is not due")
+        }
+        if count == 0 { try await connection.send(.probe(0)) } else { probe = count }
+    }
+
+    private func receiveProbe(_ count: Int, _ connection: MessageConnection) async throws {
+        probe -= min(count, probe)
+        if probe == 0 { try await connection.send(.probe(0)) }
+    }
+
+    // MARK: the rehearsal
+
+    private func startShadow(_ offer: Message.Offer) async throws -> Message.Shadow {
+        var sizes = offer.sizes
+        let relocation = try offer.commandLine.relocated { reference in
+            var placement = GuestCommandLine.Placement(path: reference.path)
+            switch reference.kind {
+            case .disk: placement = self.placement(offer, reference, keepsBacking: [])
+            case .file:
+                let file = offer.files.first { $0.path == reference.path }
+                placement.path = "\(agent.configuration.imageDirectory)/.files/\(file?.digest ?? "")"
+            case .output: placement.path = output(reference.path, offer, &self.outputs)
+            case .backing: break
+            }
+            if let size = offer.sizes[reference.path] { sizes[placement.path] = size }
+            return placement
+        }
+        outputs = []
+        let line = GuestCommandLine(arguments: relocation.arguments, directory: "/")
+        let problems = try HostResources(line).problems()
+        if !problems.isEmpty { throw Refusal(reasons: problems) }
+        let shadow = try await ShadowEmulator.start(
+            line,
+            program: localProgram(offer.commandLine.program),
+            .init(sizes: sizes, memory: offer.memory, memoryID: offer.memoryID),
+            isIncoming: true,
+            on: agent.loop
+        )
+        self.shadow = shadow
+        var warnings: [String] = []
+        let free = xd_free_bytes(agent.configuration.imageDirectory)
+        let most = offer.disks.filter { IncomingImages.deviceSize(imagePath($0, offer)) == nil }.reduce(0) {
+            $0 + $1.size
+        }
+        if free < most {
+            warnings.append(
+                "The image directory on the destination has \(free) bytes free; if the guest fills its disks, they need \(most)"
+            )
+        }
+        let backing = offer.disks.flatMap(\.backing).filter { file in
+            var status = stat()
+            return stat(file.path, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
+                && UInt64(status.st_size) == file.size
+        }
+        return Message.Shadow(
+            fingerprint: try await MachineFingerprint(of: shadow.monitor),
+            emulatorVersion: shadow.monitor.version,
+            changes: relocation.changes,
+            warnings: warnings,
+            backing: backing.map(\.path),
+            clock: Int64(Date.now.timeIntervalSince1970 * 1000),
+            free: free
+        )
+    }
+
+    /// Ends the blank copy.
+    ///
+    /// - Returns: why it did not take the stream; nil when it did.
+    private func endShadow() async -> String? {
+        guard let shadow else { return nil }
+        self.shadow = nil
+        var reason: String? = "The blank copy of the guest was not sent"
+        for _ in 0..<300 {
+            guard let state = try? await shadow.monitor.migrationState() else {
+                // QEMU ends when it cannot load what comes.
+                let words = shadow.words
+                reason = "QEMU on the destination does not take the guest: \(words.isEmpty ? "it said nothing" : words)"
+                break
+            }
+            if state.status == "completed" {
+                reason = nil
+                break
+            }
+            await agent.loop.sleep(for: .milliseconds(10))
+        }
+        await shadow.stop()
+        return reason
+    }
+
+    /// The disks whose backing images are here with the same contents.
+    private func keptBacking(_ offer: Message.Offer, _ rehearsed: Message.Rehearsed) async -> Set<String> {
+        var kept: Set<String> = []
+        for disk in offer.disks where !disk.backing.isEmpty {
+            var isSame = true
+            for file in disk.backing {
+                var known = file
+                known.digest = rehearsed.backing[file.path] ?? ""
+                if await !Self.matches(file.path, known) {
+                    isSame = false
+                    break
+                }
+            }
+            if isSame { kept.insert(disk.name) }
+        }
+        return kept
     }
 
     private struct Refusal: Error { let reasons: [String] }
@@ -226,6 +384,7 @@ final class IncomingMigration: @unchecked Sendable {
             throw GuestError("Guest '\(offer.guest)' is being migrated on this host already")
         }
         guestLock = lock
+        if offer.isRehearsal { return }
         guard !DurableFile.exists(agent.migrations.journal(of: id)) else {
             throw GuestError("The migration \(id) has been here before")
         }
@@ -263,7 +422,8 @@ final class IncomingMigration: @unchecked Sendable {
         if access(directory, W_OK) != 0 {
             reasons.append("Cannot write the image directory \(directory): \(String(cString: strerror(errno)))")
         } else {
-            let needed = offer.disks.reduce(0) { $0 + $1.allocated }
+            let needed = offer.disks.filter { IncomingImages.deviceSize(imagePath($0, offer)) == nil }
+                .reduce(0) { $0 + $1.allocated }
             let free = xd_free_bytes(directory)
             // Below this a file system is full for all practical purposes.
             if free < needed + (1 << 20) {
@@ -276,9 +436,27 @@ final class IncomingMigration: @unchecked Sendable {
         for disk in offer.disks {
             let path = imagePath(disk, offer)
             if !names.insert(path).inserted { reasons.append("Two disks would both become \(path)") }
-            if DurableFile.exists(path) { reasons.append("The image \(path) exists already") }
+            if let size = IncomingImages.deviceSize(path) {
+                if disk.format != "raw" {
+                    reasons.append("The image \(path) is a block device, which can only be raw; use --format raw")
+                } else if size < disk.size {
+                    reasons.append("The block device \(path) has \(size) bytes, the disk needs \(disk.size)")
+                } else if let holder = Self.deviceHolder(path) {
+                    reasons.append("The block device \(path) cannot be used: \(holder)")
+                }
+            } else if DurableFile.exists(path) {
+                reasons.append("The image \(path) exists already")
+            }
         }
         return reasons
+    }
+
+    /// Why a block device is not free; nil when it is.
+    private static func deviceHolder(_ path: String) -> String? {
+        let fd = Glibc.open(path, O_RDWR | O_EXCL | O_CLOEXEC)
+        if fd < 0 { return String(cString: strerror(errno)) }
+        close(fd)
+        return nil
     }
 
     /// The program of the offer by its path, or by its name in PATH. The name must be one of QEMU's: the offer says
@@ -357,46 +535,94 @@ final class IncomingMigration: @unchecked Sendable {
         return (try? await BlockingPool.shared.run { try ChunkDigests.digest(of: path) }) == file.digest
     }
 
-    private func startGuest(_ offer: Message.Offer, files: [String: String]) async throws {
-        let images = IncomingImages(directory: imageDirectory(offer), exports: agent.exports)
+    /// Where a disk is here, and how the command line speaks of it.
+    private func placement(
+        _ offer: Message.Offer,
+        _ reference: GuestCommandLine.PathReference,
+        keepsBacking: Set<String>
+    ) -> GuestCommandLine.Placement {
+        guard let disk = offer.disks.first(where: { $0.path == reference.path }) else {
+            return .init(path: reference.path)
+        }
+        let path = imagePath(disk, offer)
+        var placement = GuestCommandLine.Placement(path: path, format: disk.isContainer ? nil : disk.format)
+        placement.isFlattened = !keepsBacking.contains(disk.name)
+        if let size = IncomingImages.deviceSize(path) {
+            placement.isDevice = true
+            if size != disk.size { placement.size = disk.size }
+        }
+        return placement
+    }
+
+    /// Where what QEMU makes goes.
+    private func output(_ path: String, _ offer: Message.Offer, _ names: inout Set<String>) -> String {
+        if path == "/dev/null" { return path }
+        var name = Self.lastComponent(path)
+        while !names.insert(name).inserted { name = "x-\(name)" }
+        return "\(agent.guests.directory(of: offer.guest))/run/\(name)"
+    }
+
+    private func startGuest(_ offer: Message.Offer, files: [String: String], keepsBacking: Set<String>) async throws {
+        let images = IncomingImages(directory: imageDirectory(offer), exports: agent.exports, loops: agent.dataLoops)
         self.images = images
-        var paths: [String: String] = [:]
         // Before anything is made: a later agent finds here what it has to clean up.
         try save(offer)
         for disk in offer.disks {
-            let path = imagePath(disk, offer)
-            try images.create(disk, at: path, export: exportName(disk), for: peer.name)
-            paths[disk.path] = path
+            var secret: SecretBytes?
+            if let id = disk.keySecret {
+                guard let known = secrets[id] else {
+                    throw GuestError("The secret '\(id)' of \(disk.name) did not come")
+                }
+                secret = known
+            }
+            try await images.create(
+                disk,
+                at: imagePath(disk, offer),
+                export: exportName(disk),
+                backing: keepsBacking.contains(disk.name) ? disk.backing.first?.path : nil,
+                secret: secret,
+                for: peer.name
+            )
         }
         let run = "\(agent.guests.directory(of: offer.guest))/run"
         try DurableFile.makeDirectory(run)
         var outputs: Set<String> = []
-        var arguments = try offer.commandLine.rewritten { reference in
+        let relocation = try offer.commandLine.relocated { reference in
             switch reference.kind {
             case .disk:
-                guard let path = paths[reference.path] else {
+                guard offer.disks.contains(where: { $0.path == reference.path }) else {
                     throw GuestError("The disk \(reference.path) of \(reference.option) is not in the offer")
                 }
-                return path
+                return self.placement(offer, reference, keepsBacking: keepsBacking)
             case .file:
                 guard let path = files[reference.path] else {
                     throw GuestError("The file \(reference.path) of \(reference.option) is not in the offer")
                 }
-                return path
-            case .output:
-                if reference.path == "/dev/null" { return reference.path }
-                var name = Self.lastComponent(reference.path)
-                while !outputs.insert(name).inserted { name = "x-\(name)" }
-                return "\(run)/\(name)"
+                return .init(path: path)
+            case .output: return .init(path: self.output(reference.path, offer, &outputs))
+            case .backing: return .init(path: reference.path)
             }
         }
+        var arguments = relocation.arguments
         arguments[0] = localProgram(arguments[0]) ?? arguments[0]
+        var needed: [String: SecretBytes] = [:]
+        for id in relocation.secrets {
+            guard let secret = secrets[id] else { throw GuestError("The secret '\(id)' of the guest did not come") }
+            needed[id] = secret
+        }
         var record = GuestRecord(
             name: offer.guest,
             commandLine: GuestCommandLine(arguments: arguments, directory: run)
         )
+        if !needed.isEmpty { record.secrets = needed.keys.sorted() }
         hasStarted = true
-        let monitor = try await agent.guests.start(&record, extra: ["-S", "-incoming", "defer"], on: agent.loop)
+        let monitor = try await agent.guests.start(
+            &record,
+            extra: ["-S", "-incoming", "defer"],
+            key: needed.isEmpty ? nil : try MasterKey(sealing: needed),
+            on: agent.loop
+        )
+        secrets = [:]
         self.record = record
         self.monitor = monitor
         monitor.onDisconnect = { [weak self] in self?.emulatorEnded() }
@@ -418,11 +644,11 @@ final class IncomingMigration: @unchecked Sendable {
 
     /// Carries one of QEMU's connections.
     func serveStream(_ connection: MessageConnection) async throws {
-        guard state == .offered, monitor != nil else {
+        guard state == .offered, let target = shadow?.incomingSocket ?? (monitor == nil ? nil : incomingSocket) else {
             try await connection.send(.abort("No stream is due"))
             return
         }
-        let near = try await SocketChannel.connect(to: .unix(path: incomingSocket), on: agent.loop)
+        let near = try await SocketChannel.connect(to: .unix(path: target), on: agent.loop)
         try await connection.send(.welcome(.init(state: state.rawValue)))
         try await StreamRelay.run(near, connection.channel)
     }
@@ -464,7 +690,7 @@ final class IncomingMigration: @unchecked Sendable {
             state = .owner
             log(.info, "Migration \(id): this host owns guest '\(record.name)' now")
         }
-        images?.unlock()
+        await images?.release()
         try await run(monitor)
         runsHere = true
         record.released = nil
@@ -554,6 +780,11 @@ final class IncomingMigration: @unchecked Sendable {
         finalDigests?.cancel()
         _ = try? await finalDigests?.value
         try? journal?.append(.rolledBack(reason: reason))
+        secrets = [:]
+        if let shadow {
+            self.shadow = nil
+            await shadow.stop()
+        }
         monitor?.close()
         monitor = nil
         if let offer, began {
@@ -602,7 +833,11 @@ final class IncomingMigration: @unchecked Sendable {
             guestLock = lock
             journal = try Journal(opening: agent.migrations.journal(of: id))
             record = try agent.guests.load(offer.guest)
-            let images = IncomingImages(directory: imageDirectory(offer), exports: agent.exports)
+            let images = IncomingImages(
+                directory: imageDirectory(offer),
+                exports: agent.exports,
+                loops: agent.dataLoops
+            )
             self.images = images
             if let digests = records.ownerDigests {
                 state = .owner

@@ -22,6 +22,12 @@ public struct MigrationPlan: Sendable, Codable {
     public var blackoutDeadline: Int
     /// How long the source's images are kept, in seconds.
     public var keepSource: Int
+    /// The monitor of a running QEMU that is to be adopted; nil for a guest that is known.
+    public var monitor: String?
+    /// The format of the images at the destination; nil for that of the source.
+    public var format: String?
+    /// Whether only the rehearsal is wanted.
+    public var isRehearsal = false
 
     /// Makes a plan with the defaults.
     public init(id: String, guest: String, host: String, port: UInt16, stateDirectory: String) {

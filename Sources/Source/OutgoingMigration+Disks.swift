@@ -40,7 +40,13 @@ extension OutgoingMigration {
             let target = disk.targetNode(plan.id)
             try await monitor.addNBDNode(target, socket: relay.socket, export: "\(plan.id)/\(disk.offer.name)")
             disks[index].hasTarget = true
-            try await monitor.mirror(job: disk.jobName(plan.id), node: disk.node, target: target, speed: speed)
+            try await monitor.mirror(
+                job: disk.jobName(plan.id),
+                node: disk.node,
+                target: target,
+                sync: keepsBacking.contains(disk.offer.name) ? "top" : "full",
+                speed: speed
+            )
             disks[index].hasJob = true
         }
         var meter = RateMeter()

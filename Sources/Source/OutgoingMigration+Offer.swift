@@ -4,12 +4,14 @@ internal import FoundationEssentials
 internal import Glibc
 internal import IO
 internal import Migration
+internal import TLS
 
 extension OutgoingMigration {
-    /// Describes the guest to the destination and waits until everything is ready there.
+    /// Describes the guest to the destination, rehearses its move and waits until everything is ready there.
     func offerGuest() async throws {
         guard let monitor, let record else { return }
-        let offer = try await describe(monitor, record)
+        let inspection = try await inspect(monitor, record)
+        let offer = try await describe(inspection)
         report.disks = offer.disks.map { .init(name: $0.name, size: $0.size) }
         let (control, welcome) = try await ControlConnection.open(plan, credentials: credentials, on: loop)
         self.control = control
@@ -20,118 +22,203 @@ extension OutgoingMigration {
                 "The destination is in the state '\(welcome.state)' of this migration already"
             )
         }
-        try DurableFile.makeDirectory(migrations.directory(of: plan.id))
-        let journal = try Journal(creating: migrations.journal(of: plan.id))
-        try journal.append(.offered(guest: plan.guest, destination: plan.host, order: migrations.nextOrder()))
-        self.journal = journal
+        let link = try await probe(control)
+        if !plan.isRehearsal {
+            try DurableFile.makeDirectory(migrations.directory(of: plan.id))
+            let journal = try Journal(creating: migrations.journal(of: plan.id))
+            try journal.append(.offered(guest: plan.guest, destination: plan.host, order: migrations.nextOrder()))
+            self.journal = journal
+            try saveDisks()
+        }
+        if !inspection.secrets.isEmpty, !plan.isRehearsal {
+            try await control.send(.secrets(inspection.secrets.mapValues { $0.withBytes { Base64.encode($0) } }))
+        }
         try await control.send(.offer(offer))
+        try await rehearse(offer, inspection, link, monitor, control)
+        if plan.isRehearsal { return }
         var answer = try await control.next(timeout: .seconds(60))
         if case .need(let wanted) = answer {
             for index in wanted {
                 guard offer.files.indices.contains(index) else {
                     throw MigrationError(.failed, "The destination asked for a file that was not offered")
                 }
-                try await sendFile(offer.files[index], index, record, control)
+                try await sendFile(offer.files[index], index, inspection, control)
             }
             answer = try await control.next(timeout: .seconds(120))
         }
-        guard case .ready(let ready) = answer else {
-            throw MigrationError(.failed, "The destination answered OFFER with \(answer.name)")
-        }
-        guard ready.reasons.isEmpty else {
-            throw MigrationError(
-                .refused,
-                "The destination \(plan.host) refused guest '\(plan.guest)': \(ready.reasons.joined(separator: "; "))"
-            )
-        }
+        let ready = try readiness(answer)
+        keepsBacking = Set(ready.keepsBacking)
         try await connectDisks(ready)
     }
 
-    private func describe(_ monitor: QMPClient, _ record: GuestRecord) async throws -> Message.Offer {
+    /// The destination's word that all is well.
+    ///
+    /// - Throws: `MigrationError` with every reason why not.
+    func readiness(_ answer: Message) throws -> Message.Ready {
+        guard case .ready(let ready) = answer else {
+            throw MigrationError(.failed, "The destination answered OFFER with \(answer.name)")
+        }
+        guard ready.reasons.isEmpty else { throw refusal(ready.reasons) }
+        return ready
+    }
+
+    func refusal(_ reasons: [String]) -> MigrationError {
+        MigrationError(
+            .refused,
+            "The destination \(plan.host) refused guest '\(plan.guest)': \(reasons.joined(separator: "; "))"
+        )
+    }
+
+    private func inspect(_ monitor: QMPClient, _ record: GuestRecord) async throws -> GuestInspection {
         do {
-            let machine = try await monitor.machineType()
-            let commandLine = try record.commandLine.pinned(machine: machine)
-            let references = try commandLine.paths()
-            let attached = try await monitor.disks()
-            for disk in attached where !disk.isReadOnly {
-                try checkDisk(disk, references, commandLine.directory)
+            let pid = record.process?.pid ?? 0
+            let emulator = try? await BlockingPool.shared.run { try RunningEmulator(pid: pid) }
+            let inspection = try await GuestInspection.inspect(monitor, record.commandLine, emulator)
+            guard inspection.blockers.isEmpty else {
+                throw MigrationError(
+                    .guest,
+                    "Guest '\(plan.guest)' cannot be migrated: \(inspection.blockers.joined(separator: "; "))"
+                )
             }
+            return inspection
+        } catch let error as GuestError {
+            throw MigrationError(.guest, error.message)
+        } catch let error as QMPError {
+            throw MigrationError(.guest, "The monitor of guest '\(plan.guest)': \(error.message)")
+        }
+    }
+
+    private func describe(_ inspection: GuestInspection) async throws -> Message.Offer {
+        do {
+            let references = try inspection.commandLine.paths()
             var offered: [Message.Offer.Disk] = []
             for reference in references where reference.kind == .disk {
-                let path = DurableFile.resolve(reference.path, in: commandLine.directory)
-                guard let disk = attached.first(where: { Self.isSame($0.path, path, commandLine.directory) }) else {
-                    throw GuestError(
-                        "The disk \(reference.path) of \(reference.option) is not attached to the running guest"
-                    )
-                }
                 if offered.contains(where: { $0.path == reference.path }) { continue }
-                var status = stat()
-                // Only a file system knows how much of a disk is in use.
-                let isFile = stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
-                let allocated = isFile ? UInt64(status.st_blocks) * 512 : disk.size
-                let item = Message.Offer.Disk(
-                    name: "disk\(offered.count)",
-                    size: disk.size,
-                    allocated: min(allocated, disk.size),
-                    path: reference.path
-                )
+                guard let disk = inspection.diskOfPath[reference.path],
+                    let path = inspection.resolved[reference.path]
+                else {
+                    throw GuestError("The disk \(reference.path) of \(reference.option) is not attached to the guest")
+                }
+                let item = try offer(disk, reference.path, path, number: offered.count, inspection)
                 offered.append(item)
-                disks.append(SourceDisk(offer: item, node: disk.node, path: path))
+                let node = item.isContainer ? disk.protocolNode : disk.node
+                var source = SourceDisk(offer: item, node: node, path: path)
+                source.format = disk.format
+                source.secret = item.keySecret.flatMap { inspection.secrets[$0] }
+                disks.append(source)
             }
             var files: [Message.Offer.File] = []
             for reference in references where reference.kind == .file {
                 if reference.path.isEmpty || files.contains(where: { $0.path == reference.path }) { continue }
-                let path = DurableFile.resolve(reference.path, in: commandLine.directory)
+                let path = inspection.resolved[reference.path] ?? reference.path
                 var status = stat()
                 guard stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFREG else {
                     throw GuestError("The file \(path) of \(reference.option) is not there any more")
                 }
+                if let disk = inspection.disks.first(where: { inspection.resolved[$0.path] ?? $0.path == path }),
+                    !disk.backing.isEmpty
+                {
+                    throw GuestError("The read-only disk \(path) has a backing file, which cannot be sent with it")
+                }
                 let digest = try await BlockingPool.shared.run { try ChunkDigests.digest(of: path) }
                 files.append(.init(path: reference.path, size: UInt64(status.st_size), digest: digest))
             }
-            return Message.Offer(
+            var offer = Message.Offer(
                 guest: plan.guest,
-                commandLine: commandLine,
-                machine: machine,
-                emulatorVersion: monitor.version,
+                commandLine: inspection.commandLine,
+                machine: inspection.machine,
+                emulatorVersion: inspection.emulatorVersion,
                 disks: offered,
                 files: files,
-                hasUUID: commandLine.has("uuid")
+                hasUUID: inspection.commandLine.has("uuid")
             )
+            offer.isRehearsal = plan.isRehearsal
+            offer.sizes = inspection.sizes
+            offer.memory = inspection.memory
+            offer.memoryID = inspection.memoryID
+            return offer
         } catch let error as GuestError {
             throw MigrationError(.guest, error.message)
         }
     }
 
-    private static func isSame(_ a: String, _ b: String, _ directory: String) -> Bool {
-        DurableFile.resolve(a, in: directory) == b
-    }
+    /// Formats that QEMU's tools can make and write.
+    private static let writableFormats: Set<String> = ["raw", "qcow2", "qed", "vdi", "vmdk", "vpc", "vhdx", "luks"]
 
-    private func checkDisk(
+    private func offer(
         _ disk: GuestDisk,
-        _ references: [GuestCommandLine.PathReference],
-        _ directory: String
-    ) throws {
-        let isKnown = references.contains {
-            $0.kind == .disk && Self.isSame(disk.path, DurableFile.resolve($0.path, in: directory), directory)
+        _ text: String,
+        _ path: String,
+        number: Int,
+        _ inspection: GuestInspection
+    ) throws -> Message.Offer.Disk {
+        // An encrypted container is copied as it is, with its key slots; nobody on the way needs to open it.
+        let isContainer = disk.format == "luks"
+        let format = plan.format ?? disk.format
+        guard !isContainer || plan.format == nil else {
+            throw GuestError("The disk \(path) is a LUKS container, which keeps its format; leave --format out")
         }
-        guard isKnown else {
-            throw GuestError("The disk \(disk.path) (\(disk.node)) is not in the guest's command line; detach it first")
-        }
-        guard disk.format == "raw", !disk.hasBacking else {
+        guard Self.writableFormats.contains(format) else {
             throw GuestError(
-                "The disk \(disk.path) has the format '\(disk.format)'; only raw images and block devices can be moved"
+                "The disk \(path) has the format '\(format)', which QEMU cannot write everywhere; choose one with --format"
             )
         }
+        let size = isContainer ? disk.fileSize : disk.size
+        var status = stat()
+        // Only a file system knows how much of a disk is in use.
+        let isFile = stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
+        var allocated = isFile ? UInt64(status.st_blocks) * 512 : disk.allocated ?? size
+        for image in disk.backing { allocated += image.allocated ?? image.size }
+        var item = Message.Offer.Disk(
+            name: "disk\(number)",
+            size: size,
+            allocated: min(allocated, size),
+            path: text,
+            format: isContainer ? "raw" : format
+        )
+        item.isContainer = isContainer
+        if disk.isEncrypted, !isContainer {
+            guard plan.format == nil || plan.format == "qcow2" else {
+                throw GuestError("The disk \(path) is encrypted and would be stored in clear; leave --format out")
+            }
+            guard let secret = inspection.keySecret[text] else {
+                throw GuestError("The disk \(path) is encrypted, and the command line does not name its secret")
+            }
+            item.keySecret = secret
+        }
+        if format == "qcow2", item.keySecret == nil, disk.backing.allSatisfy({ $0.protocolDriver == "file" }) {
+            item.backing = disk.backing.map { .init(path: $0.path, size: 0, digest: "") }
+            for index in item.backing.indices {
+                guard stat(item.backing[index].path, &status) == 0, item.backing[index].path.hasPrefix("/") else {
+                    item.backing = []
+                    break
+                }
+                item.backing[index].size = UInt64(status.st_size)
+            }
+            item.backingFormat = disk.backing.first?.format
+        }
+        return item
+    }
+
+    // MARK: what recovery needs
+
+    private var disksFile: String { "\(migrations.directory(of: plan.id))/disks.json" }
+
+    private func saveDisks() throws { try DurableFile.write(try JSONText.encode(disks.map(\.path)), to: disksFile) }
+
+    /// The images of a migration whose agent has died.
+    func savedDisks() -> [String] {
+        guard let bytes = (try? DurableFile.read(disksFile)) ?? nil else { return [] }
+        return JSONText.decode([String].self, from: bytes) ?? []
     }
 
     private func sendFile(
         _ file: Message.Offer.File,
         _ index: Int,
-        _ record: GuestRecord,
+        _ inspection: GuestInspection,
         _ control: ControlConnection
     ) async throws {
-        let path = DurableFile.resolve(file.path, in: record.commandLine.directory)
+        let path = inspection.resolved[file.path] ?? file.path
         let fd = open(path, O_RDONLY | O_CLOEXEC)
         guard fd >= 0 else { throw ChannelError.system("read \(path)", errno) }
         defer { close(fd) }

@@ -38,6 +38,9 @@ public final class OutgoingMigration: @unchecked Sendable {
     var journal: Journal?
     var disks: [SourceDisk] = []
     var stream: OutgoingStream?
+    var shadow: ShadowEmulator?
+    /// The disks of which only what is above the backing image is copied.
+    var keepsBacking: Set<String> = []
     var stoppedAt: ContinuousClock.Instant?
     var isAtSwitchover = false
     var hasMigrationStarted = false
@@ -145,10 +148,16 @@ public final class OutgoingMigration: @unchecked Sendable {
     public func start() async throws -> MigrationReport { try await loop.run { await self.run() } }
 
     private func run() async -> MigrationReport {
+        await carryOut()
+        return await conclude()
+    }
+
+    private func carryOut() async {
         do {
             enter("check")
             try await prepareSource()
             try await offerGuest()
+            if plan.isRehearsal { return await endRehearsal() }
             enter("disks")
             try await mirrorDisks()
             enter("verify")
@@ -163,6 +172,18 @@ public final class OutgoingMigration: @unchecked Sendable {
         } catch {
             await rollBack(error)
         }
+    }
+
+    /// The rehearsal went well: the destination forgets it, and nothing was changed here.
+    private func endRehearsal() async {
+        report.outcome = .rehearsed
+        try? await control?.send(.abort("The rehearsal is over"))
+        while let answer = try? await control?.next(timeout: .seconds(5)) {
+            if case .abort = answer { break }
+        }
+    }
+
+    private func conclude() async -> MigrationReport {
         report.phasesMS[phase] = milliseconds(since: phaseBegan)
         report.phasesMS["done"] = nil
         for index in disks.indices {
@@ -177,6 +198,7 @@ public final class OutgoingMigration: @unchecked Sendable {
             report.tls = .init(version: control.session.version, cipher: control.session.cipher, connections: count)
         }
         stream?.abort("The migration is over")
+        await shadow?.stop()
         control?.close()
         monitor?.close()
         guestLock = nil
@@ -217,14 +239,13 @@ public final class OutgoingMigration: @unchecked Sendable {
         record = known
         if known.process?.isRunning == true {
             // Without its monitor nothing can be said about the guest, so nothing is decided.
-            let connected = try await QMPClient.connect(to: guests.agentMonitor(of: plan.guest), on: loop)
+            let connected = try await QMPClient.connect(to: guests.agentMonitor(of: known), on: loop)
             monitor = connected
         }
         if records.contains(.released) {
             isReleased = true
-            for reference in try known.commandLine.paths() where reference.kind == .disk {
-                let path = DurableFile.resolve(reference.path, in: known.commandLine.directory)
-                let name = "disk\(disks.count)"
+            for (index, path) in savedDisks().enumerated() {
+                let name = "disk\(index)"
                 disks.append(
                     SourceDisk(offer: .init(name: name, size: 0, allocated: 0, path: path), node: "", path: path)
                 )
@@ -256,30 +277,18 @@ public final class OutgoingMigration: @unchecked Sendable {
     private func prepareSource() async throws {
         do {
             try GuestStore.validate(plan.guest)
-            guard let found = try guests.load(plan.guest) else {
-                let known = guests.names().joined(separator: ", ")
-                throw MigrationError(
-                    .guest,
-                    "There is no guest '\(plan.guest)' on this host"
-                        + (known.isEmpty ? "; start one with 'crossdock guest start'" : "; there are: \(known)")
-                )
-            }
-            record = found
             guard let lock = try migrations.lock(guest: plan.guest) else {
                 throw MigrationError(.busy, "Guest '\(plan.guest)' is being migrated already; see 'crossdock status'")
             }
             guestLock = lock
-            try closeSuperseded()
+            if !plan.isRehearsal { try closeSuperseded() }
             if let release = try migrations.release(of: plan.guest) {
                 throw MigrationError(
                     .guest,
                     "Guest '\(plan.guest)' was released to \(release.destination) by migration \(release.migration)"
                 )
             }
-            guard let process = found.process, process.isRunning else {
-                throw MigrationError(.guest, "Guest '\(plan.guest)' does not run, so it cannot be migrated live")
-            }
-            let monitor = try await QMPClient.connect(to: guests.agentMonitor(of: plan.guest), on: loop)
+            let monitor = try await connectToGuest()
             self.monitor = monitor
             monitor.onEvent = { [weak self] in self?.handle($0) }
             monitor.onDisconnect = { [weak self] in
@@ -291,18 +300,42 @@ public final class OutgoingMigration: @unchecked Sendable {
             guard status == "running" else {
                 throw MigrationError(.guest, "Guest '\(plan.guest)' is in the state '\(status)', not running")
             }
-            if let reason = try await monitor.migrationBlockers().first {
-                throw MigrationError(.guest, "QEMU cannot migrate guest '\(plan.guest)': \(reason)")
-            }
-            try await clearLeftovers(monitor)
-            guard try await monitor.execute("query-jobs").array.isEmpty else {
-                throw MigrationError(.guest, "Guest '\(plan.guest)' has block jobs; wait for them or cancel them first")
-            }
+            if !plan.isRehearsal { try await clearLeftovers(monitor) }
         } catch let error as GuestError {
             throw MigrationError(.guest, error.message)
         } catch let error as QMPError {
             throw MigrationError(.guest, "The monitor of guest '\(plan.guest)': \(error.message)")
         }
+    }
+
+    /// The monitor of a guest that is known here, or of a running QEMU that is adopted for this migration.
+    private func connectToGuest() async throws -> QMPClient {
+        if let socket = plan.monitor {
+            let (adopted, monitor) = try await guests.adopt(plan.guest, monitor: socket, on: loop)
+            record = adopted
+            guard let monitor else {
+                throw MigrationError(
+                    .guest,
+                    "The monitor \(socket) of guest '\(plan.guest)' is held by another client; end that, or give QEMU a second one"
+                )
+            }
+            return monitor
+        }
+        guard let found = try guests.load(plan.guest) else {
+            let known = guests.names().joined(separator: ", ")
+            throw MigrationError(
+                .guest,
+                "There is no guest '\(plan.guest)' on this host"
+                    + (known.isEmpty
+                        ? "; start one with 'crossdock guest start', or name the monitor of a running QEMU with --qmp"
+                        : "; there are: \(known)")
+            )
+        }
+        record = found
+        guard let process = found.process, process.isRunning else {
+            throw MigrationError(.guest, "Guest '\(plan.guest)' does not run, so it cannot be migrated live")
+        }
+        return try await QMPClient.connect(to: guests.agentMonitor(of: found), on: loop)
     }
 
     /// Ends the journals of earlier migrations of this guest whose agents died before the release: this one takes over.
@@ -459,13 +492,13 @@ public final class OutgoingMigration: @unchecked Sendable {
         monitor?.onDisconnect = nil
         await monitor?.quit()
         await record?.process?.terminate()
-        if let record {
+        if let record, record.adopted == nil {
             for name in ["qmp.sock", "status.sock"] { unlink("\(guests.directory(of: record.name))/\(name)") }
         }
         for index in disks.indices {
             let fenced = Fence.path(disks[index].path, plan.id)
             let path = DurableFile.exists(fenced) ? fenced : disks[index].path
-            let digest = try? await BlockingPool.shared.run { try ChunkDigests.digest(of: path) }
+            let digest = await digest(of: disks[index], at: path)
             report.disks[index].digestSource = digest
             if digest == nil || digest != report.disks[index].digestDestination {
                 report.code = MigrationError.Code.mismatch.rawValue
@@ -496,9 +529,9 @@ public final class OutgoingMigration: @unchecked Sendable {
         stream?.abort(reason.message)
         for disk in disks { disk.relay?.abort(reason.message) }
         var isRestored = true
-        if record?.process?.isRunning == true, hasMigrationStarted || !disks.isEmpty {
+        if record?.process?.isRunning == true, hasMigrationStarted || disks.contains(where: \.hasTarget) {
             if monitor?.isConnected != true {
-                monitor = try? await QMPClient.connect(to: guests.agentMonitor(of: plan.guest), on: loop)
+                if let record { monitor = try? await QMPClient.connect(to: guests.agentMonitor(of: record), on: loop) }
             }
             if let monitor, monitor.isConnected { isRestored = await restoreGuest(monitor) } else { isRestored = false }
         }
@@ -510,7 +543,7 @@ public final class OutgoingMigration: @unchecked Sendable {
             )
         }
         // A migration that is not closed can be recovered: the journal says so until everything is as it was.
-        guard isRestored, isTold else { return }
+        guard isRestored, isTold, !plan.isRehearsal else { return }
         do {
             try journal?.append(.rolledBack(reason: reason.message))
             isRolledBack = true

@@ -1,6 +1,7 @@
 internal import Emulator
 internal import IO
 internal import Migration
+internal import TLS
 
 /// A disk on its way to the destination.
 struct SourceDisk {
@@ -10,6 +11,12 @@ struct SourceDisk {
     let node: String
     /// The image.
     let path: String
+    /// The image's format, as QEMU knows it.
+    var format = "raw"
+    /// Whether the image is copied as the encrypted container that it is.
+    var isContainer: Bool { offer.isContainer }
+    /// What opens the image; nil when nothing is needed.
+    var secret: SecretBytes?
     /// What carries it, once it is set up.
     var relay: MirrorRelay?
     /// Whether the block job exists.
@@ -36,4 +43,12 @@ struct SourceDisk {
 /// The guest's images after the release: renamed, so that a forgotten start script finds nothing to start.
 enum Fence {
     static func path(_ image: String, _ migration: String) -> String { "\(image).released-\(migration)" }
+}
+
+extension OutgoingMigration {
+    /// The digest of what the mirror copied, read from a disk's image; nil when it cannot be read.
+    func digest(of disk: SourceDisk, at path: String) async -> String? {
+        let format = disk.isContainer ? "raw" : disk.format
+        return try? await DiskImage.digest(of: path, format: format, secret: disk.secret, on: dataLoops)
+    }
 }

@@ -4,7 +4,7 @@ import Testing
 struct GuestCommandLineTests {
     func rewrite(_ arguments: String...) throws -> [String] {
         let line = GuestCommandLine(arguments: ["qemu-system-x86_64"] + arguments, directory: "/guests")
-        return Array(try line.rewritten { "<\($0.kind.rawValue):\($0.path)>" }.dropFirst())
+        return Array(try line.relocated { .init(path: "<\($0.kind.rawValue):\($0.path)>") }.arguments.dropFirst())
     }
 
     @Test func disksFilesAndOutputsAreToldApart() throws {
@@ -71,13 +71,12 @@ struct GuestCommandLineTests {
 
     @Test(arguments: [
         ["-incoming", "defer"], ["-snapshot"], ["-loadvm", "x"], ["-virtfs", "local"], ["-readconfig", "f"],
-        ["-object", "memory-backend-file,id=m,mem-path=/dev/shm/x"], ["-device", "vfio-pci,host=0"],
-        ["-netdev", "tap,id=n,fd=3"], ["-netdev", "tap,id=n,script=/etc/ifup"], ["-nic", "bridge,helper=/x"],
-        ["disk.raw"], ["-m"],
+        ["-object", "memory-backend-file,id=m,mem-path=/dev/shm/x,pmem=on"], ["-device", "vfio-pci,host=0"],
+        ["-netdev", "tap,id=n,fd=3"], ["-netdev", "tap,id=n,script=/etc/ifup"], ["-nic", "bridge,helper=/x"], ["-m"],
     ])
     func whatCannotBeMovedIsRefusedByName(_ arguments: [String]) {
         let line = GuestCommandLine(arguments: ["qemu-system-x86_64"] + arguments, directory: "/")
-        let error = #expect(throws: GuestError.self) { try line.rewritten { $0.path } }
+        let error = #expect(throws: GuestError.self) { try line.relocated { .init(path: $0.path) }.arguments }
         #expect(error?.message.contains(arguments[0]) == true, "\(error?.message ?? "")")
     }
 

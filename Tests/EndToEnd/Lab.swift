@@ -193,7 +193,7 @@ final class Lab: @unchecked Sendable {
         _ guest: String = "web1",
         _ body: @escaping @Sendable (QMPClient) async throws -> T
     ) async throws -> T {
-        let path = guests(side).statusMonitor(of: guest)
+        let path = (try guests(side).load(guest)).map(guests(side).statusMonitor(of:)) ?? ""
         let loop = loop
         return try await loop.run {
             let monitor = try await QMPClient.connect(to: path, on: loop)

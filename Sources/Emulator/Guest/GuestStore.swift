@@ -11,6 +11,10 @@ public struct GuestRecord: Sendable, Codable {
     public var process: EmulatorProcess?
     /// Set once the guest was released to another host: it must not be started here.
     public var released: Release?
+    /// The monitor of a guest that something else started; nil for one that Crossdock started.
+    public var adopted: String?
+    /// The ids of secrets that the command line needs and that are kept nowhere.
+    public var secrets: [String]?
 
     /// That the guest has left.
     public struct Release: Sendable, Codable {
@@ -48,6 +52,10 @@ public struct GuestStore: Sendable {
     public func agentMonitor(of name: String) -> String { "\(directory)/\(name)/qmp.sock" }
     /// The monitor for a quick look while an agent uses the other one.
     public func statusMonitor(of name: String) -> String { "\(directory)/\(name)/status.sock" }
+    /// The monitor that an agent uses: the guest's own when something else started it.
+    public func agentMonitor(of record: GuestRecord) -> String { record.adopted ?? agentMonitor(of: record.name) }
+    /// The monitor for a quick look; an adopted guest may have none but the agent's.
+    public func statusMonitor(of record: GuestRecord) -> String { record.adopted ?? statusMonitor(of: record.name) }
     /// QEMU's output.
     public func log(of name: String) -> String { "\(directory)/\(name)/qemu.log" }
 
@@ -96,10 +104,16 @@ public struct GuestStore: Sendable {
     /// - Parameters:
     ///   - record: the guest; its process is filled in and the record saved.
     ///   - extra: further arguments of this start only: `-incoming defer`.
+    ///   - key: the guest's secrets.
     ///   - loop: the caller's loop.
     /// - Returns: the agent's monitor, connected.
     /// - Throws: `GuestError` with QEMU's own words when it ends at once.
-    public func start(_ record: inout GuestRecord, extra: [String] = [], on loop: EventLoop) async throws -> QMPClient {
+    public func start(
+        _ record: inout GuestRecord,
+        extra: [String] = [],
+        key: MasterKey? = nil,
+        on loop: EventLoop
+    ) async throws -> QMPClient {
         let name = record.name
         let program = record.commandLine.arguments[0]
         guard EmulatorProcess.find(program) != nil else {
@@ -110,6 +124,8 @@ public struct GuestStore: Sendable {
             throw GuestError("The path \(statusMonitor(of: name)) is too long for a socket; use a shorter --state-dir")
         }
         var arguments = record.commandLine.arguments + extra
+        // What follows may refer to the secrets.
+        if let key { arguments.insert(contentsOf: key.arguments(), at: 1) }
         for (id, path) in [("crossdock-qmp", agentMonitor(of: name)), ("crossdock-status", statusMonitor(of: name))] {
             unlink(path)
             arguments += ["-chardev", "socket,id=\(id),path=\(path),server=on,wait=off"]
@@ -119,7 +135,8 @@ public struct GuestStore: Sendable {
         let process = try EmulatorProcess.start(
             arguments,
             directory: record.commandLine.directory,
-            log: log(of: name)
+            log: log(of: name),
+            keep: key.map { [$0.descriptor] } ?? []
         )
         record.process = process
         do {
@@ -144,11 +161,63 @@ public struct GuestStore: Sendable {
         }
     }
 
+    /// Takes up a QEMU that something else started.
+    ///
+    /// Nothing of the guest is changed. A monitor that another client holds is no obstacle to this; another monitor of the
+    /// same QEMU takes its place if there is one.
+    ///
+    /// - Parameters:
+    ///   - name: what the guest shall be called here.
+    ///   - socket: its QMP monitor.
+    ///   - loop: the caller's loop.
+    /// - Returns: the record, saved, and a monitor when one answers.
+    /// - Throws: `GuestError` when there is no QEMU, or the name is taken.
+    public func adopt(
+        _ name: String,
+        monitor socket: String,
+        on loop: EventLoop
+    ) async throws -> (GuestRecord, QMPClient?) {
+        try Self.validate(name)
+        let emulator = try await BlockingPool.shared.run { try RunningEmulator.find(monitor: socket) }
+        if let known = try load(name), let process = known.process, process.isRunning, process != emulator.process {
+            throw GuestError("Guest '\(name)' runs already, as process \(process.pid); choose another name")
+        }
+        for other in names() where other != name {
+            if let process = (try? load(other))??.process, process == emulator.process {
+                throw GuestError("The QEMU behind \(socket) is guest '\(other)' already")
+            }
+        }
+        var record = GuestRecord(
+            name: name,
+            commandLine: GuestCommandLine(arguments: emulator.arguments, directory: emulator.directory),
+            process: emulator.process
+        )
+        record.adopted = socket
+        var found: QMPClient?
+        var failure: (any Error)?
+        for path in [socket] + emulator.monitors where found == nil {
+            do {
+                found = try await QMPClient.connect(to: path, on: loop, timeout: .seconds(3))
+                record.adopted = path
+            } catch { failure = failure ?? error }
+        }
+        if let failure = failure as? QMPError, found == nil, failure.code == .malformed {
+            throw GuestError(failure.message)
+        }
+        do {
+            try save(record)
+        } catch {
+            found?.close()
+            throw error
+        }
+        return (record, found)
+    }
+
     /// Ends a guest's QEMU, in the orderly way of its monitor if it answers.
     public func stop(_ record: GuestRecord, on loop: EventLoop) async {
         guard let process = record.process, process.isRunning else { return }
         if let monitor = try? await QMPClient.connect(
-            to: statusMonitor(of: record.name),
+            to: statusMonitor(of: record),
             on: loop,
             timeout: .seconds(2)
         ) {
@@ -165,7 +234,7 @@ public struct GuestStore: Sendable {
         }
         guard
             let monitor = try? await QMPClient.connect(
-                to: statusMonitor(of: record.name),
+                to: statusMonitor(of: record),
                 on: loop,
                 timeout: .seconds(2)
             )

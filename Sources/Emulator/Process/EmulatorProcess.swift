@@ -30,7 +30,7 @@ public struct EmulatorProcess: Sendable, Codable, Hashable {
     /// This boot of the host.
     public static let bootID: String = {
         let bytes = try? DurableFile.read("/proc/sys/kernel/random/boot_id")
-        return String(decoding: (bytes ?? nil) ?? [], as: UTF8.self).trimmingCharacters()
+        return String(decoding: (bytes ?? nil) ?? [], as: UTF8.self).trimmed
     }()
 
     private static func startTime(of pid: Int32) -> UInt64? {
@@ -111,13 +111,5 @@ public struct EmulatorProcess: Sendable, Codable, Hashable {
         if program.contains("/") { return access(program, X_OK) == 0 ? program : nil }
         let path = ProcessInfo.processInfo.environment["PATH"] ?? "/usr/local/bin:/usr/bin:/bin"
         return path.split(separator: ":").map { "\($0)/\(program)" }.first { access($0, X_OK) == 0 }
-    }
-}
-
-extension String {
-    func trimmingCharacters() -> String {
-        var text = self[...]
-        while let last = text.last, last.isWhitespace { text.removeLast() }
-        return String(text)
     }
 }

@@ -1,8 +1,7 @@
 internal import CLinux
-internal import FoundationEssentials
 internal import Glibc
 internal import IO
-internal import TLS
+public import TLS
 
 /// QEMU's storage daemon behind a private Unix socket: whatever image format QEMU knows, as an NBD export. It ends with this
 /// process.
@@ -27,6 +26,8 @@ public final class StorageDaemon: Sendable {
         public var discards = true
         /// QEMU's `detect-zeroes`: off, on or unmap.
         public var detectZeroes = "off"
+        /// The passphrase of an encrypted image.
+        public var secret: SecretBytes?
         /// Persistent dirty bitmaps to offer.
         public var bitmaps: [String] = []
 
@@ -41,13 +42,11 @@ public final class StorageDaemon: Sendable {
     public static let export = "disk"
     /// Its socket.
     public let socket: String
-    private let directory: String
-    private let pid: pid_t
+    private let process: BoundProcess
 
-    private init(socket: String, directory: String, pid: pid_t) {
+    private init(socket: String, process: BoundProcess) {
         self.socket = socket
-        self.directory = directory
-        self.pid = pid
+        self.process = process
     }
 
     /// Starts a daemon and returns when it serves.
@@ -70,10 +69,13 @@ public final class StorageDaemon: Sendable {
             let cache =
                 "cache.direct=\(image.isDirect ? "on" : "off"),cache.no-flush=\(image.ignoresFlush ? "on" : "off")"
             let discard = "discard=\(image.discards ? "unmap" : "ignore")"
+            let sealing =
+                image.secret == nil
+                ? "" : image.format == "luks" ? ",key-secret=key" : ",encrypt.format=luks,encrypt.key-secret=key"
             arguments += [
                 "--blockdev",
                 "driver=\(image.format ?? "raw"),node-name=\(export),read-only=\(access),\(discard),\(cache),"
-                    + "detect-zeroes=\(image.detectZeroes),file.driver=file,file.filename=\(KeyValue.escape(image.path)),file.\(discard)",
+                    + "detect-zeroes=\(image.detectZeroes),file.driver=file,file.filename=\(KeyValue.escape(image.path)),file.\(discard)\(sealing)",
             ]
         }
         arguments += ["--nbd-server", "addr.type=unix,addr.path=\(KeyValue.escape(socket)),max-connections=0"]
@@ -85,43 +87,25 @@ public final class StorageDaemon: Sendable {
     }
 
     private static func startNow(_ image: Image, _ program: String) throws -> StorageDaemon {
-        let parent = ProcessInfo.processInfo.environment["TMPDIR"] ?? "/tmp"
-        var template = Array("\(parent)/crossdock-XXXXXX".utf8CString)
-        guard mkdtemp(&template) != nil else { throw ChannelError.system("make a directory under \(parent)", errno) }
-        let directory = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        let directory = try BoundProcess.makeDirectory()
         let socket = "\(directory)/nbd.sock"
-        let log = "\(directory)/log"
-        let input = open("/dev/null", O_RDONLY | O_CLOEXEC)
-        let output = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o600)
-        var argv = ([program] + arguments(image, socket)).map { strdup($0) } + [nil]
-        defer {
-            close(input)
-            close(output)
-            for pointer in argv { free(pointer) }
-        }
-        let pid = xd_spawn_bound(&argv, environ, nil, input, output, output)
-        guard pid > 0 else {
-            let number = errno
-            remove(directory)
-            throw GuestError(
-                "Cannot start \(program), which opens images that are not raw: \(String(cString: strerror(number)))"
-            )
-        }
-        let daemon = StorageDaemon(socket: socket, directory: directory, pid: pid)
+        let key = try image.secret.map { try MasterKey(sealing: ["key": $0]) }
+        let process = try BoundProcess(
+            [program] + (key?.arguments(file: "/dev/stdin", option: "--object") ?? []) + arguments(image, socket),
+            directory: directory,
+            input: key?.descriptor
+        )
         let end = ContinuousClock.now + .seconds(30)
         while !isListening(socket) {
-            var status: Int32 = 0
-            let ended = xd_wait_nohang(pid, &status) == pid
+            let ended = process.hasEnded()
             if ended || ContinuousClock.now > end {
-                if !ended { daemon.kill() }
-                let words = ((try? DurableFile.read(log)) ?? nil).map { String(decoding: $0, as: UTF8.self) } ?? ""
-                remove(directory)
-                let reason = words.split(separator: "\n").last.map { " It says: \($0)" } ?? ""
+                let reason = process.lastWords.map { " It says: \($0)" } ?? ""
+                if ended { process.clear() } else { process.kill() }
                 throw GuestError("\(program) cannot serve \(image.path).\(reason)")
             }
-            usleep(5_000)
+            usleep(2_000)
         }
-        return daemon
+        return StorageDaemon(socket: socket, process: process)
     }
 
     private static func isListening(_ socket: String) -> Bool {
@@ -130,29 +114,6 @@ public final class StorageDaemon: Sendable {
         return xd_unix_connect(probe, socket) == 0
     }
 
-    private func kill() {
-        Glibc.kill(pid, SIGKILL)
-        var status: Int32 = 0
-        while waitpid(pid, &status, 0) < 0, errno == EINTR {}
-    }
-
-    private static func remove(_ directory: String) {
-        for name in ["nbd.sock", "log"] { unlink("\(directory)/\(name)") }
-        rmdir(directory)
-    }
-
     /// Ends the daemon, which closes its image in order.
-    public func stop() async {
-        let (pid, directory) = (pid, directory)
-        _ = await BlockingPool.shared.value {
-            Glibc.kill(pid, SIGTERM)
-            var status: Int32 = 0
-            let end = ContinuousClock.now + .seconds(10)
-            while xd_wait_nohang(pid, &status) == 0 {
-                if ContinuousClock.now > end { Glibc.kill(pid, SIGKILL) }
-                usleep(5_000)
-            }
-            Self.remove(directory)
-        }
-    }
+    public func stop() async { await process.stop() }
 }

@@ -1,40 +1,3 @@
-/// A disk of a running guest.
-public struct GuestDisk: Sendable, Hashable {
-    /// What block jobs call it: its node name.
-    public var node: String
-    /// The file or device at the bottom.
-    public var path: String
-    /// The format on top: "raw".
-    public var format: String
-    /// How many bytes the guest sees.
-    public var size: UInt64
-    /// Whether the guest cannot write it.
-    public var isReadOnly: Bool
-    /// Whether it has a backing file.
-    public var hasBacking: Bool
-    /// Names of internal snapshots.
-    public var snapshots: [String]
-
-    /// Makes a description.
-    public init(
-        node: String,
-        path: String,
-        format: String,
-        size: UInt64,
-        isReadOnly: Bool,
-        hasBacking: Bool = false,
-        snapshots: [String] = []
-    ) {
-        self.node = node
-        self.path = path
-        self.format = format
-        self.size = size
-        self.isReadOnly = isReadOnly
-        self.hasBacking = hasBacking
-        self.snapshots = snapshots
-    }
-}
-
 /// The state of a block job (`query-jobs`, `query-block-jobs`).
 public struct BlockJob: Sendable {
     /// "running", "ready", "concluded".
@@ -48,24 +11,6 @@ public struct BlockJob: Sendable {
 }
 
 extension QMPClient {
-    /// The disks that have a medium (`query-block`).
-    public func disks() async throws -> [GuestDisk] {
-        try await execute("query-block").array.compactMap { device in
-            guard let inserted = device["inserted"], let node = inserted["node-name"]?.string,
-                let image = inserted["image"], let size = image["virtual-size"]?.integer
-            else { return nil }
-            return GuestDisk(
-                node: node,
-                path: image["filename"]?.string ?? inserted["file"]?.string ?? "",
-                format: image["format"]?.string ?? inserted["drv"]?.string ?? "",
-                size: UInt64(size),
-                isReadOnly: inserted["ro"]?.bool ?? false,
-                hasBacking: inserted["backing_file"] != nil,
-                snapshots: image["snapshots"]?.array.compactMap { $0["name"]?.string } ?? []
-            )
-        }
-    }
-
     /// Attaches an NBD export on a Unix socket as a node (`blockdev-add`).
     public func addNBDNode(_ name: String, socket: String, export: String) async throws {
         try await execute(
@@ -91,15 +36,22 @@ extension QMPClient {
     ///   - job: the job's name.
     ///   - node: the disk.
     ///   - target: the node to copy to.
+    ///   - sync: "full", or "top" for what is above the backing image only.
     ///   - speed: bytes per second; 0 for no limit.
-    public func mirror(job: String, node: String, target: String, speed: UInt64) async throws {
+    public func mirror(
+        job: String,
+        node: String,
+        target: String,
+        sync: String = "full",
+        speed: UInt64
+    ) async throws {
         try await execute(
             "blockdev-mirror",
             [
                 "job-id": .string(job),
                 "device": .string(node),
                 "target": .string(target),
-                "sync": "full",
+                "sync": .string(sync),
                 "copy-mode": "background",
                 "auto-dismiss": false,
                 "on-target-error": "report",

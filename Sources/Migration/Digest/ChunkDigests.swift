@@ -162,7 +162,6 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
     /// The digest of any disk that nobody writes, read in order; what the disk says to be zeroes is not read.
     public static func digest(of disk: any BackEnd) async throws -> String {
         let digests = try ChunkDigests(size: disk.size, isBlank: true)
-        let buffer = IOBuffer(capacity: 1 << 20)
         var position: UInt64 = 0
         while position < disk.size {
             for extent in try await disk.extents(at: position, count: disk.size - position, limit: 4096) {
@@ -172,23 +171,33 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
                 position = end
             }
         }
-        position = 0
-        while position < disk.size {
-            let count = Int(min(1 << 20, disk.size - position))
-            let first = Int(position / chunkSize)
-            let marks = digests.marks.withLock { $0[first / 64] >> UInt64(first % 64) & 0xffff }
-            if marks != 0 {
-                let data = Payload(buffer, 0..<count)
-                try await disk.readFully(into: data, at: position)
-                for start in stride(from: 0, to: count, by: Int(chunkSize)) {
-                    let bytes = data.part(start..<min(start + Int(chunkSize), count)).bytes
-                    if xd_is_zero(bytes.baseAddress, bytes.count) != 0 { continue }
-                    let chunk = first + start / Int(chunkSize)
-                    HashAlgorithm.sha256.hash(bytes, into: digests.digests + chunk * HashAlgorithm.sha256.digestLength)
+        try await digests.update(from: disk)
+        return digests.digest()
+    }
+
+    /// Reads every marked chunk of a disk and takes its digest. A chunk that is marked while it is read stays marked.
+    public func update(from disk: any BackEnd, shouldStop: () -> Bool = { false }) async throws {
+        let buffer = IOBuffer(capacity: Int(Self.chunkSize))
+        for word in 0..<((chunks + 63) / 64) {
+            var pending = marks.withLock { marks in
+                defer { marks[word] = 0 }
+                return marks[word]
+            }
+            while pending != 0 {
+                let chunk = word * 64 + pending.trailingZeroBitCount
+                pending &= pending - 1
+                if chunk >= chunks { break }
+                let start = UInt64(chunk) * Self.chunkSize
+                let data = Payload(buffer, 0..<Int(min(Self.chunkSize, size - start)))
+                try await disk.readFully(into: data, at: start)
+                let target = digests + chunk * HashAlgorithm.sha256.digestLength
+                if xd_is_zero(data.bytes.baseAddress, data.count) != 0 {
+                    memset(target, 0, HashAlgorithm.sha256.digestLength)
+                } else {
+                    HashAlgorithm.sha256.hash(data.bytes, into: target)
                 }
             }
-            position += UInt64(count)
+            if shouldStop() { return }
         }
-        return digests.digest()
     }
 }

@@ -10,8 +10,16 @@ public enum Message: Sendable, Hashable {
     case hello(Hello)
     /// Destination: the version that both speak, and where it stands in this migration.
     case welcome(Welcome)
+    /// Source: so many bytes follow as data frames. Destination, in answer: they have come.
+    case probe(Int)
+    /// Source: the values of the guest's secrets in base64, by id, before the offer that needs them.
+    case secrets([String: String])
     /// Source: the guest.
     case offer(Offer)
+    /// Destination: a blank copy of the guest waits for the blank copy of the source.
+    case shadow(Shadow)
+    /// Source: the rehearsal is over.
+    case rehearsed(Rehearsed)
     /// Destination: files to be sent, by their index in the offer.
     case need([Int])
     /// Source: a file follows as data frames, as many bytes as the offer says.
@@ -84,18 +92,29 @@ public enum Message: Sendable, Hashable {
         public struct Disk: Sendable, Hashable, Codable {
             /// Its name: "disk0".
             public var name: String
-            /// How many bytes.
+            /// How many bytes the mirror copies.
             public var size: UInt64
             /// How many bytes of it are allocated at the source: what the copy needs at least.
             public var allocated: UInt64
             /// As the command line writes it.
             public var path: String
+            /// The format of the image that the destination makes: "raw", "qcow2".
+            public var format: String
+            /// Whether the image is copied as the encrypted container that it is.
+            public var isContainer = false
+            /// The secret that opens the image, when it is made anew; nil when none is needed.
+            public var keySecret: String?
+            /// The images under it, the nearest first, without digests.
+            public var backing: [File] = []
+            /// The format of the nearest of them.
+            public var backingFormat: String?
             /// Makes a disk.
-            public init(name: String, size: UInt64, allocated: UInt64, path: String) {
+            public init(name: String, size: UInt64, allocated: UInt64, path: String, format: String = "raw") {
                 self.name = name
                 self.size = size
                 self.allocated = allocated
                 self.path = path
+                self.format = format
             }
         }
         /// A file that the guest reads.
@@ -127,6 +146,14 @@ public enum Message: Sendable, Hashable {
         public var files: [File]
         /// Whether the guest has a UUID that QEMU shall compare.
         public var hasUUID: Bool
+        /// Whether only the rehearsal is wanted: nothing is made, and nothing is kept.
+        public var isRehearsal = false
+        /// What the blank copies need to know: the bytes of block nodes, drives and files by name or path.
+        public var sizes: [String: UInt64] = [:]
+        /// The guest's memory at its start, in bytes.
+        public var memory: UInt64 = 0
+        /// The name of the machine's memory object.
+        public var memoryID: String?
 
         /// Makes an offer.
         public init(
@@ -148,6 +175,51 @@ public enum Message: Sendable, Hashable {
         }
     }
 
+    /// See `shadow`.
+    public struct Shadow: Sendable, Hashable, Codable {
+        /// What the blank copy is, as the guest would see it.
+        public var fingerprint: MachineFingerprint
+        /// The destination's QEMU.
+        public var emulatorVersion: String
+        /// How options of the command line were rewritten.
+        public var changes: [String]
+        /// What works but should be known.
+        public var warnings: [String]
+        /// Images under disks that are there, by their path and size only.
+        public var backing: [String]
+        /// The destination's clock, in milliseconds since 1970.
+        public var clock: Int64
+        /// Free bytes in the image directory.
+        public var free: UInt64
+
+        /// Makes an answer.
+        public init(
+            fingerprint: MachineFingerprint,
+            emulatorVersion: String,
+            changes: [String],
+            warnings: [String],
+            backing: [String],
+            clock: Int64,
+            free: UInt64
+        ) {
+            self.fingerprint = fingerprint
+            self.emulatorVersion = emulatorVersion
+            self.changes = changes
+            self.warnings = warnings
+            self.backing = backing
+            self.clock = clock
+            self.free = free
+        }
+    }
+
+    /// See `rehearsed`.
+    public struct Rehearsed: Sendable, Hashable, Codable {
+        /// The digests of the images that `Shadow.backing` names, by path.
+        public var backing: [String: String]
+        /// Makes a message.
+        public init(backing: [String: String] = [:]) { self.backing = backing }
+    }
+
     /// See `ready`.
     public struct Ready: Sendable, Hashable, Codable {
         /// Why not; empty when everything is in order.
@@ -156,11 +228,19 @@ public enum Message: Sendable, Hashable {
         public var nbdPort: UInt16
         /// The exports by disk name.
         public var exports: [String: String]
+        /// The disks whose backing image is here, so that only what is above it is copied.
+        public var keepsBacking: [String]
         /// Makes an answer.
-        public init(reasons: [String] = [], nbdPort: UInt16 = 0, exports: [String: String] = [:]) {
+        public init(
+            reasons: [String] = [],
+            nbdPort: UInt16 = 0,
+            exports: [String: String] = [:],
+            keepsBacking: [String] = []
+        ) {
             self.reasons = reasons
             self.nbdPort = nbdPort
             self.exports = exports
+            self.keepsBacking = keepsBacking
         }
     }
 
@@ -177,7 +257,11 @@ public enum Message: Sendable, Hashable {
         switch self {
         case .hello: "HELLO"
         case .welcome: "WELCOME"
+        case .probe: "PROBE"
+        case .secrets: "SECRETS"
         case .offer: "OFFER"
+        case .shadow: "SHADOW"
+        case .rehearsed: "REHEARSED"
         case .need: "NEED"
         case .file: "FILE"
         case .ready: "READY"
@@ -204,6 +288,10 @@ extension Message: Codable {
         switch type {
         case "HELLO": self = .hello(try container.decode(Hello.self, forKey: .body))
         case "WELCOME": self = .welcome(try container.decode(Welcome.self, forKey: .body))
+        case "PROBE": self = .probe(try container.decode(Int.self, forKey: .body))
+        case "SECRETS": self = .secrets(try container.decode([String: String].self, forKey: .body))
+        case "SHADOW": self = .shadow(try container.decode(Shadow.self, forKey: .body))
+        case "REHEARSED": self = .rehearsed(try container.decode(Rehearsed.self, forKey: .body))
         case "OFFER": self = .offer(try container.decode(Offer.self, forKey: .body))
         case "NEED": self = .need(try container.decode([Int].self, forKey: .body))
         case "FILE": self = .file(try container.decode(Int.self, forKey: .body))
@@ -229,7 +317,11 @@ extension Message: Codable {
         switch self {
         case .hello(let body): try container.encode(body, forKey: .body)
         case .welcome(let body): try container.encode(body, forKey: .body)
+        case .probe(let body): try container.encode(body, forKey: .body)
+        case .secrets(let body): try container.encode(body, forKey: .body)
         case .offer(let body): try container.encode(body, forKey: .body)
+        case .shadow(let body): try container.encode(body, forKey: .body)
+        case .rehearsed(let body): try container.encode(body, forKey: .body)
         case .need(let body): try container.encode(body, forKey: .body)
         case .file(let body): try container.encode(body, forKey: .body)
         case .ready(let body): try container.encode(body, forKey: .body)

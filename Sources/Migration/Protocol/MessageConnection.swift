@@ -16,7 +16,7 @@ public final class MessageConnection: @unchecked Sendable {
     /// The port of destination agents.
     public static let port: UInt16 = 10808
     /// How long a message may be.
-    static let maximumMessage = 1 << 20
+    static let maximumMessage = 4 << 20
     /// How long a data frame may be.
     public static let maximumData = 256 << 10
 
@@ -31,7 +31,7 @@ public final class MessageConnection: @unchecked Sendable {
     public func send(_ message: Message) async throws {
         let payload = try JSONText.encode(message)
         guard payload.count <= Self.maximumMessage else {
-            throw ChannelError(.protocolViolation, "The message \(message.name) is larger than 1 MiB")
+            throw ChannelError(.protocolViolation, "The message \(message.name) is larger than 4 MiB")
         }
         try await send(kind: 1, payload)
     }

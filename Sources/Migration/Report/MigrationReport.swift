@@ -11,6 +11,8 @@ public struct MigrationReport: Sendable, Codable {
         case rolledBack = "rolled-back"
         /// The release was sent and not confirmed.
         case undecided
+        /// The rehearsal went well; nothing was moved.
+        case rehearsed
     }
 
     /// One disk.
@@ -62,6 +64,60 @@ public struct MigrationReport: Sendable, Codable {
         }
     }
 
+    /// How a blank copy of the guest moved, and what was measured on the way.
+    public struct Rehearsal: Sendable, Codable {
+        /// How long it took, in milliseconds.
+        public var milliseconds = 0.0
+        /// Bytes that it sent.
+        public var bytes: UInt64 = 0
+        /// There and back, in milliseconds.
+        public var roundTripMS = 0.0
+        /// What one connection carried, in bytes per second.
+        public var bytesPerSecond = 0.0
+        /// QEMU's version on the source.
+        public var emulatorHere = ""
+        /// QEMU's version on the destination.
+        public var emulatorThere = ""
+        /// How far the source's clock is ahead, in milliseconds.
+        public var clockSkewMS = 0.0
+        /// Free bytes in the destination's image directory.
+        public var freeBytes: UInt64 = 0
+        /// How the command line changes.
+        public var changes: [String] = []
+        /// Bytes of the disks that are in use.
+        public var diskBytes: UInt64 = 0
+        /// Bytes of the disks if all of them were in use.
+        public var diskBytesAtMost: UInt64 = 0
+        /// Bytes of memory.
+        public var memoryBytes: UInt64 = 0
+        /// Bytes of memory that the guest changed in a second; only with `--dry-run`.
+        public var memoryDirtyRate: Double?
+        /// Bytes that the guest wrote to its disks in a second; only with `--dry-run`.
+        public var diskWriteRate: Double?
+        /// How long a migration would take, in seconds; nil when it might not converge.
+        public var secondsEstimated: Double?
+
+        /// Makes an empty one.
+        public init() {}
+
+        private enum CodingKeys: String, CodingKey {
+            case milliseconds = "ms"
+            case bytes, changes
+            case roundTripMS = "round_trip_ms"
+            case bytesPerSecond = "bytes_per_second"
+            case emulatorHere = "qemu_source"
+            case emulatorThere = "qemu_destination"
+            case clockSkewMS = "clock_skew_ms"
+            case freeBytes = "free_bytes"
+            case diskBytes = "disk_bytes"
+            case diskBytesAtMost = "disk_bytes_at_most"
+            case memoryBytes = "memory_bytes"
+            case memoryDirtyRate = "memory_dirty_rate"
+            case diskWriteRate = "disk_write_rate"
+            case secondsEstimated = "seconds_estimated"
+        }
+    }
+
     /// The migration's id.
     public var migration: String
     /// The guest's name.
@@ -86,6 +142,8 @@ public struct MigrationReport: Sendable, Codable {
     public var totalMS: Double
     /// The protection; nil when no connection came about.
     public var tls: TLS?
+    /// The rehearsal; nil when it did not come to that.
+    public var rehearsal: Rehearsal?
     /// How often a lost connection was opened again.
     public var reconnects: Int
     /// Bytes that were sent twice because of that.
@@ -107,7 +165,7 @@ public struct MigrationReport: Sendable, Codable {
     }
 
     private enum CodingKeys: String, CodingKey {
-        case migration, guest, destination, outcome, reason, code, disks, tls, reconnects
+        case migration, guest, destination, outcome, reason, code, disks, tls, rehearsal, reconnects
         case ramBytesSent = "ram_bytes_sent"
         case phasesMS = "phases_ms"
         case blackoutMS = "blackout_ms"

@@ -6,8 +6,8 @@ import Migration
 struct GuestCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "guest",
-        abstract: "Starts, lists and stops guests on this host.",
-        subcommands: [Start.self, List.self, Show.self, Stop.self]
+        abstract: "Starts, adopts, lists and stops guests on this host.",
+        subcommands: [Start.self, Adopt.self, List.self, Show.self, Stop.self]
     )
 
     struct Start: AsyncParsableCommand {
@@ -59,7 +59,7 @@ struct GuestCommand: AsyncParsableCommand {
                 }
                 // The agent starts QEMU itself and keeps it; what would detach it or name it is left out.
                 let store = common.guests
-                let arguments = try record.commandLine.rewritten { $0.path }
+                let arguments = try record.commandLine.relocated(isAtHome: true) { .init(path: $0.path) }.arguments
                 let isPaused = record.commandLine.has("S")
                 let started = GuestRecord(
                     name: name,
@@ -77,55 +77,76 @@ struct GuestCommand: AsyncParsableCommand {
         }
     }
 
+    struct Adopt: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Takes up a running QEMU that something else started.",
+            discussion: """
+                Its command line is read from /proc, and what was plugged in since from QEMU. Nothing of the guest is changed, and \
+                whoever started it goes on as before.
+                """
+        )
+        @OptionGroup var common: CommonOptions
+        @Argument(help: "What the guest shall be called here.")
+        var name: String
+        @Option(help: ArgumentHelp("Its QMP monitor, a Unix socket.", valueName: "socket"))
+        var qmp: String
+
+        func run() async throws {
+            try await failing {
+                guard let lock = try common.migrations.lock(guest: name) else {
+                    throw MigrationError(.busy, "Guest '\(name)' is being migrated; see 'crossdock status'")
+                }
+                defer { withExtendedLifetime(lock) {} }
+                let socket = DurableFile.resolve(qmp, in: currentDirectory)
+                let store = common.guests
+                let name = name
+                let loop = EventLoop(name: "guest")
+                let view = try await loop.run {
+                    let (record, monitor) = try await store.adopt(name, monitor: socket, on: loop)
+                    defer { monitor?.close() }
+                    return try await GuestView.make(record, state: nil, monitor: monitor)
+                }
+                output("Guest '\(name)' is process \(view.process ?? 0); it was not touched.\n")
+                if let monitor = view.monitor, monitor != socket {
+                    printError("crossdock: \(socket) is held by another client; \(monitor) is used instead")
+                }
+                for blocker in view.blockers ?? [] {
+                    printError("crossdock: it cannot be migrated as it is: \(blocker)")
+                }
+            }
+        }
+    }
+
     struct List: AsyncParsableCommand {
         static let configuration = CommandConfiguration(abstract: "Lists the guests of this host.")
         @OptionGroup var common: CommonOptions
         @Flag(help: "Print JSON.")
         var json = false
 
-        struct Row: Codable {
-            var name: String
-            var state: String
-            var process: Int32?
-            var detail: String
-        }
-
         func run() async throws {
             try await failing {
                 let loop = EventLoop(name: "guest")
                 let common = common
-                let rows = try await loop.run {
-                    var rows: [Row] = []
+                let views = try await loop.run {
+                    var views: [GuestView] = []
                     for name in common.guests.names() {
                         guard let record = try? common.guests.load(name) else {
-                            rows.append(
-                                Row(name: name, state: "damaged", process: nil, detail: "its record cannot be read")
-                            )
+                            views.append(GuestView(damaged: name))
                             continue
                         }
-                        let state = await common.guests.state(of: record, on: loop)
-                        let isRunning = record.process?.isRunning ?? false
-                        let detail = record.released.map { "released to \($0.destination), migration \($0.migration)" }
-                        rows.append(
-                            Row(
-                                name: name,
-                                state: state,
-                                process: isRunning ? record.process?.pid : nil,
-                                detail: isRunning ? record.commandLine.arguments[0] : detail ?? ""
-                            )
-                        )
+                        views.append(try await GuestView.look(record, common.guests, on: loop))
                     }
-                    return rows
+                    return views
                 }
                 if json {
-                    output(String(decoding: try JSONText.encode(rows, pretty: true), as: UTF8.self) + "\n")
-                } else if rows.isEmpty {
+                    output(String(decoding: try JSONText.encode(views, pretty: true), as: UTF8.self) + "\n")
+                } else if views.isEmpty {
                     output("No guests on this host.\n")
                 } else {
                     output(
                         Table.render(
-                            ["NAME", "STATE", "PROCESS", "DETAIL"],
-                            rows.map { [$0.name, $0.state, $0.process.map(String.init) ?? "-", $0.detail] }
+                            ["NAME", "STATE", "PROCESS", "MEMORY", "DISKS", "MIGRATION", "DETAIL"],
+                            views.map(\.row)
                         )
                     )
                 }
@@ -134,15 +155,26 @@ struct GuestCommand: AsyncParsableCommand {
     }
 
     struct Show: AsyncParsableCommand {
-        static let configuration = CommandConfiguration(abstract: "Prints what is known of a guest, as JSON.")
+        static let configuration = CommandConfiguration(
+            abstract: "Shows what a guest is: its machine, its disks, and what keeps it from moving."
+        )
         @OptionGroup var common: CommonOptions
         @Argument(help: "The guest's name.")
         var name: String
+        @Flag(help: "Print JSON.")
+        var json = false
 
         func run() async throws {
             try await failing {
                 guard let record = try common.guests.load(name) else { throw GuestError("There is no guest '\(name)'") }
-                output(String(decoding: try JSONText.encode(record, pretty: true), as: UTF8.self) + "\n")
+                let store = common.guests
+                let loop = EventLoop(name: "guest")
+                let view = try await loop.run { try await GuestView.look(record, store, on: loop) }
+                output(
+                    json
+                        ? String(decoding: try JSONText.encode(view, pretty: true), as: UTF8.self) + "\n"
+                        : view.text + "\n"
+                )
             }
         }
     }

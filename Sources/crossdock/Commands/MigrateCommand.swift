@@ -15,7 +15,8 @@ struct MigrateCommand: AsyncParsableCommand {
         discussion: """
             A source agent does the work on its own: closing the terminal does not end the migration. Ctrl-C asks for a \
             roll-back, after which the guest runs here as if nothing had happened; once the guest was released to the \
-            other host there is no way back.
+            other host there is no way back. Every migration begins with a rehearsal, in which a blank copy of the guest moves; \
+            with --dry-run it ends there.
             """
     )
 
@@ -32,6 +33,20 @@ struct MigrateCommand: AsyncParsableCommand {
 
     @OptionGroup var common: CommonOptions
     @OptionGroup var security: CredentialOptions
+
+    @Option(
+        help: ArgumentHelp(
+            "The QMP monitor of a QEMU that something else started; it is adopted under the guest's name.",
+            valueName: "socket"
+        )
+    )
+    var qmp: String?
+
+    @Option(help: ArgumentHelp("The format of the images there: raw or qcow2; by default that of each image here."))
+    var format: String?
+
+    @Flag(help: "Only find out whether the migration will work, why not, and how long it will take.")
+    var dryRun = false
 
     @Option(help: "Connections for each disk.")
     var connections: Int = 4
@@ -55,6 +70,9 @@ struct MigrateCommand: AsyncParsableCommand {
     var json = false
 
     func validate() throws {
+        if let format, !["raw", "qcow2"].contains(format) {
+            throw ValidationError("--format takes raw or qcow2, not '\(format)'")
+        }
         guard (1...64).contains(connections) else { throw ValidationError("--connections takes 1 to 64") }
         guard (1...2_000_000).contains(downtimeLimit) else {
             throw ValidationError("--downtime-limit takes 1 to 2000000")
@@ -97,6 +115,9 @@ struct MigrateCommand: AsyncParsableCommand {
                 stateDirectory: common.stateDirectory
             )
             plan.connections = connections
+            plan.monitor = qmp.map { DurableFile.resolve($0, in: currentDirectory) }
+            plan.format = format
+            plan.isRehearsal = dryRun
             plan.bandwidth = bandwidth
             plan.downtimeLimit = downtimeLimit
             plan.blackoutDeadline = blackoutDeadline

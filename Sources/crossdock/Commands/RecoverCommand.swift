@@ -55,6 +55,7 @@ struct RecoverCommand: AsyncParsableCommand {
         switch report.outcome {
         case .migrated: output("Guest '\(order.plan.guest)' belongs to \(order.plan.host) and runs there.\n")
         case .rolledBack: output("Guest '\(order.plan.guest)' belongs to this host; migration \(id) was rolled back.\n")
+        case .rehearsed: break
         case .undecided: output("Who owns guest '\(order.plan.guest)' is not known.\n")
         }
         if report.code != 0 { throw ExitCode(report.code) }

@@ -71,7 +71,32 @@ struct ProgressRenderer: EventRenderer {
         hasLine = false
     }
 
+    private func rehearsed(_ report: MigrationReport, _ rehearsal: MigrationReport.Rehearsal) {
+        func bytes(_ count: UInt64) -> String { Self.bytes(Double(count)) }
+        var lines = ["Guest '\(report.guest)' can move to \(destination); nothing was moved."]
+        let round = (rehearsal.roundTripMS * 10).rounded() / 10
+        lines.append(
+            "  rehearsal  a blank copy moved, \(Self.time(rehearsal.milliseconds / 1000)), \(bytes(rehearsal.bytes)) sent"
+        )
+        lines.append("  QEMU       \(rehearsal.emulatorHere) here, \(rehearsal.emulatorThere) there")
+        lines.append(
+            "  link       \(Self.bytes(rehearsal.bytesPerSecond))/s on one connection, \(round) ms there and back"
+        )
+        lines.append(
+            "  disks      \(bytes(rehearsal.diskBytes)) in use, \(bytes(rehearsal.diskBytesAtMost)) at most, "
+                + "\(bytes(rehearsal.freeBytes)) free there"
+        )
+        lines.append(
+            "  writes     \(Self.bytes(rehearsal.memoryDirtyRate ?? 0))/s to memory of \(bytes(rehearsal.memoryBytes)), "
+                + "\(Self.bytes(rehearsal.diskWriteRate ?? 0))/s to disks"
+        )
+        lines.append("  estimate   \(rehearsal.secondsEstimated.map(Self.time) ?? "may not converge")")
+        for change in rehearsal.changes { lines.append("  change     \(change)") }
+        output(lines.joined(separator: "\n") + "\n")
+    }
+
     private func summarise(_ report: MigrationReport) {
+        if report.outcome == .rehearsed, let rehearsal = report.rehearsal { return rehearsed(report, rehearsal) }
         guard report.outcome == .migrated else {
             printError("crossdock: \(report.reason ?? "The migration failed")")
             printError("crossdock: Guest '\(report.guest)' stays on this host.")

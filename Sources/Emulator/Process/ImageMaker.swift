@@ -1,0 +1,39 @@
+internal import Glibc
+internal import IO
+public import TLS
+
+/// Makes images with `qemu-img`.
+public enum ImageMaker {
+    /// Makes an empty image.
+    ///
+    /// - Parameters:
+    ///   - path: the file.
+    ///   - format: QEMU's name of the format.
+    ///   - size: how many bytes the guest sees.
+    ///   - options: options of the format, `key=value`; an encrypted one refers to its secret as `key`.
+    ///   - secret: the passphrase of an encrypted image.
+    /// - Throws: `GuestError` with the words of `qemu-img`.
+    public static func make(
+        _ path: String,
+        format: String,
+        size: UInt64,
+        options: [String] = [],
+        secret: SecretBytes? = nil
+    ) async throws {
+        let key = try secret.map { try MasterKey(sealing: ["key": $0]) }
+        var arguments = ["qemu-img", "create", "-q", "-f", format]
+        arguments += key?.arguments(file: "/dev/stdin", option: "--object") ?? []
+        if !options.isEmpty { arguments += ["-o", options.map(KeyValue.escape).joined(separator: ",")] }
+        // A backing file need not be looked at again.
+        arguments += ["-u", path, "\(size)"]
+        let command = arguments
+        try await BlockingPool.shared.run {
+            let process = try BoundProcess(command, directory: BoundProcess.makeDirectory(), input: key?.descriptor)
+            while !process.hasEnded() { usleep(1_000) }
+            defer { process.clear() }
+            if let words = process.lastWords {
+                throw GuestError("qemu-img cannot make the image \(path) in the format '\(format)': \(words)")
+            }
+        }
+    }
+}

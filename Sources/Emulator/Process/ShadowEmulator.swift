@@ -1,0 +1,100 @@
+internal import Glibc
+public import IO
+
+/// A blank copy of a guest: the same machine, paused for ever, with nothing of the guest's in it. Ends with this process.
+public final class ShadowEmulator: Sendable {
+    /// Its monitor. Confined to the loop that it was started on.
+    public let monitor: QMPClient
+    private let process: BoundProcess
+
+    private init(_ monitor: QMPClient, _ process: BoundProcess) {
+        self.monitor = monitor
+        self.process = process
+    }
+
+    /// The socket on which it waits for a migration.
+    public var incomingSocket: String { "\(process.directory)/incoming.sock" }
+    /// A socket for whoever carries its outgoing migration.
+    public var outgoingSocket: String { "\(process.directory)/outgoing.sock" }
+
+    /// Starts a blank copy.
+    ///
+    /// - Parameters:
+    ///   - commandLine: the guest, as it would be started on this host.
+    ///   - program: the QEMU to start; that of the command line when nil.
+    ///   - material: sizes and memory.
+    ///   - isIncoming: whether it waits for a migration.
+    ///   - loop: where its monitor lives.
+    /// - Throws: `GuestError` with QEMU's own words when it does not start.
+    public static func start(
+        _ commandLine: GuestCommandLine,
+        program: String? = nil,
+        _ material: GuestCommandLine.ShadowMaterial,
+        isIncoming: Bool,
+        on loop: EventLoop
+    ) async throws -> ShadowEmulator {
+        let directory = try BoundProcess.makeDirectory()
+        let socket = "\(directory)/qmp.sock"
+        let process: BoundProcess
+        do {
+            var count = 0
+            let line = try commandLine.shadow(material) { size in
+                count += 1
+                let path = "\(directory)/scratch\(count)"
+                if size > 0 {
+                    let fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
+                    defer { close(fd) }
+                    guard fd >= 0, ftruncate(fd, off_t(size)) == 0 else {
+                        throw ChannelError.system("make \(path)", errno)
+                    }
+                }
+                return path
+            }
+            var arguments = line.arguments
+            if let program { arguments[0] = program }
+            arguments += ["-S", "-qmp", "unix:\(socket),server=on,wait=off"]
+            if isIncoming { arguments += ["-incoming", "defer"] }
+            let words = arguments
+            process = try await BlockingPool.shared.run { try BoundProcess(words, directory: directory) }
+        } catch {
+            DurableFile.remove(directory)
+            throw error
+        }
+        let end = ContinuousClock.now + .seconds(20)
+        while true {
+            if process.hasEnded() {
+                let words = process.words
+                process.clear()
+                throw GuestError(
+                    "QEMU does not start a blank copy of the guest: \(words.isEmpty ? "it said nothing" : words)"
+                )
+            }
+            if DurableFile.exists(socket), let monitor = try? await QMPClient.connect(to: socket, on: loop) {
+                let shadow = ShadowEmulator(monitor, process)
+                do {
+                    let capabilities = ["events", "return-path", "x-ignore-shared"]
+                    try await monitor.setCapabilities(capabilities, to: true)
+                    if isIncoming { try await monitor.migrateIncoming(socket: shadow.incomingSocket) }
+                } catch {
+                    await shadow.stop()
+                    throw error
+                }
+                return shadow
+            }
+            guard ContinuousClock.now < end else {
+                await process.stop()
+                throw GuestError("The monitor of a blank copy of the guest did not answer within 20 s")
+            }
+            await loop.sleep(for: .milliseconds(5))
+        }
+    }
+
+    /// What it said last: why it does not take a migration.
+    public var words: String { process.words }
+
+    /// Ends it and removes what was made for it.
+    public func stop() async {
+        monitor.close()
+        await process.stop(grace: .seconds(2))
+    }
+}

@@ -1,0 +1,68 @@
+extension QMPClient {
+    /// A member of an object of QEMU's object model.
+    struct ObjectMember {
+        var name: String
+        var type: String
+
+        /// The type of a child object; nil when it is a plain property.
+        var childType: String? {
+            type.hasPrefix("child<") ? String(type.dropFirst(6).dropLast()) : nil
+        }
+    }
+
+    /// The members of an object (`qom-list`).
+    func members(of path: String) async throws -> [ObjectMember] {
+        try await execute("qom-list", ["path": .string(path)]).array.compactMap { member in
+            guard let name = member["name"]?.string, let type = member["type"]?.string else { return nil }
+            return ObjectMember(name: name, type: type)
+        }
+    }
+
+    /// A property of an object (`qom-get`); nil when it cannot be read.
+    func property(_ name: String, of path: String) async throws -> JSONValue? {
+        do {
+            return try await execute("qom-get", ["path": .string(path), "property": .string(name)])
+        } catch let error as QMPError where error.code == .refused { return nil }
+    }
+
+    /// The properties that a device can be given, with their defaults (`device-list-properties`).
+    func deviceProperties(_ type: String) async throws -> [(name: String, type: String, standard: JSONValue?)] {
+        do {
+            return try await execute("device-list-properties", ["typename": .string(type)]).array.compactMap { item in
+                guard let name = item["name"]?.string, let kind = item["type"]?.string else { return nil }
+                return (name, kind, item["default-value"])
+            }
+        } catch let error as QMPError where error.code == .refused { return [] }
+    }
+
+    /// The QOM path of the first processor (`query-cpus-fast`).
+    func firstProcessor() async throws -> String? {
+        try await execute("query-cpus-fast").array.first?["qom-path"]?.string
+    }
+
+    /// The processor's model: "qemu64", "host".
+    func processorModel() async throws -> String? {
+        guard let path = try await firstProcessor(), let type = try await property("type", of: path)?.string else {
+            return nil
+        }
+        // The architecture is between the model and the suffix: qemu64-x86_64-cpu.
+        guard type.hasSuffix("-cpu"), let end = type.dropLast(4).lastIndex(of: "-") else { return type }
+        return String(type[..<end])
+    }
+
+    /// What a model stands for on this QEMU and host (`query-cpu-model-expansion`); empty when QEMU cannot tell.
+    func expansion(of model: String) async throws -> [String: JSONValue] {
+        do {
+            let answer = try await execute(
+                "query-cpu-model-expansion",
+                ["type": "full", "model": ["name": .string(model)]]
+            )
+            return answer["model"]?["props"]?.object ?? [:]
+        } catch let error as QMPError where error.code == .refused { return [:] }
+    }
+
+    /// The guest's memory at its start, in bytes (`query-memory-size-summary`).
+    func baseMemory() async throws -> UInt64 {
+        UInt64(clamping: try await execute("query-memory-size-summary")["base-memory"]?.integer ?? 0)
+    }
+}

@@ -1,0 +1,216 @@
+internal import Emulator
+internal import FoundationEssentials
+internal import IO
+internal import Migration
+
+extension OutgoingMigration {
+    /// What was measured between the agents.
+    struct LinkMeasure {
+        /// There and back, in milliseconds.
+        var roundTrip = 0.0
+        /// Bytes per second of one connection.
+        var rate = 0.0
+    }
+
+    private static let probeBytes = 512 << 10
+
+    /// Measures the way to the destination: the shortest of a few round trips, and the time that some data takes.
+    func probe(_ control: ControlConnection) async throws -> LinkMeasure {
+        var link = LinkMeasure()
+        link.roundTrip = .infinity
+        for _ in 0..<3 {
+            let start = ContinuousClock.now
+            guard case .probe = try await control.ask(.probe(0), timeout: .seconds(10)) else { throw Self.noProbe }
+            link.roundTrip = min(link.roundTrip, Self.milliseconds(ContinuousClock.now - start))
+        }
+        let start = ContinuousClock.now
+        try await control.send(.probe(Self.probeBytes))
+        let piece = [UInt8](repeating: 0x5a, count: 64 << 10)
+        for _ in 0..<(Self.probeBytes / piece.count) { try await control.send(data: piece) }
+        guard case .probe = try await control.next(timeout: .seconds(30)) else { throw Self.noProbe }
+        let time = max(Self.milliseconds(ContinuousClock.now - start) - link.roundTrip, 0.05)
+        link.rate = Double(Self.probeBytes) / time * 1000
+        return link
+    }
+
+    private static var noProbe: MigrationError { MigrationError(.failed, "The destination does not answer PROBE") }
+
+    private static func milliseconds(_ duration: Duration) -> Double {
+        Double(duration.components.seconds) * 1000 + Double(duration.components.attoseconds) / 1e15
+    }
+
+    /// Moves a blank copy of the guest before anything of the guest moves.
+    ///
+    /// - Throws: `MigrationError` with every reason why the move would not work.
+    func rehearse(
+        _ offer: Message.Offer,
+        _ inspection: GuestInspection,
+        _ link: LinkMeasure,
+        _ monitor: QMPClient,
+        _ control: ControlConnection
+    ) async throws {
+        let began = ContinuousClock.now
+        async let activity = plan.isRehearsal ? sampleActivity(monitor) : nil
+        let here = try await MachineFingerprint(of: monitor)
+        let answer = try await control.next(timeout: .seconds(60))
+        guard case .shadow(let there) = answer else {
+            _ = try readiness(answer)
+            throw MigrationError(.failed, "The destination answered OFFER with \(answer.name)")
+        }
+        var reasons = here.differences(from: there.fingerprint)
+        var bytes = UInt64(Self.probeBytes)
+        do {
+            bytes += try await moveShadow(inspection, offer)
+        } catch let error as GuestError {
+            reasons.append(error.message)
+        }
+        var digests: [String: String] = [:]
+        if !plan.isRehearsal {
+            for path in there.backing where offer.disks.contains(where: { $0.backing.contains { $0.path == path } }) {
+                digests[path] = try await BlockingPool.shared.run { try ChunkDigests.digest(of: path) }
+            }
+        }
+        for warning in there.warnings { warn(warning) }
+        let skew = Double(Int64(Date.now.timeIntervalSince1970 * 1000) - there.clock) - link.roundTrip / 2
+        if abs(skew) > 5000 {
+            warn(
+                "The clocks of the two hosts differ by \(Int(abs(skew) / 1000)) s; the guest would notice, and so do certificates"
+            )
+        }
+        if reasons.isEmpty {
+            try await control.send(.rehearsed(.init(backing: digests)))
+            if plan.isRehearsal { _ = try readiness(try await control.next(timeout: .seconds(30))) }
+        }
+        var rehearsal = MigrationReport.Rehearsal()
+        rehearsal.milliseconds = Self.milliseconds(ContinuousClock.now - began)
+        rehearsal.bytes = bytes
+        rehearsal.roundTripMS = link.roundTrip
+        rehearsal.bytesPerSecond = link.rate
+        rehearsal.changes = inspection.changes + there.changes
+        rehearsal.emulatorHere = inspection.emulatorVersion
+        rehearsal.emulatorThere = there.emulatorVersion
+        rehearsal.clockSkewMS = skew
+        rehearsal.freeBytes = there.free
+        if let activity = try await activity { estimate(offer, link, activity, &rehearsal) }
+        report.rehearsal = rehearsal
+        guard reasons.isEmpty else {
+            // What QEMU said there tells more than that the stream ended here.
+            throw refusal(reasons)
+        }
+    }
+
+    /// Sends a blank copy from here to the one that waits at the destination.
+    ///
+    /// - Returns: the bytes that it took.
+    /// - Throws: `GuestError` when the copy cannot be started here, or is not taken there.
+    private func moveShadow(_ inspection: GuestInspection, _ offer: Message.Offer) async throws -> UInt64 {
+        let material = GuestCommandLine.ShadowMaterial(
+            sizes: inspection.sizes,
+            memory: inspection.memory,
+            memoryID: inspection.memoryID
+        )
+        let shadow = try await ShadowEmulator.start(inspection.commandLine, material, isIncoming: false, on: loop)
+        self.shadow = shadow
+        defer { self.shadow = nil }
+        do {
+            let stream = try await OutgoingStream.start(
+                socket: shadow.outgoingSocket,
+                plan: plan,
+                credentials: credentials,
+                on: dataLoops.next()
+            ) { _ in }
+            defer { stream.abort("The rehearsal is over") }
+            try await shadow.monitor.setMigrationParameters([
+                "max-bandwidth": .integer(1 << 40), "downtime-limit": 10_000,
+            ])
+            try await shadow.monitor.migrate(toSocket: shadow.outgoingSocket)
+            let end = ContinuousClock.now + .seconds(30)
+            while true {
+                let state = try await shadow.monitor.migrationState()
+                if state.status == "completed" { break }
+                if state.status == "failed" || state.status == "cancelled" || ContinuousClock.now > end {
+                    throw try await shadowRefused(state.error)
+                }
+                try await wait(.milliseconds(5))
+            }
+            await shadow.stop()
+            return stream.bytesSent
+        } catch {
+            await shadow.stop()
+            throw error
+        }
+    }
+
+    /// The destination knows why its blank copy did not take the stream.
+    private func shadowRefused(_ error: String?) async throws -> GuestError {
+        let here = error ?? "the connection broke"
+        guard let control else { return GuestError(here) }
+        try await control.send(.rehearsed(.init()))
+        if case .ready(let ready) = try await control.next(timeout: .seconds(10)), !ready.reasons.isEmpty {
+            return GuestError(ready.reasons.joined(separator: "; "))
+        }
+        return GuestError("A blank copy of the guest could not be moved: \(here)")
+    }
+
+    // MARK: how long it will take
+
+    /// What the guest does to its memory and disks, in bytes per second.
+    struct Activity: Sendable {
+        var memory = 0.0
+        var disks = 0.0
+    }
+
+    /// Watches the guest for a second (`calc-dirty-rate`, `query-blockstats`).
+    private func sampleActivity(_ monitor: QMPClient) async throws -> Activity? {
+        func written() async throws -> Double {
+            try await monitor.execute("query-blockstats").array.reduce(0) {
+                $0 + Double($1["stats"]?["wr_bytes"]?.integer ?? 0)
+            }
+        }
+        let start = ContinuousClock.now
+        let before = try await written()
+        let isSampled = (try? await monitor.execute("calc-dirty-rate", ["calc-time": 1])) != nil
+        try await wait(.milliseconds(1050))
+        var activity = Activity()
+        if isSampled {
+            for _ in 0..<50 {
+                let state = try await monitor.execute("query-dirty-rate")
+                if state["status"]?.string == "measured" {
+                    activity.memory = Double(state["dirty-rate"]?.integer ?? 0) * 1_048_576
+                    break
+                }
+                try await wait(.milliseconds(20))
+            }
+        }
+        let seconds = Self.milliseconds(ContinuousClock.now - start) / 1000
+        activity.disks = try await max(written() - before, 0) / seconds
+        return activity
+    }
+
+    private func estimate(
+        _ offer: Message.Offer,
+        _ link: LinkMeasure,
+        _ activity: Activity,
+        _ rehearsal: inout MigrationReport.Rehearsal
+    ) {
+        let limit = plan.bandwidth > 0 ? Double(plan.bandwidth) : .infinity
+        let rate = min(link.rate, limit)
+        let disks = offer.disks.reduce(0) { $0 + Double($1.allocated) }
+        rehearsal.memoryDirtyRate = activity.memory
+        rehearsal.diskWriteRate = activity.disks
+        rehearsal.diskBytes = UInt64(disks)
+        rehearsal.diskBytesAtMost = offer.disks.reduce(0) { $0 + $1.size }
+        rehearsal.memoryBytes = offer.memory
+        func time(_ bytes: Double, _ growth: Double) -> Double? {
+            growth >= rate * 0.95 ? nil : bytes / (rate - growth)
+        }
+        guard let first = time(disks, activity.disks), let second = time(Double(offer.memory), activity.memory) else {
+            warn(
+                "The guest writes faster than one connection to \(plan.host) carried in the rehearsal; it may not converge without "
+                    + "being slowed down"
+            )
+            return
+        }
+        rehearsal.secondsEstimated = first + second
+    }
+}
