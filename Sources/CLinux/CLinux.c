@@ -1,4 +1,8 @@
 #define _GNU_SOURCE
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
+#include <linux/sock_diag.h>
+#include <linux/unix_diag.h>
 #include <sys/mman.h>
 #include "CLinux.h"
 
@@ -137,6 +141,53 @@ int xd_unix_bind(int fd, const char *path) {
     umask(old);
     errno = saved;
     return result;
+}
+
+int xd_unix_sockets_of_file(uint64_t file, uint64_t *sockets, int capacity) {
+    int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
+    if (fd < 0) return -1;
+    struct {
+        struct nlmsghdr header;
+        struct unix_diag_req request;
+    } question = {
+        .header = {.nlmsg_len = sizeof question, .nlmsg_type = SOCK_DIAG_BY_FAMILY, .nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP},
+        .request = {.sdiag_family = AF_UNIX, .udiag_states = ~0u, .udiag_show = UDIAG_SHOW_VFS},
+    };
+    int count = send(fd, &question, sizeof question, 0) < 0 ? -1 : 0;
+    while (count >= 0) {
+        _Alignas(struct nlmsghdr) char answer[32768];
+        ssize_t length = recv(fd, answer, sizeof answer, 0);
+        if (length <= 0) {
+            if (length < 0 && errno == EINTR) continue;
+            count = -1;
+            break;
+        }
+        int done = 0;
+        for (struct nlmsghdr *h = (struct nlmsghdr *)answer; NLMSG_OK(h, length); h = NLMSG_NEXT(h, length)) {
+            if (h->nlmsg_type == NLMSG_DONE) done = 1;
+            if (h->nlmsg_type == NLMSG_ERROR) {
+                errno = EOPNOTSUPP;
+                count = -1;
+                done = 1;
+            }
+            if (done) break;
+            struct unix_diag_msg *message = NLMSG_DATA(h);
+            int rest = (int)h->nlmsg_len - (int)NLMSG_LENGTH(sizeof *message);
+            for (struct rtattr *a = (struct rtattr *)(message + 1); RTA_OK(a, rest); a = RTA_NEXT(a, rest)) {
+                if (a->rta_type != UNIX_DIAG_VFS) continue;
+                struct unix_diag_vfs *where = RTA_DATA(a);
+                /* The kernel gives the lower half of the number only. */
+                if (where->udiag_vfs_ino != (uint32_t)file) continue;
+                if (count < capacity) sockets[count] = message->udiag_ino;
+                count++;
+            }
+        }
+        if (done) break;
+    }
+    int saved = errno;
+    close(fd);
+    errno = saved;
+    return count;
 }
 
 int xd_peer_credentials(int fd, pid_t *pid, uid_t *uid) {

@@ -42,6 +42,7 @@ final class IncomingImages: @unchecked Sendable {
     ///   - name: the export.
     ///   - backing: the image under it that is kept; nil for an image of its own.
     ///   - secret: what encrypts it.
+    ///   - header: a file with the beginning of an encrypted container.
     ///   - peer: who may write to it.
     /// - Throws: `ChannelError` or `GuestError` that names the file.
     func create(
@@ -50,11 +51,12 @@ final class IncomingImages: @unchecked Sendable {
         export name: String,
         backing: String?,
         secret: SecretBytes?,
+        header: String?,
         for peer: TLSPeerName
     ) async throws {
         try DurableFile.makeDirectory(directory)
         let isDevice = Self.deviceSize(path) != nil
-        if !isDevice { try await Self.make(disk, path, backing, secret) }
+        if !isDevice { try await Self.make(disk, path, backing, secret, header) }
         do {
             var image = StorageDaemon.Image(path: path, format: disk.format)
             image.secret = secret
@@ -105,14 +107,19 @@ final class IncomingImages: @unchecked Sendable {
         _ disk: Message.Offer.Disk,
         _ path: String,
         _ backing: String?,
-        _ secret: SecretBytes?
+        _ secret: SecretBytes?,
+        _ header: String?
     ) async throws {
-        if disk.format == "raw" {
+        if disk.format == "raw" || disk.isContainer {
             let fd = xd_open_create_exclusive(path)
             guard fd >= 0 else { throw ChannelError.system("create the image \(path)", errno) }
-            let sized = ftruncate(fd, off_t(disk.size))
+            defer { close(fd) }
+            if let header {
+                let bytes = try await BlockingPool.shared.run { try DurableFile.read(header) ?? [] }
+                try DurableFile.append(bytes, to: fd, path: path)
+            }
+            let sized = ftruncate(fd, off_t(disk.containerSize ?? disk.size))
             let number = errno
-            close(fd)
             guard sized == 0 else {
                 unlink(path)
                 throw ChannelError.system("make the image \(path) \(disk.size) bytes long", number)
@@ -122,6 +129,7 @@ final class IncomingImages: @unchecked Sendable {
             if secret != nil { options += ["encrypt.format=luks", "encrypt.key-secret=key"] }
             if let backing { options += ["backing_file=\(backing)", "backing_fmt=\(disk.backingFormat ?? "raw")"] }
             try await ImageMaker.make(path, format: disk.format, size: disk.size, options: options, secret: secret)
+            chmod(path, 0o600)
         }
         try DurableFile.syncDirectory(of: path)
     }

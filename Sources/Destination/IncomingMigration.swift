@@ -581,8 +581,11 @@ final class IncomingMigration: @unchecked Sendable {
                 export: exportName(disk),
                 backing: keepsBacking.contains(disk.name) ? disk.backing.first?.path : nil,
                 secret: secret,
+                header: files[disk.headerName],
                 for: peer.name
             )
+            // Nobody else has a use for it.
+            if let header = files[disk.headerName] { unlink(header) }
         }
         let run = "\(agent.guests.directory(of: offer.guest))/run"
         try DurableFile.makeDirectory(run)

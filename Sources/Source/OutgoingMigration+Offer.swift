@@ -4,6 +4,7 @@ internal import FoundationEssentials
 internal import Glibc
 internal import IO
 internal import Migration
+internal import NBD
 internal import TLS
 
 extension OutgoingMigration {
@@ -101,8 +102,7 @@ extension OutgoingMigration {
                 }
                 let item = try offer(disk, reference.path, path, number: offered.count, inspection)
                 offered.append(item)
-                let node = item.isContainer ? disk.protocolNode : disk.node
-                var source = SourceDisk(offer: item, node: node, path: path)
+                var source = SourceDisk(offer: item, node: disk.node, path: path)
                 source.format = disk.format
                 source.secret = item.keySecret.flatMap { inspection.secrets[$0] }
                 disks.append(source)
@@ -115,13 +115,23 @@ extension OutgoingMigration {
                 guard stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFREG else {
                     throw GuestError("The file \(path) of \(reference.option) is not there any more")
                 }
-                if let disk = inspection.disks.first(where: { inspection.resolved[$0.path] ?? $0.path == path }),
+                if let disk = inspection.disks.first(where: { $0.path == path }),
                     !disk.backing.isEmpty
                 {
                     throw GuestError("The read-only disk \(path) has a backing file, which cannot be sent with it")
                 }
                 let digest = try await BlockingPool.shared.run { try ChunkDigests.digest(of: path) }
                 files.append(.init(path: reference.path, size: UInt64(status.st_size), digest: digest))
+            }
+            for item in offered where item.isContainer {
+                // QEMU opens a container when it starts, and wants to find the keys.
+                guard let path = inspection.resolved[item.path],
+                    let size = inspection.diskOfPath[item.path]?.headerSize
+                else {
+                    throw GuestError("The disk \(item.path) is a LUKS container whose header QEMU does not describe")
+                }
+                files.append(.init(path: item.headerName, size: size, digest: try await headerDigest(path, size)))
+                headers[item.headerName] = path
             }
             var offer = Message.Offer(
                 guest: plan.guest,
@@ -142,6 +152,15 @@ extension OutgoingMigration {
         }
     }
 
+    private func headerDigest(_ path: String, _ size: UInt64) async throws -> String {
+        try await dataLoops.next().run {
+            var options = RawFile.Options()
+            options.isReadOnly = true
+            options.length = size
+            return try await ChunkDigests.digest(of: RawFile(path: path, options))
+        }
+    }
+
     /// Formats that QEMU's tools can make and write.
     private static let writableFormats: Set<String> = ["raw", "qcow2", "qed", "vdi", "vmdk", "vpc", "vhdx", "luks"]
 
@@ -152,7 +171,6 @@ extension OutgoingMigration {
         number: Int,
         _ inspection: GuestInspection
     ) throws -> Message.Offer.Disk {
-        // An encrypted container is copied as it is, with its key slots; nobody on the way needs to open it.
         let isContainer = disk.format == "luks"
         let format = plan.format ?? disk.format
         guard !isContainer || plan.format == nil else {
@@ -163,7 +181,7 @@ extension OutgoingMigration {
                 "The disk \(path) has the format '\(format)', which QEMU cannot write everywhere; choose one with --format"
             )
         }
-        let size = isContainer ? disk.fileSize : disk.size
+        let size = disk.size
         var status = stat()
         // Only a file system knows how much of a disk is in use.
         let isFile = stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
@@ -174,11 +192,14 @@ extension OutgoingMigration {
             size: size,
             allocated: min(allocated, size),
             path: text,
-            format: isContainer ? "raw" : format
+            format: format
         )
-        item.isContainer = isContainer
-        if disk.isEncrypted, !isContainer {
-            guard plan.format == nil || plan.format == "qcow2" else {
+        // The header goes first, with all its key slots, so that both containers have the same keys.
+        item.containerSize = isContainer ? disk.fileSize : nil
+        // Encrypted zeroes are data.
+        if disk.isEncrypted { item.allocated = size }
+        if disk.isEncrypted {
+            guard plan.format == nil || plan.format == disk.format else {
                 throw GuestError("The disk \(path) is encrypted and would be stored in clear; leave --format out")
             }
             guard let secret = inspection.keySecret[text] else {
@@ -218,7 +239,7 @@ extension OutgoingMigration {
         _ inspection: GuestInspection,
         _ control: ControlConnection
     ) async throws {
-        let path = inspection.resolved[file.path] ?? file.path
+        let path = headers[file.path] ?? inspection.resolved[file.path] ?? file.path
         let fd = open(path, O_RDONLY | O_CLOEXEC)
         guard fd >= 0 else { throw ChannelError.system("read \(path)", errno) }
         defer { close(fd) }

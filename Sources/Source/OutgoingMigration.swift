@@ -39,6 +39,8 @@ public final class OutgoingMigration: @unchecked Sendable {
     var disks: [SourceDisk] = []
     var stream: OutgoingStream?
     var shadow: ShadowEmulator?
+    /// The containers whose headers are sent as files, by the name of the file.
+    var headers: [String: String] = [:]
     /// The disks of which only what is above the backing image is copied.
     var keepsBacking: Set<String> = []
     var stoppedAt: ContinuousClock.Instant?

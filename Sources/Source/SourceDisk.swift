@@ -13,8 +13,6 @@ struct SourceDisk {
     let path: String
     /// The image's format, as QEMU knows it.
     var format = "raw"
-    /// Whether the image is copied as the encrypted container that it is.
-    var isContainer: Bool { offer.isContainer }
     /// What opens the image; nil when nothing is needed.
     var secret: SecretBytes?
     /// What carries it, once it is set up.
@@ -48,7 +46,6 @@ enum Fence {
 extension OutgoingMigration {
     /// The digest of what the mirror copied, read from a disk's image; nil when it cannot be read.
     func digest(of disk: SourceDisk, at path: String) async -> String? {
-        let format = disk.isContainer ? "raw" : disk.format
-        return try? await DiskImage.digest(of: path, format: format, secret: disk.secret, on: dataLoops)
+        try? await DiskImage.digest(of: path, format: disk.format, secret: disk.secret, on: dataLoops)
     }
 }

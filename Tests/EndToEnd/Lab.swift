@@ -25,6 +25,7 @@ final class Lab: @unchecked Sendable {
     /// Put before every program, to run it in a namespace.
     var prefix: [String] = []
     private(set) var destination: ChildProcess?
+    private var destinations: [String: ChildProcess] = [:]
     private var children: [ChildProcess] = []
 
     init() throws {
@@ -33,7 +34,7 @@ final class Lab: @unchecked Sendable {
     }
 
     deinit {
-        destination?.signal(SIGKILL)
+        for agent in destinations.values { agent.signal(SIGKILL) }
         for side in ["a", "b"] {
             let store = GuestStore(stateDirectory: state(side))
             for name in store.names() { (try? store.load(name))??.process?.signal(SIGKILL) }
@@ -112,25 +113,60 @@ final class Lab: @unchecked Sendable {
         return bytes.split(separator: UInt8(ascii: "\n")).count { $0.starts(with: "REC".utf8) }
     }
 
+    /// Starts a QEMU as somebody else would: with a monitor at `foreign.sock`, and nothing of Crossdock.
+    func startForeignGuest(_ arguments: [String], monitor: String = "foreign.sock") async throws -> ChildProcess {
+        let child = try ChildProcess(
+            prefix + ["qemu-system-x86_64"] + arguments
+                + ["-display", "none", "-qmp", "unix:\(directory.file(monitor)),server=on,wait=off"]
+        )
+        children.append(child)
+        let path = directory.file(monitor)
+        try await child.wait(for: "a monitor") { DurableFile.exists(path) }
+        return child
+    }
+
+    /// Puts a program of one's own in the place of `qemu-system-x86_64`, and returns a PATH that finds it first.
+    func makeEmulator(_ script: String) throws -> String {
+        let tools = directory.directory("tools")
+        try DurableFile.write(Array("#!/bin/sh\n\(script)\n".utf8), to: "\(tools)/qemu-system-x86_64", mode: 0o755)
+        return "\(tools):\(ProcessInfo.processInfo.environment["PATH"] ?? "/usr/bin:/bin")"
+    }
+
+    /// A monitor of a QEMU that something else started.
+    func foreignMonitor<T: Sendable>(
+        _ name: String = "foreign.sock",
+        _ body: @escaping @Sendable (QMPClient) async throws -> T
+    ) async throws -> T {
+        let path = directory.file(name)
+        let loop = loop
+        return try await loop.run {
+            let monitor = try await QMPClient.connect(to: path, on: loop)
+            defer { monitor.close() }
+            return try await body(monitor)
+        }
+    }
+
     // MARK: Agents
 
     /// Starts a destination agent and returns its control port.
     @discardableResult
     func startDestination(
+        _ side: String = "b",
         credentials: [String]? = nil,
         before: [String] = [],
         environment: [String: String] = [:],
         more: [String] = []
     ) async throws -> UInt16 {
         let agent = try ChildProcess(
-            prefix + before + [Self.crossdock, "destination", "--state-dir", state("b")]
+            prefix + before + [Self.crossdock, "destination", "--state-dir", state(side)]
                 + ["--listen", "127.0.0.1:0", "--nbd-listen", "127.0.0.1:0"]
                 + (credentials ?? self.credentials()) + more,
             environment: environment
         )
         destination = agent
+        destinations[side] = agent
         try await agent.wait(for: "a destination agent") { agent.output.contains("listening on") }
-        return controlPort
+        return controlPort(of: side)
     }
 
     /// Starts a destination agent in a mount namespace of its own, after `mount` commands for its image directory.
@@ -142,34 +178,37 @@ final class Lab: @unchecked Sendable {
     }
 
     /// The ports that the agent printed: "listening on 127.0.0.1:PORT, NBD port PORT".
-    private func port(after marker: String) -> UInt16 {
-        let text = destination?.output ?? ""
+    private func port(after marker: String, of side: String = "b") -> UInt16 {
+        let text = destinations[side]?.output ?? ""
         guard let range = text.firstRange(of: marker) else { return 0 }
         return UInt16(text[range.upperBound...].prefix { $0.isNumber }) ?? 0
     }
-    var controlPort: UInt16 { port(after: "127.0.0.1:") }
+    func controlPort(of side: String) -> UInt16 { port(after: "127.0.0.1:", of: side) }
+    var controlPort: UInt16 { controlPort(of: "b") }
     var nbdPort: UInt16 { port(after: "NBD port ") }
 
     func migrateCommand(
         _ guest: String = "web1",
+        from side: String = "a",
         host: String = "localhost",
         port: UInt16? = nil,
         credentials: [String]? = nil,
         more: [String] = []
     ) -> [String] {
-        ["migrate", guest, "\(host):\(port ?? controlPort)", "--state-dir", state("a")]
+        ["migrate", guest, "\(host):\(port ?? controlPort(of: side == "a" ? "b" : "a"))", "--state-dir", state(side)]
             + (credentials ?? self.credentials()) + more
     }
 
     func migrate(
         _ guest: String = "web1",
+        from side: String = "a",
         host: String = "localhost",
         port: UInt16? = nil,
         credentials: [String]? = nil,
         more: [String] = []
     ) async throws -> ToolResult {
         try await crossdock(
-            migrateCommand(guest, host: host, port: port, credentials: credentials, more: more),
+            migrateCommand(guest, from: side, host: host, port: port, credentials: credentials, more: more),
             seconds: 240
         )
     }

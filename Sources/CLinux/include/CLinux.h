@@ -45,6 +45,9 @@ int xd_set_nonblocking(int fd);
 /* The same open file with a status of its own, so that O_NONBLOCK does not reach whoever shares it; -1 for sockets. */
 int xd_reopen(int fd, int writing);
 int xd_pipe(int ends[2]);
+/* The inode numbers of the Unix sockets that are bound to a file with this inode number (sock_diag(7)); how many there are,
+   which may be more than `capacity`, or -1 with errno. */
+int xd_unix_sockets_of_file(uint64_t file, uint64_t *sockets, int capacity);
 int xd_peer_credentials(int fd, pid_t *pid, uid_t *uid);
 /* Writing to a pipe that nobody reads raises SIGPIPE in the writing thread, unless that blocks it; it still gets EPIPE. */
 void xd_block_sigpipe(void);

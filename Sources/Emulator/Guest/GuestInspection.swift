@@ -62,8 +62,9 @@ private struct GuestInspector {
     let monitor: QMPClient
     let emulator: RunningEmulator?
     var options: [GuestOption] = []
+    /// Where `/dev/fdset/N` leads.
+    var sets: [String: String] = [:]
     var result: GuestInspection
-    var graph: BlockGraph?
 
     init(_ monitor: QMPClient, _ commandLine: GuestCommandLine, _ emulator: RunningEmulator?) {
         self.monitor = monitor
@@ -78,7 +79,8 @@ private struct GuestInspector {
     private mutating func note(_ change: String) { result.changes.append(change) }
 
     private func resolve(_ path: String) -> String {
-        emulator?.resolve(path) ?? DurableFile.resolve(path, in: result.commandLine.directory)
+        if let path = sets[path] { return path }
+        return emulator?.resolve(path) ?? DurableFile.resolve(path, in: result.commandLine.directory)
     }
 
     mutating func run() async throws {
@@ -93,9 +95,16 @@ private struct GuestInspector {
             result.memoryID = machine["default-ram-id"]?.string
         }
         for reason in try await monitor.migrationBlockers() { block("QEMU: \(reason)") }
+        try await readDescriptorSets()
         let graph = try await monitor.blockGraph()
-        self.graph = graph
-        result.disks = graph.disks
+        result.disks = graph.disks.map { disk in
+            var disk = disk
+            if disk.isLocal { disk.path = resolve(disk.path) }
+            for index in disk.backing.indices where disk.backing[index].protocolDriver == "file" {
+                disk.backing[index].path = resolve(disk.backing[index].path)
+            }
+            return disk
+        }
         do {
             options = try result.commandLine.options()
             try readConfigurations()
@@ -150,18 +159,28 @@ private struct GuestInspector {
     }
 
     /// Descriptors that QEMU inherited become what they are descriptors of.
-    private mutating func resolveDescriptors() throws {
-        var sets: [String: String] = [:]
-        for option in options where option.name == "add-fd" {
-            guard let set = option.value("set"), let number = option.value("fd").flatMap({ Int32($0) }),
-                let path = emulator?.files[number], path.hasPrefix("/")
+    /// What is behind `/dev/fdset/N`. QEMU keeps copies of the descriptors under other numbers than it was given.
+    private mutating func readDescriptorSets() async throws {
+        for set in try await monitor.execute("query-fdsets").array {
+            guard let id = set["fdset-id"]?.integer, let fd = set["fds"]?.array.last?["fd"]?.integer,
+                let path = emulator?.files[Int32(clamping: fd)], path.hasPrefix("/")
             else { continue }
-            sets["/dev/fdset/\(set)"] = path
+            sets["/dev/fdset/\(id)"] = path
         }
+    }
+
+    private mutating func resolveDescriptors() throws {
         if !sets.isEmpty {
             options.removeAll { $0.name == "add-fd" }
             for index in options.indices {
                 guard var argument = options[index].argument, argument.contains("/dev/fdset/") else { continue }
+                if ["drive", "blockdev"].contains(options[index].name), !argument.contains("locking") {
+                    // The copies of a descriptor have locks of their own, and QEMU ends itself when they meet.
+                    block(
+                        "The disk of -\(options[index].name) \(argument) came as a descriptor, and QEMU aborts when such a disk is "
+                            + "copied while it locks it; start the guest with the disk's path, or with locking=off"
+                    )
+                }
                 for (name, path) in sets.sorted(by: { $0.key.count > $1.key.count }) {
                     argument = argument.replacing(name, with: path)
                 }
@@ -203,12 +222,9 @@ private struct GuestInspector {
             note("-object memory-backend-file,mem-path=\(path): anonymous memory takes the file's place")
             options[index].argument = settings.text
         }
-        options.removeAll { option in
-            guard option.name == "mem-path", let path = option.argument, !isDirectory(resolve(path)) else {
-                return false
-            }
-            result.changes.append("-mem-path \(path): anonymous memory takes the file's place")
-            return true
+        for path in options.filter({ $0.name == "mem-path" }).compactMap(\.argument) where !isDirectory(resolve(path)) {
+            note("-mem-path \(path): anonymous memory takes the file's place")
+            options.removeAll { $0.name == "mem-path" && $0.argument == path }
         }
     }
 
@@ -379,7 +395,7 @@ private struct GuestInspector {
                 else { continue }
                 if let text = value.string, text.isEmpty { continue }
                 if standard == nil, value == .integer(-1) { continue }
-                if name == "addr", let number = value.integer {
+                if name == "addr", kind == "int32", let number = value.integer {
                     settings[name] = .string(Self.address(number))
                 } else if kind.hasPrefix("link<") {
                     settings[name] = .string(value.string?.split(separator: "/").last.map(String.init) ?? "")
@@ -495,17 +511,21 @@ private struct GuestInspector {
     private mutating func freezeDevice(_ index: Int, _ settings: BlockOptions, _ path: String) async throws {
         var settings = settings
         var fixed: [String] = []
+        // Memory modules have an address of another kind.
+        let isPCI = try await monitor.deviceProperties(settings["driver"] ?? "").contains {
+            $0.name == "addr" && $0.type == "int32"
+        }
         for name in ["addr", "mac", "num-queues", "num_queues", "host_mtu"] where !settings.has(name) {
             guard let value = try await monitor.property(name, of: path) else { continue }
             let text: String
             switch value {
             case .integer(let number):
                 if name == "addr" ? number < 0 : number <= 0 || number >= 65535 { continue }
-                text = name == "addr" ? Self.address(number) : "\(number)"
+                text = name == "addr" && isPCI ? Self.address(number) : "\(number)"
             case .string(let string) where !string.isEmpty: text = string
             default: continue
             }
-            let isText = name == "addr" || name == "mac"
+            let isText = name == "addr" && isPCI || name == "mac"
             settings.set(name, isText ? .string(text) : .integer(Int64(text) ?? 0))
             fixed.append("\(name)=\(text)")
         }
@@ -585,7 +605,7 @@ private struct GuestInspector {
                 if stat(path, &status) == 0 { result.sizes[reference.path] = UInt64(status.st_size) }
             }
             guard reference.kind == .disk else { continue }
-            guard let disk = result.disks.first(where: { $0.isLocal && resolve($0.path) == path }) else {
+            guard let disk = result.disks.first(where: { $0.isLocal && $0.path == path }) else {
                 throw GuestError(
                     "The disk \(reference.path) of \(reference.option) is not attached to the running guest"
                 )

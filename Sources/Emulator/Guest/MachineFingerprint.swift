@@ -9,6 +9,8 @@ public struct MachineFingerprint: Sendable, Hashable, Codable {
     public var memory: UInt64 = 0
     /// How many processors.
     public var processors = 0
+    /// How they are arranged: sockets, cores, threads, and how many there may be.
+    public var topology: [String: String] = [:]
     /// The processor's properties (`qom-get`), as text.
     public var processor: [String: String] = [:]
     /// What the processor's model stands for on this QEMU and host (`query-cpu-model-expansion`), as text.
@@ -35,6 +37,9 @@ public struct MachineFingerprint: Sendable, Hashable, Codable {
         machine = try await monitor.machineType()
         memory = try await monitor.baseMemory()
         processors = try await monitor.execute("query-cpus-fast").array.count
+        topology = try await monitor.property("smp", of: "/machine")?.object.mapValues(\.text) ?? [:]
+        // Processors that were plugged in are counted above.
+        topology["cpus"] = nil
         if let path = try await monitor.firstProcessor() {
             for member in try await monitor.members(of: path)
             where member.childType == nil && !member.type.hasPrefix("link<")
@@ -105,6 +110,9 @@ public struct MachineFingerprint: Sendable, Hashable, Codable {
         }
         if processors != other.processors {
             reasons.append("The guest has \(processors) processors here and \(other.processors) there")
+        }
+        reasons += Self.compare(topology, other.topology).map { name, here, there in
+            "The guest's processors have \(name)=\(here ?? "(none)") here and \(there ?? "(none)") there"
         }
         reasons += Self.compare(processor, other.processor).prefix(40).map { name, here, there in
             switch (here, there) {

@@ -28,12 +28,21 @@ public enum ImageMaker {
         arguments += ["-u", path, "\(size)"]
         let command = arguments
         try await BlockingPool.shared.run {
-            let process = try BoundProcess(command, directory: BoundProcess.makeDirectory(), input: key?.descriptor)
-            while !process.hasEnded() { usleep(1_000) }
-            defer { process.clear() }
-            if let words = process.lastWords {
+            var attempts = 0
+            while let words = try Self.run(command, key) {
+                attempts += 1
+                // For a key QEMU measures how fast this machine is, and gives up when its clock did not move meanwhile.
+                if words.contains("accurate CPU usage"), attempts < 10 { continue }
                 throw GuestError("qemu-img cannot make the image \(path) in the format '\(format)': \(words)")
             }
         }
+    }
+
+    /// Runs the program; returns what it complained of, or nil.
+    private static func run(_ command: [String], _ key: MasterKey?) throws -> String? {
+        let process = try BoundProcess(command, directory: BoundProcess.makeDirectory(), input: key?.descriptor)
+        while !process.hasEnded() { usleep(1_000) }
+        defer { process.clear() }
+        return process.lastWords
     }
 }

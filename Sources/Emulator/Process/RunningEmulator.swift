@@ -34,28 +34,14 @@ public struct RunningEmulator: Sendable {
         if let owner = owner(of: socket), let index = candidates.firstIndex(of: owner) {
             candidates.swapAt(0, index)
         }
-        let entries = unixSockets()
+        let sockets = socketInodes(ofFile: status.st_ino)
         var unreadable = 0
         for pid in candidates where isEmulator(pid) {
             guard let inodes = socketInodes(of: pid) else {
                 unreadable += 1
                 continue
             }
-            let directory = link("/proc/\(pid)/cwd") ?? "/"
-            let holds = entries.contains { entry in
-                guard inodes.contains(entry.inode) else { return false }
-                var other = stat()
-                // Inside a container the path is another one from here.
-                for root in ["", "/proc/\(pid)/root"] {
-                    if stat("\(root)\(DurableFile.resolve(entry.path, in: directory))", &other) == 0,
-                        other.st_ino == status.st_ino, other.st_dev == status.st_dev
-                    {
-                        return true
-                    }
-                }
-                return entry.path == socket
-            }
-            if holds { return try RunningEmulator(pid: pid) }
+            if !inodes.isDisjoint(with: sockets) { return try RunningEmulator(pid: pid) }
         }
         throw GuestError(
             unreadable == 0
@@ -176,14 +162,11 @@ public struct RunningEmulator: Sendable {
         return xd_peer_credentials(descriptor, &pid, &user) == 0 && pid > 0 ? pid : nil
     }
 
-    /// The sockets that have a path: the listening ones and those that they accepted.
-    private static func unixSockets() -> [(inode: UInt64, path: String)] {
-        let bytes = ((try? DurableFile.read("/proc/net/unix")) ?? nil) ?? []
-        return String(decoding: bytes, as: UTF8.self).split(separator: "\n").dropFirst().compactMap { line in
-            let fields = line.split(separator: " ", maxSplits: 7, omittingEmptySubsequences: true)
-            guard fields.count > 7, let inode = UInt64(fields[6]) else { return nil }
-            return (inode, String(fields[7]))
-        }
+    /// The sockets, listening and accepted, that are bound to a file.
+    private static func socketInodes(ofFile inode: UInt) -> Set<UInt64> {
+        var found = [UInt64](repeating: 0, count: 1024)
+        let count = xd_unix_sockets_of_file(UInt64(inode), &found, Int32(found.count))
+        return Set(found.prefix(max(Int(count), 0)))
     }
 
     private static func socketInodes(of pid: Int32) -> Set<UInt64>? {

@@ -134,6 +134,8 @@ public struct BlockGraph: Sendable {
             allocated: bottom.allocated,
             isReadOnly: chain[0].isReadOnly,
             isEncrypted: top.isEncrypted || !(top.specific["encrypt"] ?? .null).object.isEmpty,
+            headerSize: top.driver == "luks"
+                ? top.specific["payload-offset"]?.integer.map { UInt64(clamping: $0) } : nil,
             backing: backing,
             snapshots: top.snapshots,
             bitmaps: top.bitmaps
@@ -189,6 +191,8 @@ public struct GuestDisk: Sendable, Hashable, Codable {
     public var isReadOnly: Bool
     /// Whether it cannot be read without a secret.
     public var isEncrypted: Bool
+    /// How many bytes at the beginning of an encrypted container are not the guest's: its keys.
+    public var headerSize: UInt64?
     /// The images under it, the nearest first.
     public var backing: [Image]
     /// Names of internal snapshots.

@@ -100,14 +100,18 @@ public enum Message: Sendable, Hashable {
             public var path: String
             /// The format of the image that the destination makes: "raw", "qcow2".
             public var format: String
-            /// Whether the image is copied as the encrypted container that it is.
-            public var isContainer = false
+            /// The bytes of an encrypted container with its header, which is sent as a file; nil for other images.
+            public var containerSize: UInt64?
+            /// Whether it is an encrypted container.
+            public var isContainer: Bool { containerSize != nil }
             /// The secret that opens the image, when it is made anew; nil when none is needed.
             public var keySecret: String?
             /// The images under it, the nearest first, without digests.
             public var backing: [File] = []
             /// The format of the nearest of them.
             public var backingFormat: String?
+            /// What the file with a container's header is called.
+            public var headerName: String { "header:\(name)" }
             /// Makes a disk.
             public init(name: String, size: UInt64, allocated: UInt64, path: String, format: String = "raw") {
                 self.name = name

@@ -49,6 +49,18 @@ struct GuestCommand: AsyncParsableCommand {
                     guard let known else {
                         throw GuestError("There is no guest '\(name)'; give its QEMU command line after '--'")
                     }
+                    if let secrets = known.secrets {
+                        throw GuestError(
+                            "Guest '\(name)' needs the secrets \(secrets.joined(separator: ", ")), which are kept nowhere; give its "
+                                + "command line again after '--', with an -object secret,id=ID,file=FILE for each"
+                        )
+                    }
+                    if known.adopted != nil {
+                        throw GuestError(
+                            "Guest '\(name)' was started by something else, and is for that to start again; to start it here, give "
+                                + "its command line after '--'"
+                        )
+                    }
                     record = known
                 } else {
                     record = GuestRecord(

@@ -88,7 +88,7 @@ struct GuestView: Codable {
         view.disks = inspection.disks.map { disk in
             Disk(
                 name: disk.name,
-                path: inspection.resolved[disk.path] ?? disk.path,
+                path: disk.path,
                 format: disk.format,
                 size: disk.size,
                 allocated: disk.allocated,

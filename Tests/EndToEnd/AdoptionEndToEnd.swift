@@ -1,0 +1,416 @@
+import Emulator
+import FoundationEssentials
+import Glibc
+import IO
+import Migration
+import TestSupport
+import Testing
+
+/// QEMU processes that something else started.
+@Suite(.serialized, .timeLimit(.minutes(5)))
+struct AdoptionEndToEnd {
+    static let firmware = "/usr/share/OVMF"
+
+    /// Everything that a command line written over years has.
+    private func longCommand(_ lab: Lab) async throws -> [String] {
+        let system = try await lab.makeImage("system.raw", megabytes: 64, data: 4)
+        let plain = try await lab.makeImage("plain.raw", megabytes: 32, data: 2)
+        let base = lab.directory.file("base.qcow2")
+        let data = lab.directory.file("data.qcow2")
+        let variables = lab.directory.file("vars.fd")
+        let script = """
+            qemu-img create -q -f qcow2 \(base) 48M && qemu-io -c 'write -P 7 1M 2M' \(base) >/dev/null
+            qemu-img create -q -f qcow2 -b \(base) -F qcow2 \(data) && qemu-io -c 'write -P 9 8M 1M' \(data) >/dev/null
+            cp \(Self.firmware)/OVMF_VARS.fd \(variables)
+            """
+        let made = try await Tool.run(["sh", "-ec", script])
+        guard made.code == 0 else { throw TestFailure(made.all) }
+        let config = lab.directory.file("more.cfg")
+        try DurableFile.write(Array("[device \"rng0\"]\n  driver = \"virtio-rng-pci\"\n".utf8), to: config)
+        return [
+            "-name", "guest=web1,debug-threads=on", "-machine", "q35,accel=tcg", "-cpu", "max", "-m",
+            "256,slots=2,maxmem=1G",
+            "-smp", "2,maxcpus=4", "-nodefaults", "-uuid", "3f8f7c2e-4d55-4a1c-9c35-9b0b3d0f7a11", "-readconfig",
+            config,
+            "-object", "memory-backend-file,id=ram0,size=256M,mem-path=\(lab.directory.file("memory")),share=on",
+            "-machine", "memory-backend=ram0",
+            "-drive", "if=pflash,format=raw,unit=0,readonly=on,file=\(Self.firmware)/OVMF_CODE.fd",
+            "-drive", "if=pflash,format=raw,unit=1,file=\(variables)", "-object", "iothread,id=io0",
+            "-blockdev", "driver=file,filename=\(system),node-name=file0,cache.direct=off",
+            "-blockdev", #"{"driver":"raw","file":"file0","node-name":"system"}"#,
+            "-device", "virtio-blk-pci,drive=system,iothread=io0,id=disk-system,bootindex=1",
+            "-device", "virtio-scsi-pci,id=scsi0", "-drive", "file=\(data),if=none,id=data,format=qcow2",
+            "-device", "scsi-hd,drive=data,bus=scsi0.0", "-drive", "file=\(plain),format=raw,if=virtio",
+            "-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0",
+            "-chardev", "socket,id=serial0,path=\(lab.directory.file("serial.sock")),server=on,wait=off",
+            "-serial", "chardev:serial0", "-device", "pcie-root-port,id=port0,slot=1", "-vnc", "127.0.0.1:41,to=90",
+            "-device", "VGA", "-device", "virtio-serial-pci",
+            "-chardev", "socket,path=\(lab.directory.file("agent.sock")),server=on,wait=off,id=agent0",
+            "-device", "virtserialport,chardev=agent0,name=org.qemu.guest_agent.0",
+            "-pidfile", lab.directory.file("pid"), "-monitor",
+            "unix:\(lab.directory.file("hmp.sock")),server=on,wait=off",
+        ]
+    }
+
+    @Test func aLongCommandLineWithAHotPluggedDiskMovesThereAndBack() async throws {
+        let lab = try Lab()
+        let guest = try await lab.startForeignGuest(try await longCommand(lab))
+        let plugged = try await lab.makeImage("plugged.raw", megabytes: 16, data: 1)
+        _ = try await lab.foreignMonitor { monitor in
+            try await monitor.execute(
+                "blockdev-add",
+                ["driver": "raw", "node-name": "plugged", "file": ["driver": "file", "filename": .string(plugged)]]
+            )
+            try await monitor.execute(
+                "device_add",
+                ["driver": "virtio-blk-pci", "drive": "plugged", "id": "disk-plugged", "bus": "port0", "serial": "hot"]
+            )
+        }
+        let socket = lab.directory.file("foreign.sock")
+        let adopted = try await lab.crossdock([
+            "guest", "adopt", "web1", "--qmp", socket, "--state-dir", lab.state("a"),
+        ])
+        #expect(adopted.code == 0 && adopted.output.contains("process \(guest.pid)"), "\(adopted.all)")
+        #expect(!adopted.errors.contains("cannot be migrated"), "\(adopted.all)")
+
+        let shown = try await lab.crossdock(["guest", "show", "web1", "--json", "--state-dir", lab.state("a")])
+        let view = try JSONValue(parsing: Array(shown.output.utf8))
+        #expect(view["state"]?.string == "running" && view["machine"]?.string == "pc-q35-7.2", "\(shown.all)")
+        #expect(view["migratable"]?.bool == true && view["blockers"]?.array == [], "\(shown.all)")
+        let disks = view["disks"]?.array ?? []
+        let names = Set(disks.compactMap { $0["name"]?.string })
+        #expect(names == ["pflash0", "pflash1", "disk-system", "data", "virtio0", "disk-plugged"])
+        let data = disks.first { $0["name"]?.string == "data" }
+        #expect(
+            data?["format"]?.string == "qcow2" && data?["backing"]?.array == [.string(lab.directory.file("base.qcow2"))]
+        )
+        #expect(data?["allocated"]?.integer.map { $0 > 1 << 20 && $0 < 4 << 20 } == true)
+
+        let before = try await fingerprint(lab, "foreign.sock")
+        let untouched = try snapshot(lab)
+        try await lab.startDestination()
+        let rehearsal = try await lab.migrate(more: ["--dry-run"])
+        #expect(rehearsal.code == 0 && rehearsal.output.contains("can move to localhost"), "\(rehearsal.all)")
+        #expect(rehearsal.output.contains("-pidfile") && rehearsal.output.contains("left out"), "\(rehearsal.all)")
+        let after = try snapshot(lab)
+        for (name, text) in untouched { #expect(after[name] == text, "\(name)") }
+        #expect(after.count == untouched.count)
+        #expect(try lab.leftAtDestination() == [])
+
+        let report = lab.directory.file("report.json")
+        let there = try await lab.migrate(more: ["--report", report])
+        #expect(there.code == 0, "\(there.all)")
+        #expect(try lab.report(report).disks.count == 5)
+        #expect(
+            try lab.report(report).disks.allSatisfy {
+                $0.digestSource == $0.digestDestination && $0.digestSource != nil
+            }
+        )
+        #expect(try await guest.finish().code == 0)
+        #expect(try await identity(lab, "b").differences(from: before) == [])
+
+        try await lab.startDestination("a")
+        let back = try await lab.migrate(from: "b", more: ["--report", report])
+        #expect(back.code == 0, "\(back.all)")
+        #expect(
+            try lab.report(report).disks.allSatisfy {
+                $0.digestSource == $0.digestDestination && $0.digestSource != nil
+            }
+        )
+        #expect(try await identity(lab, "a").differences(from: before) == [])
+        #expect(try await lab.monitor("a") { try await $0.status() } == "running")
+    }
+
+    private func fingerprint(_ lab: Lab, _ socket: String) async throws -> MachineFingerprint {
+        try await lab.foreignMonitor(socket) { try await MachineFingerprint(of: $0) }
+    }
+
+    private func identity(_ lab: Lab, _ side: String) async throws -> MachineFingerprint {
+        try await lab.monitor(side) { try await MachineFingerprint(of: $0) }
+    }
+
+    /// Every file of the lab's directory with what a stranger's hand would change: inode, size, times, contents.
+    private func snapshot(_ lab: Lab) throws -> [String: String] {
+        var result: [String: String] = [:]
+        for name in DurableFile.list(lab.directory.path) {
+            var status = stat()
+            let path = lab.directory.file(name)
+            guard lstat(path, &status) == 0, status.st_mode & S_IFMT != S_IFDIR else { continue }
+            var text = "\(status.st_ino) \(status.st_mode) \(status.st_size)"
+            if status.st_mode & S_IFMT == S_IFREG {
+                text += " \(status.st_mtim.tv_sec).\(status.st_mtim.tv_nsec) \(try ChunkDigests.digest(of: path))"
+                // The guest itself writes to its memory, and its firmware to its variables.
+                if name == "memory" || name == "vars.fd" { text = "\(status.st_ino) \(status.st_size)" }
+            }
+            result[name] = text
+        }
+        return result
+    }
+
+    @Test func whatQEMUDoesNotMigrateIsAdoptedAndNamed() async throws {
+        let lab = try Lab()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
+        let saved = lab.directory.file("saved.qcow2")
+        let made = try await Tool.run(
+            ["sh", "-ec", "qemu-img create -q -f qcow2 \(saved) 16M; qemu-img snapshot -c before \(saved)"]
+        )
+        #expect(made.code == 0)
+        _ = try await lab.startForeignGuest([
+            "-machine", "q35,accel=tcg", "-m", "64", "-nodefaults", "-drive", "file=\(disk),format=raw,if=none,id=d0",
+            "-device", "nvme,drive=d0,serial=x", "-drive", "file=\(saved),format=qcow2,if=virtio",
+        ])
+        let socket = lab.directory.file("foreign.sock")
+        let adopted = try await lab.crossdock([
+            "guest", "adopt", "web1", "--qmp", socket, "--state-dir", lab.state("a"),
+        ])
+        #expect(adopted.code == 0, "\(adopted.all)")
+        #expect(
+            adopted.errors.contains("nvme") && adopted.errors.contains("internal snapshots (before)"),
+            "\(adopted.all)"
+        )
+        try await lab.startDestination()
+        let refused = try await lab.migrate()
+        #expect(refused.code == MigrationError.Code.guest.rawValue, "\(refused.all)")
+        #expect(refused.errors.contains("nvme") && refused.errors.contains("internal snapshots"), "\(refused.all)")
+        #expect(try await lab.foreignMonitor { try await $0.status() } == "running")
+        #expect(try lab.leftAtDestination() == [])
+    }
+
+    @Test func aJobOfTheUserIsInTheWayAndLeftAlone() async throws {
+        let lab = try Lab()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 64, data: 32)
+        _ = try await lab.startForeignGuest([
+            "-machine", "pc,accel=tcg", "-m", "64", "-nodefaults", "-drive", "file=\(disk),format=raw,if=virtio",
+        ])
+        let copy = lab.directory.file("copy.raw")
+        _ = try await lab.foreignMonitor { monitor in
+            try await monitor.execute(
+                "drive-backup",
+                [
+                    "job-id": "nightly", "device": "virtio0", "sync": "full", "target": .string(copy), "format": "raw",
+                    "speed": 1024,
+                ]
+            )
+        }
+        try await lab.startDestination()
+        let refused = try await lab.migrate(more: ["--qmp", lab.directory.file("foreign.sock")])
+        #expect(refused.code == 10 && refused.errors.contains("'nightly' (backup)"), "\(refused.all)")
+        let jobs = try await lab.foreignMonitor {
+            try await $0.execute("query-jobs").array.compactMap { $0["id"]?.string }
+        }
+        #expect(jobs == ["nightly"])
+    }
+
+    @Test func aMonitorThatSomebodyHoldsIsReplacedByAnotherOne() async throws {
+        let lab = try Lab()
+        let second = lab.directory.file("second.sock")
+        let base = ["-machine", "pc,accel=tcg", "-m", "64", "-nodefaults"]
+        _ = try await lab.startForeignGuest(
+            base + ["-chardev", "socket,id=m2,path=\(second),server=on,wait=off", "-mon", "chardev=m2,mode=control"]
+        )
+        let state = lab.state("a")
+        let socket = lab.directory.file("foreign.sock")
+        let result = try await lab.foreignMonitor { _ in
+            try await lab.crossdock(["guest", "adopt", "web1", "--qmp", socket, "--state-dir", state])
+        }
+        #expect(result.code == 0 && result.errors.contains("\(second) is used instead"), "\(result.all)")
+
+        // With both held the guest is known, and what is in the way is said.
+        let both = try await lab.foreignMonitor { _ in
+            try await lab.foreignMonitor("second.sock") { _ in
+                try await lab.crossdock(["guest", "adopt", "web1", "--qmp", socket, "--state-dir", state])
+            }
+        }
+        #expect(both.code == 0 && both.errors.contains("held by another client"), "\(both.all)")
+        try await lab.startDestination()
+        let refused = try await lab.foreignMonitor { _ in
+            try await lab.foreignMonitor("second.sock") { _ in try await lab.migrate(more: ["--qmp", socket]) }
+        }
+        #expect(refused.code == 10 && refused.errors.contains("another client"), "\(refused.all)")
+    }
+
+    @Test func whatIsNoMonitorIsRefusedClearly() async throws {
+        let lab = try Lab()
+        func adopt(_ path: String, _ name: String = "web1") async throws -> ToolResult {
+            try await lab.crossdock(
+                ["guest", "adopt", name, "--qmp", path, "--state-dir", lab.state("a")],
+                seconds: 30
+            )
+        }
+        let missing = try await adopt(lab.directory.file("none.sock"))
+        #expect(missing.code == 10 && missing.errors.contains("No such file"), "\(missing.all)")
+        try DurableFile.write([1], to: lab.directory.file("plain"))
+        let plain = try await adopt(lab.directory.file("plain"))
+        #expect(plain.code == 10 && plain.errors.contains("is no socket"), "\(plain.all)")
+        // A server that is no QEMU holds the socket.
+        let other = try ChildProcess([
+            "python3", "-c",
+            "import socket,time; s=socket.socket(socket.AF_UNIX); s.bind('\(lab.directory.file("other"))'); s.listen(); print('up', flush=True); time.sleep(600)",
+        ])
+        try await other.wait(for: "a server") { other.output.contains("up") }
+        let wrong = try await adopt(lab.directory.file("other"))
+        #expect(wrong.code == 10 && wrong.errors.contains("No QEMU on this host holds"), "\(wrong.all)")
+        // The socket of a QEMU that has ended.
+        let guest = try await lab.startForeignGuest(["-machine", "none", "-nodefaults"])
+        guest.signal(SIGKILL)
+        _ = try await guest.finish()
+        let gone = try await adopt(lab.directory.file("foreign.sock"))
+        #expect(gone.code == 10 && gone.errors.contains("is it still running?"), "\(gone.all)")
+        #expect(lab.guests("a").names() == [])
+    }
+
+    @Test func aDaemonsRelativePathsAndInheritedDescriptorsAreResolved() async throws {
+        let lab = try Lab()
+        _ = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
+        let script = """
+            cd \(lab.directory.path) && exec 8<disk.raw 9<>disk.raw && exec qemu-system-x86_64 -machine pc,accel=tcg -m 64 -nodefaults \
+            -display none -add-fd fd=8,set=2 -add-fd fd=9,set=2 -drive file=/dev/fdset/2,format=raw,if=virtio,file.locking=off -daemonize -pidfile pid \
+            -qmp unix:relative.sock,server=on,wait=off
+            """
+        let started = try await Tool.run(["sh", "-ec", script])
+        #expect(started.code == 0, "\(started.all)")
+        let socket = lab.directory.file("relative.sock")
+        let adopted = try await lab.crossdock([
+            "guest", "adopt", "web1", "--qmp", socket, "--state-dir", lab.state("a"),
+        ])
+        #expect(adopted.code == 0 && !adopted.errors.contains("cannot be migrated"), "\(adopted.all)")
+        try await lab.startDestination()
+        let moved = try await lab.migrate()
+        #expect(moved.code == 0, "\(moved.all)")
+        #expect(DurableFile.exists("\(lab.state("b"))/images/web1/disk.raw"))
+    }
+
+    /// A blank copy must leave every file, socket and byte of shared memory alone, and nothing behind.
+    @Test func aRehearsalTouchesNothingOfTheGuest() async throws {
+        let lab = try Lab()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 32, data: 2)
+        let memory = lab.directory.file("shared-memory")
+        let filled = try await Tool.run(["dd", "if=/dev/urandom", "of=\(memory)", "bs=1M", "count=64", "status=none"])
+        #expect(filled.code == 0)
+        _ = try await lab.startForeignGuest([
+            "-machine", "pc,accel=tcg", "-m", "64,slots=2,maxmem=1G", "-nodefaults", "-vnc",
+            "unix:\(lab.directory.file("vnc.sock"))",
+            "-object", "memory-backend-file,id=shared,size=64M,mem-path=\(memory),share=on,prealloc=on",
+            "-device", "pc-dimm,memdev=shared,id=dimm0", "-drive", "file=\(disk),format=raw,if=virtio",
+            "-serial", "file:\(lab.directory.file("serial.log"))", "-pidfile", lab.directory.file("pid"),
+            "-chardev", "socket,id=c0,path=\(lab.directory.file("chardev.sock")),server=on,wait=off", "-device",
+            "virtio-serial",
+            "-device", "virtconsole,chardev=c0", "-netdev", "user,id=n0", "-device", "e1000,netdev=n0",
+        ])
+        // What a QEMU is started with in the rehearsal, on either side.
+        let calls = lab.directory.file("calls.log")
+        let temporary = lab.directory.directory("tmp")
+        lab.prefix = ["env", "TMPDIR=\(temporary)"]
+        let tools = try lab.makeEmulator(#"echo "$@" >> \#(calls); exec /usr/bin/qemu-system-x86_64 "$@""#)
+        try await lab.startDestination(environment: ["PATH": tools])
+        try await eventually("the display is there") { DurableFile.exists(lab.directory.file("vnc.sock")) }
+        let before = try snapshot(lab)
+        let result = try await lab.migrate(more: ["--dry-run", "--qmp", lab.directory.file("foreign.sock")])
+        #expect(result.code == 0, "\(result.all)")
+        let after = try snapshot(lab)
+        for (name, text) in before { #expect(after[name] == text, "\(name)") }
+        #expect(Set(after.keys).subtracting(before.keys) == ["calls.log"])
+        let started = String(decoding: try DurableFile.read(calls) ?? [], as: UTF8.self)
+        let lines = started.split(separator: "\n").filter { $0.contains("-incoming") }
+        #expect(lines.count == 1, "\(started)")
+        for word in [
+            "disk.raw", "shared-memory", "serial.log", "vnc.sock", "chardev.sock", "/pid", "prealloc", "user,id=n0",
+        ] {
+            #expect(!lines.contains { $0.contains(word) }, "\(word)")
+        }
+        #expect(try lab.leftAtDestination() == [])
+        #expect(Lab.processes(containing: "\(temporary)/crossdock-").isEmpty)
+        #expect(DurableFile.list(temporary).isEmpty)
+    }
+
+    /// A destination whose QEMU makes another machine of the same words.
+    struct Mutation: Sendable, CustomStringConvertible {
+        var description: String
+        /// A sed expression over the arguments, one a line.
+        var edit: String
+        var reason: String
+        /// What is put behind the arguments.
+        var more = ""
+        var program = "/usr/bin/qemu-system-x86_64"
+    }
+
+    static let mutations = [
+        Mutation(description: "memory size", edit: "s/^64$/96/", reason: "memory"),
+        Mutation(
+            description: "older machine",
+            edit: "s/pc-i440fx-7.2/pc-i440fx-6.0/",
+            reason: "The machine is pc-i440fx-7.2 here and pc-i440fx-6.0 there"
+        ),
+        Mutation(
+            description: "one processor more",
+            edit: "s/cpus=1,sockets=2/cpus=2,sockets=2/",
+            reason: "1 processors here and 2 there"
+        ),
+        Mutation(description: "another topology", edit: "s/sockets=2,cores=1/sockets=1,cores=2/", reason: "core"),
+        Mutation(
+            description: "other queues",
+            edit: "s/num-queues=3/num-queues=2/",
+            reason: "'disk0' has num-queues=3 here and 2 there"
+        ),
+        Mutation(
+            description: "a processor feature less",
+            edit: "s/^qemu64$/qemu64,sse3=off/",
+            reason: "feature 'sse3' is on here and off there"
+        ),
+        Mutation(
+            description: "a processor feature more",
+            edit: "s/^qemu64$/qemu64,aes=on/",
+            reason: "feature 'aes' is off here and on there"
+        ),
+        Mutation(description: "another processor", edit: "s/^qemu64$/Nehalem/", reason: "model"),
+        Mutation(
+            description: "an extra device",
+            edit: "",
+            reason: "(virtio-rng-pci) is there and not here",
+            more: "-device virtio-rng-pci,addr=1e.0"
+        ),
+        Mutation(
+            description: "a missing device",
+            edit: "/^virtio-balloon/d;s/^-device-balloon$//",
+            reason: "'balloon0' (virtio-balloon-pci) is here and not there"
+        ),
+        Mutation(description: "another address", edit: "s/addr=b.0/addr=c.0/", reason: "'balloon0' has addr="),
+        Mutation(description: "a smaller disk", edit: "s/\"size\":33554432/\"size\":16777216/", reason: ""),
+        Mutation(
+            description: "another build",
+            edit: "",
+            reason: "does not know the machine type 'pc-i440fx-7.2'",
+            program: "/usr/bin/qemu-system-x86_64-microvm"
+        ),
+    ].filter { !$0.reason.isEmpty }
+
+    @Test(arguments: mutations)
+    func aDestinationThatWouldMakeAnotherMachineIsCaught(_ mutation: Mutation) async throws {
+        let lab = try Lab()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 32, data: 2)
+        _ = try await lab.startForeignGuest([
+            "-machine", "pc,accel=tcg", "-m", "64", "-smp", "1,sockets=2,cores=1,maxcpus=2", "-nodefaults", "-cpu",
+            "qemu64",
+            "-drive", "file=\(disk),format=raw,if=none,id=d0", "-device",
+            "virtio-blk-pci,drive=d0,id=disk0,num-queues=3",
+            "-device", "virtio-balloon-pci,id=balloon0,addr=b.0",
+        ])
+        // The arguments are edited one a line; an option whose value is gone goes too.
+        let script = """
+            printf '%s\\n' "$@" | sed -e '\(mutation.edit)' | awk '
+                held != "" { if ($0 ~ /^-/) { held = $0; next } print held; held = "" }
+                $0 == "-device" { held = $0; next } { print }' > \(lab.directory.path)/$$.args
+            set --; while IFS= read -r word; do set -- "$@" "$word"; done < \(lab.directory.path)/$$.args
+            exec \(mutation.program) "$@" \(mutation.more)
+            """
+        try await lab.startDestination(environment: ["PATH": try lab.makeEmulator(script)])
+        for more in [["--dry-run"], []] {
+            let result = try await lab.migrate(more: more + ["--qmp", lab.directory.file("foreign.sock")])
+            #expect(result.code == MigrationError.Code.refused.rawValue, "\(result.all)")
+            #expect(result.errors.contains(mutation.reason), "'\(mutation.reason)' is not in: \(result.all)")
+            #expect(!result.output.contains("copying disks"))
+        }
+        #expect(try await lab.foreignMonitor { try await $0.status() } == "running")
+        try await eventually("the destination has cleaned up") { try lab.leftAtDestination() == [] }
+    }
+}
