@@ -19,8 +19,8 @@ release: setup
 
 lint: setup
 	swift format lint --strict --recursive --parallel $(SWIFT_SOURCES)
-	python3 -m py_compile deploy/demo/*.py Benchmarks/*.py
-	sh -n deploy/setup && sh -n Fuzz/run && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n .ci/run
+	python3 -m py_compile deploy/demo/*.py Benchmarks/*.py Tests/EndToEnd/*.py
+	sh -n deploy/setup && sh -n Fuzz/run && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n deploy/guest/init-agent && sh -n .ci/run
 
 fmt:
 	swift format --in-place --recursive --parallel $(SWIFT_SOURCES)

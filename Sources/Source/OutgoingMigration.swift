@@ -302,6 +302,7 @@ public final class OutgoingMigration: @unchecked Sendable {
             guard status == "running" else {
                 throw MigrationError(.guest, "Guest '\(plan.guest)' is in the state '\(status)', not running")
             }
+            try await clearExports(monitor)
             if !plan.isRehearsal { try await clearLeftovers(monitor) }
         } catch let error as GuestError {
             throw MigrationError(.guest, error.message)
@@ -350,6 +351,17 @@ public final class OutgoingMigration: @unchecked Sendable {
             }
             try Journal(opening: migrations.journal(of: id)).append(.rolledBack(reason: Self.superseded))
         }
+    }
+
+    /// Removes what an export that was killed has left in QEMU.
+    private func clearExports(_ monitor: QMPClient) async throws {
+        guard try FileLock(guests.exportLock(of: plan.guest)) != nil else {
+            throw MigrationError(
+                .busy,
+                "The disks of guest '\(plan.guest)' are exported by 'crossdock export'; its readers would be left behind. End that first"
+            )
+        }
+        if !plan.isRehearsal { try await FleecingSnapshot.clear(monitor) }
     }
 
     /// Removes what a source agent that was killed has left in QEMU: the lock is ours, so nobody uses it.

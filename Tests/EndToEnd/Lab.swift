@@ -55,6 +55,14 @@ final class Lab: @unchecked Sendable {
         prefix = Namespace.enterNetwork(holder.pid)
     }
 
+    /// Puts everything that is started from here on into a mount namespace in which commands have been run.
+    func mount(_ commands: String) async throws {
+        let holder = try ChildProcess(Namespace.mount + ["sh", "-c", "\(commands) && echo up && exec sleep infinity"])
+        children.append(holder)
+        try await holder.wait(for: "the mount namespace") { holder.output.contains("up") }
+        prefix = Namespace.enter(holder.pid)
+    }
+
     func state(_ side: String) -> String { directory.file(side) }
     func guests(_ side: String) -> GuestStore { GuestStore(stateDirectory: state(side)) }
 

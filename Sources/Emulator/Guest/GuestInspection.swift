@@ -646,6 +646,11 @@ private struct GuestInspector {
                 )
             }
         }
+        for export in try await monitor.blockExports() {
+            block(
+                "The node \(export.node) is exported as '\(export.id)', and who uses that would be left behind; end the export first"
+            )
+        }
         for job in try await monitor.execute("query-jobs").array where job["type"]?.string != nil {
             let id = job["id"]?.string ?? ""
             if !id.hasPrefix("xd-") {

@@ -56,6 +56,8 @@ public struct GuestStore: Sendable {
     public func agentMonitor(of record: GuestRecord) -> String { record.adopted ?? agentMonitor(of: record.name) }
     /// The monitor for a quick look; an adopted guest may have none but the agent's.
     public func statusMonitor(of record: GuestRecord) -> String { record.adopted ?? statusMonitor(of: record.name) }
+    /// The lock of whoever exports the guest's disks.
+    public func exportLock(of name: String) -> String { "\(directory)/\(name)/export.lock" }
     /// QEMU's output.
     public func log(of name: String) -> String { "\(directory)/\(name)/qemu.log" }
 

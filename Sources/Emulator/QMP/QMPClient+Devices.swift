@@ -65,4 +65,23 @@ extension QMPClient {
     func baseMemory() async throws -> UInt64 {
         UInt64(clamping: try await execute("query-memory-size-summary")["base-memory"]?.integer ?? 0)
     }
+
+    /// The Unix socket of the guest agent's port, when a program in the guest has opened the port; nil otherwise.
+    public func guestAgentSocket() async throws -> String? {
+        for container in ["/machine/peripheral", "/machine/peripheral-anon"] {
+            for member in try await members(of: container) where member.childType == "virtserialport" {
+                let path = "\(container)/\(member.name)"
+                guard try await property("name", of: path)?.string == "org.qemu.guest_agent.0",
+                    let label = try await property("chardev", of: path)?.string
+                else { continue }
+                for device in try await execute("query-chardev").array where device["label"]?.string == label {
+                    guard device["frontend-open"]?.bool == true, var name = device["filename"]?.string else { continue }
+                    // Something else uses the agent when its connection is not waiting.
+                    if name.hasPrefix("disconnected:") { name = String(name.dropFirst(13)) }
+                    if name.hasPrefix("unix:") { return String(name.dropFirst(5).prefix { $0 != "," }) }
+                }
+            }
+        }
+        return nil
+    }
 }

@@ -12,6 +12,8 @@ public final class SocketChannel: Channel, @unchecked Sendable {
     /// The peer's address, or the path that was connected to.
     public let peerName: String
     private var fd: Int32
+    /// The socket's descriptor, for a child process that inherits it; it stays the channel's.
+    public var descriptor: Int32 { fd }
     private let registration: Registration
     private var failure: ChannelError?
 

@@ -9,6 +9,8 @@ final class CopyPlan: Sendable {
         let count: UInt64
         /// Whether the source has nothing but zeroes there.
         let isZero: Bool
+        /// Whether the target has it already.
+        var isUnchanged = false
         /// Pieces of an earlier pass, before a rewind, count no more.
         let pass: Int
     }
@@ -32,6 +34,8 @@ final class CopyPlan: Sendable {
     private let pieceSize: UInt64
     private let source: any BackEnd
     private let usesExtents: Bool
+    /// The context that tells what has changed; nil when everything is copied.
+    private let changes: String?
     /// Pieces begin and end at multiples of this, but for the end of the disk.
     private let granule: UInt64
     /// How much of the source is asked about at once.
@@ -43,8 +47,10 @@ final class CopyPlan: Sendable {
         from position: UInt64,
         pieceSize: UInt64,
         granule: UInt64,
-        usesExtents: Bool
+        usesExtents: Bool,
+        changes: String? = nil
     ) {
+        self.changes = changes
         self.granule = granule
         self.source = source
         self.size = size
@@ -99,6 +105,13 @@ final class CopyPlan: Sendable {
 
     private func fetch(_ position: UInt64) async throws -> [Extent] {
         let count = min(size - position, Self.span)
+        if let changes {
+            // What is not dirty is treated like zeroes: at the edges it only shrinks.
+            let found = try await source.extents(of: changes, at: position, count: count, limit: 4096).map { extent in
+                Extent(length: extent.length, isHole: false, isZero: extent.flags & 1 == 0)
+            }
+            return found.isEmpty ? [Extent(length: count, isHole: false, isZero: false)] : found
+        }
         guard usesExtents else { return [Extent(length: count, isHole: false, isZero: false)] }
         let found = try await source.extents(at: position, count: count, limit: 4096)
         return found.isEmpty ? [Extent(length: count, isHole: false, isZero: false)] : found
@@ -117,7 +130,15 @@ final class CopyPlan: Sendable {
                     // Pieces end at multiples of their size, so that requests stay aligned after a short extent.
                     let limit = isZero ? end : (offset / pieceSize + 1) * pieceSize
                     let count = min(end, limit) - offset
-                    state.pieces.append(Piece(offset: offset, count: count, isZero: isZero, pass: pass))
+                    state.pieces.append(
+                        Piece(
+                            offset: offset,
+                            count: count,
+                            isZero: isZero && changes == nil,
+                            isUnchanged: isZero && changes != nil,
+                            pass: pass
+                        )
+                    )
                     offset += count
                 }
             }

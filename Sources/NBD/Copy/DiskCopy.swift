@@ -22,6 +22,8 @@ public final class DiskCopy: Sendable {
         public var allocates = false
         /// The source is asked where its holes are.
         public var usesExtents = true
+        /// A context of dirty bits: only what it marks is copied, and the target has the rest already.
+        public var changes: String?
         /// The target is made durable at the end.
         public var flushes = true
         /// The most that is moved, in bytes a second; no bound when it is nil.
@@ -107,7 +109,8 @@ public final class DiskCopy: Sendable {
             from: options.position,
             pieceSize: max(UInt64(piece), 4096, granule),
             granule: granule,
-            usesExtents: options.usesExtents
+            usesExtents: options.usesExtents,
+            changes: options.changes
         )
         limit = options.bandwidth.map { RateLimit(bytesPerSecond: $0) }
         pool = BufferPool(keep: 64 << 20)
@@ -203,6 +206,10 @@ public final class DiskCopy: Sendable {
     }
 
     private func copy(_ piece: CopyPlan.Piece) async throws {
+        if piece.isUnchanged {
+            plan.finish(piece)
+            return
+        }
         if piece.isZero {
             try await zero(at: piece.offset, count: piece.count)
             plan.finish(piece)

@@ -19,6 +19,9 @@ struct NBDCopyCommand: AsyncParsableCommand {
 
             With --resume the copy records how far it got, and goes on there when the same command is given again. A lost connection \
             is made again for --reconnect seconds. --verify reads both ends afterwards and compares them.
+
+            With --bitmap only what has changed is copied, into a target that has the rest: an increment. The source says what that \
+            is, by its metadata context qemu:dirty-bitmap:NAME.
             """
     )
 
@@ -58,6 +61,8 @@ struct NBDCopyCommand: AsyncParsableCommand {
     var bandwidth: ByteCount?
     @Option(help: ArgumentHelp("Record the progress here, and go on from it.", valueName: "file"))
     var resume: String?
+    @Option(help: ArgumentHelp("Copy only what this dirty bitmap of the source marks.", valueName: "name"))
+    var bitmap: String?
     @Flag(help: "Compare both ends afterwards.")
     var verify = false
     @Option(help: "Seconds to try to make a lost connection again.")
@@ -86,6 +91,11 @@ struct NBDCopyCommand: AsyncParsableCommand {
         }
         guard (0...86400).contains(reconnect) else { throw ValidationError("--reconnect is a number from 0 to 86400.") }
         guard bandwidth?.value != 0 else { throw ValidationError("--bandwidth is at least 1.") }
+        if bitmap != nil, !NBDURI.isURI(source) || target == "-" || resume != nil || destinationIsZero {
+            throw ValidationError(
+                "--bitmap needs an NBD source and a target with the earlier contents, and no --resume."
+            )
+        }
         if source == "-" || target == "-" {
             guard resume == nil, !verify else {
                 throw ValidationError("A stream can be neither resumed nor verified.")
@@ -107,7 +117,20 @@ struct NBDCopyCommand: AsyncParsableCommand {
             try checkResume()
             let old = try resume.flatMap { try CopyJournal.load($0) }
             if let old { try old.check(against: try journal(size), path: resume ?? "") }
-            let to = try await openTarget(loops, size: size, isResumed: old != nil)
+            if let context = changes {
+                guard from.backEnd.traits.contexts.contains(context) else {
+                    let offered = from.backEnd.traits.contexts.filter { $0 != MetaContext.allocation }
+                    throw ChannelError(
+                        .system,
+                        "The source does not offer the dirty bitmap '\(bitmap ?? "")'"
+                            + (offered.isEmpty
+                                ? "; see 'crossdock nbd info --list'"
+                                : "; it offers \(offered.joined(separator: ", "))")
+                    )
+                }
+                options.changes = context
+            }
+            let to = try await openTarget(loops, size: size, isResumed: old != nil || bitmap != nil)
             if to.isBlank { options.targetIsZero = true }
             var record = try resume.map { _ in try journal(size) }
             if let old {
@@ -190,6 +213,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
         let uri = try NBDURI(parsing: text)
         var options = try security.options(uri)
         options.replyTimeout = .seconds(60)
+        if let context = changes, text == source { options.contexts = [MetaContext.allocation, context] }
         let export = try await RemoteExport.open(
             uri.address,
             options,
@@ -199,6 +223,9 @@ struct NBDCopyCommand: AsyncParsableCommand {
         )
         return End(backEnd: export, loops: export.loops)
     }
+
+    /// The context of --bitmap.
+    private var changes: String? { bitmap.map { MetaContext.dirtyBitmapPrefix + $0 } }
 
     private func openSource(_ loops: EventLoopGroup) async throws -> End {
         if NBDURI.isURI(source) { return try await remote(source, loops) }
@@ -226,7 +253,9 @@ struct NBDCopyCommand: AsyncParsableCommand {
                 guard fstat(fd, &status) == 0, status.st_size == off_t(size) else {
                     throw ChannelError(
                         .system,
-                        "\(target) is not what the copy left there; remove \(resume ?? "") to begin anew"
+                        bitmap == nil
+                            ? "\(target) is not what the copy left there; remove \(resume ?? "") to begin anew"
+                            : "\(target) is not an earlier copy of the source: it does not have \(size) bytes"
                     )
                 }
             } else {

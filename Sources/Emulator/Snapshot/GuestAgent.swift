@@ -1,0 +1,134 @@
+internal import CLinux
+internal import Glibc
+public import IO
+
+/// The agent inside of a guest (`qemu-ga`), reached through a character device: it freezes and thaws file systems.
+///
+/// Confined to a loop. One client at a time: while something else holds the socket, there is no answer.
+public final class GuestAgent: @unchecked Sendable {
+    // Unchecked: confined to the channel's loop.
+    private let channel: SocketChannel
+    private let lines: LineReader
+
+    private init(_ channel: SocketChannel) {
+        self.channel = channel
+        lines = LineReader(channel, limit: 1 << 20)
+    }
+
+    /// Connects to an agent's socket and makes sure that somebody answers.
+    ///
+    /// - Parameters:
+    ///   - path: the socket of the character device.
+    ///   - loop: the loop.
+    ///   - timeout: how long the agent may take; the guest may have none.
+    /// - Throws: `GuestError` when nobody answers.
+    public static func connect(to path: String, on loop: EventLoop, timeout: Duration = .seconds(3)) async throws
+        -> GuestAgent
+    {
+        let channel = try await SocketChannel.connect(to: .unix(path: path), on: loop, timeout: timeout)
+        let agent = GuestAgent(channel)
+        do {
+            try await channel.withDeadline(timeout, for: "The guest agent's answer") {
+                // What an earlier client did not read ends with the byte 0xff (guest-sync-delimited).
+                let id = Int64.random(in: 1...1 << 40)
+                try await agent.channel.write(
+                    [0xff] + Array(#"{"execute":"guest-sync-delimited","arguments":{"id":\#(id)}}"#.utf8) + [10]
+                )
+                while let line = try await agent.lines.next() {
+                    let text = line.lastIndex(of: 0xff).map { Array(line[($0 + 1)...]) } ?? line
+                    if (try? JSONValue(parsing: text))?["return"]?.integer == id { return }
+                }
+                throw ChannelError(.closed, "The guest agent at \(path) ended the connection")
+            }
+        } catch {
+            agent.close()
+            throw GuestError("No guest agent answers at \(path): \(error)")
+        }
+        return agent
+    }
+
+    /// Runs a command of the agent.
+    private func execute(_ command: String, timeout: Duration) async throws -> JSONValue {
+        try await channel.withDeadline(timeout, for: "The guest agent's answer to \(command)") {
+            try await channel.write(Array(#"{"execute":"\#(command)"}"#.utf8) + [10])
+            while let line = try await lines.next() {
+                guard let answer = try? JSONValue(parsing: line) else { continue }
+                if let error = answer["error"] {
+                    throw GuestError(
+                        "The guest agent refused '\(command)': \(error["desc"]?.string ?? "no reason given")"
+                    )
+                }
+                if let result = answer["return"] { return result }
+            }
+            throw ChannelError(.closed, "The guest agent ended the connection")
+        }
+    }
+
+    /// Freezes the guest's file systems and returns how many (`guest-fsfreeze-freeze`).
+    public func freeze() async throws -> Int {
+        Int(try await execute("guest-fsfreeze-freeze", timeout: .seconds(20)).integer ?? 0)
+    }
+
+    /// Thaws them again (`guest-fsfreeze-thaw`).
+    public func thaw() async throws { _ = try await execute("guest-fsfreeze-thaw", timeout: .seconds(10)) }
+
+    /// "thawed" or "frozen" (`guest-fsfreeze-status`).
+    public func status() async throws -> String {
+        try await execute("guest-fsfreeze-status", timeout: .seconds(5)).string ?? ""
+    }
+
+    /// The connection's descriptor, for a watchdog that outlives this process.
+    public var descriptor: Int32 { channel.descriptor }
+
+    /// Ends the connection; nothing is thawed by that.
+    public func close() { channel.close() }
+}
+
+/// A process that thaws a guest's file systems when whoever froze them does not.
+///
+/// It has the agent's connection, and acts when this process ends, or when the time is over.
+public final class ThawWatchdog: Sendable {
+    private let process: EmulatorProcess
+
+    /// Starts it.
+    ///
+    /// - Parameters:
+    ///   - agent: the agent that is about to freeze.
+    ///   - seconds: how long the freeze may last.
+    ///   - program: this program.
+    public init(_ agent: GuestAgent, seconds: Int, program: String) throws {
+        process = try EmulatorProcess.start(
+            [
+                program, "thaw-watchdog", "--agent", "\(agent.descriptor)", "--parent", "\(getpid())", "--seconds",
+                "\(seconds)",
+            ],
+            directory: "/",
+            log: "/dev/null",
+            keep: [agent.descriptor]
+        )
+    }
+
+    /// Ends it: the guest was thawed.
+    public func dismiss() { process.signal(SIGKILL) }
+
+    /// What the watchdog does: waits for the end of its parent or of the time, and thaws. Blocks.
+    ///
+    /// - Parameters:
+    ///   - descriptor: the agent's connection.
+    ///   - parent: who froze.
+    ///   - seconds: how long it may take.
+    public static func watch(_ descriptor: Int32, parent: Int32, seconds: Int) {
+        let process = xd_pidfd_open(parent)
+        var event = pollfd(fd: process, events: Int16(POLLIN), revents: 0)
+        // A parent that is gone already cannot be opened.
+        if process >= 0 { _ = poll(&event, 1, Int32(seconds) * 1000) }
+        _ = fcntl(descriptor, F_SETFL, 0)
+        // What the parent may have sent half of ends here.
+        let bytes: [UInt8] = [0xff] + Array(#"{"execute":"guest-fsfreeze-thaw"}"#.utf8) + [10]
+        _ = bytes.withUnsafeBytes { write(descriptor, $0.baseAddress, $0.count) }
+        // The connection stays until the agent has read it.
+        var answer = [UInt8](repeating: 0, count: 256)
+        var ready = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
+        if poll(&ready, 1, 5000) > 0 { _ = read(descriptor, &answer, answer.count) }
+    }
+}

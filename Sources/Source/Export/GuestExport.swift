@@ -1,0 +1,274 @@
+public import Emulator
+internal import Glibc
+public import IO
+internal import Migration
+public import NBD
+public import TLS
+
+/// The disks of one running guest as NBD exports, live or as of one moment.
+///
+/// QEMU shows them on a Unix socket that only this process reaches; whoever comes over the network talks to this process.
+/// What a client does or leaves undone therefore never reaches the guest. The monitor is held only while something is
+/// changed. Confined to a loop.
+public final class GuestExport: @unchecked Sendable {
+    // Unchecked: confined to the loop that it was opened on.
+
+    /// What is exported, and how.
+    public struct Options: Sendable {
+        /// The disks by name; every disk when it is empty.
+        public var disks: Set<String> = []
+        /// Whether a moment is shown instead of the disks as they are.
+        public var isSnapshot = false
+        /// Whether clients may write, where the guest's device shares its disk.
+        public var isWritable = false
+        /// Where the scratch files of a snapshot are.
+        public var scratchDirectory: String
+        /// How long a write of the guest may wait for the scratch file, in seconds.
+        public var timeout = 5
+        /// How long file systems may stay frozen, in seconds.
+        public var freezeLimit = 10
+        /// How many bitmaps of earlier snapshots are kept.
+        public var keptBitmaps = 4
+        /// This program, for the watchdog.
+        public var program: String
+        /// Who may use an export, by its name.
+        public var authorize: @Sendable (String) -> @Sendable (TLSPeer?) -> ExportAccess
+
+        /// Makes options.
+        public init(
+            scratchDirectory: String,
+            program: String,
+            authorize: @escaping @Sendable (String) -> @Sendable (TLSPeer?) -> ExportAccess
+        ) {
+            self.scratchDirectory = scratchDirectory
+            self.program = program
+            self.authorize = authorize
+        }
+    }
+
+    /// The exports, named `GUEST/DISK`.
+    public private(set) var exports: [Export] = []
+    /// The bitmap that began with the snapshot: the name under which the next one offers what has changed since.
+    public private(set) var bitmap: String?
+    /// How long the guest was paused for the snapshot, in milliseconds.
+    public private(set) var pause = 0.0
+    /// How many file systems were frozen for it; nil without a guest agent.
+    public private(set) var frozen: Int?
+    /// What went wrong on the way without being fatal.
+    public private(set) var warnings: [String] = []
+    private let record: GuestRecord
+    private let store: GuestStore
+    private let loop: EventLoop
+    private let loops: EventLoopGroup
+    private var snapshot: FleecingSnapshot?
+    private var directory = ""
+    private var lock: FileLock?
+    private var ids: [String] = []
+
+    private init(_ record: GuestRecord, _ store: GuestStore, _ loop: EventLoop, _ loops: EventLoopGroup) {
+        self.record = record
+        self.store = store
+        self.loop = loop
+        self.loops = loops
+    }
+
+    private static let connections = 4
+
+    /// Opens the disks of a guest.
+    ///
+    /// - Parameters:
+    ///   - record: the guest.
+    ///   - store: where it is recorded.
+    ///   - options: what and how.
+    ///   - loop: the caller's loop.
+    ///   - loops: where the disks are read.
+    /// - Throws: `GuestError`, `QMPError` or `ChannelError`; nothing is left in the guest then.
+    public static func open(
+        _ record: GuestRecord,
+        _ store: GuestStore,
+        _ options: Options,
+        on loop: EventLoop,
+        loops: EventLoopGroup
+    ) async throws -> GuestExport {
+        guard let process = record.process, process.isRunning else {
+            throw GuestError("Guest '\(record.name)' does not run; export its images with 'crossdock nbd serve'")
+        }
+        guard let lock = try FileLock(store.exportLock(of: record.name)) else {
+            throw GuestError("The disks of guest '\(record.name)' are exported already; end that export first")
+        }
+        let export = GuestExport(record, store, loop, loops)
+        export.lock = lock
+        let monitor = try await QMPClient.connect(to: store.agentMonitor(of: record), on: loop)
+        defer { monitor.close() }
+        do {
+            try await export.show(monitor, process, options)
+        } catch {
+            await export.takeBack(monitor)
+            throw error
+        }
+        return export
+    }
+
+    private func show(_ monitor: QMPClient, _ process: EmulatorProcess, _ options: Options) async throws {
+        try await FleecingSnapshot.clear(monitor)
+        let all = try await monitor.disks()
+        let wanted = all.filter {
+            options.disks.isEmpty ? !$0.isReadOnly || $0.isLocal : options.disks.contains($0.name)
+        }
+        let missing = options.disks.subtracting(wanted.map(\.name)).sorted()
+        guard missing.isEmpty else {
+            throw GuestError(
+                "Guest '\(record.name)' has no disk '\(missing[0])'; it has \(all.map(\.name).joined(separator: ", "))"
+            )
+        }
+        guard !wanted.isEmpty else { throw GuestError("Guest '\(record.name)' has no disks") }
+        // QEMU makes its socket as its own user.
+        var status = stat()
+        let owner = stat("/proc/\(process.pid)", &status) == 0 ? status.st_uid : geteuid()
+        directory = try Self.makeDirectory(owner: owner)
+        do {
+            try await monitor.startNBDServer(socket: "\(directory)/nbd.sock", connections: 0)
+        } catch let error as QMPError where error.code == .refused {
+            rmdir(directory)
+            directory = ""
+            throw GuestError(
+                "QEMU of guest '\(record.name)' has one NBD server, which something else uses already; it was left alone "
+                    + "(\(error.message))"
+            )
+        }
+        if options.isSnapshot {
+            try await takeSnapshot(of: wanted.filter { !$0.isReadOnly }, monitor, owner, options)
+        }
+        for (index, disk) in wanted.enumerated() {
+            let shown = snapshot?.disks.first { $0.disk.device == disk.device }
+            let id = "xde-\(index)"
+            let name = "\(record.name)/\(disk.name)"
+            let bitmaps = shown?.bitmaps ?? []
+            let isWritable = options.isWritable && !options.isSnapshot && !disk.isReadOnly
+            try await monitor.addNBDExport(
+                id,
+                node: shown?.node ?? disk.node,
+                name: id,
+                isWritable: isWritable,
+                bitmaps: bitmaps
+            )
+            ids.append(id)
+            let contexts =
+                [MetaContext.allocation, MetaContext.allocationDepth]
+                + bitmaps.map { MetaContext.dirtyBitmapPrefix + $0.name }
+            let remote = try await RemoteExport.open(
+                .unix(path: "\(directory)/nbd.sock"),
+                NBDClientOptions(export: id, contexts: contexts),
+                connections: max(loops.loops.count, Self.connections),
+                loops: loops
+            )
+            let kind = shown == nil ? "as it is" : "as of \(bitmap ?? "")"
+            exports.append(
+                Export(
+                    name: name,
+                    summary: "\(disk.name) of guest \(record.name), \(kind)",
+                    backEnd: remote,
+                    authorize: options.authorize(name)
+                )
+            )
+        }
+    }
+
+    private static func makeDirectory(owner: UInt32) throws -> String {
+        var template = Array("/tmp/crossdock-XXXXXX".utf8CString)
+        guard mkdtemp(&template) != nil else { throw ChannelError.system("make a directory under /tmp", errno) }
+        let path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        if owner != geteuid(), chown(path, owner, gid_t.max) != 0 {
+            let number = errno
+            rmdir(path)
+            throw ChannelError.system("give \(path) to the user that QEMU runs as", number)
+        }
+        return path
+    }
+
+    /// Freezes what can be frozen, takes the snapshot, and thaws again.
+    private func takeSnapshot(
+        of disks: [GuestDisk],
+        _ monitor: QMPClient,
+        _ owner: UInt32,
+        _ options: Options
+    ) async throws {
+        var agent: GuestAgent?
+        var watchdog: ThawWatchdog?
+        if let socket = try await monitor.guestAgentSocket() {
+            do {
+                let path = DurableFile.resolve(socket, in: record.commandLine.directory)
+                let found = try await GuestAgent.connect(to: path, on: loop)
+                agent = found
+                watchdog = try ThawWatchdog(found, seconds: options.freezeLimit, program: options.program)
+                frozen = try await found.freeze()
+            } catch {
+                warnings.append("The file systems of guest '\(record.name)' were not frozen: \(error)")
+            }
+        }
+        var settings = FleecingSnapshot.Options(scratchDirectory: options.scratchDirectory, owner: owner)
+        settings.timeout = options.timeout
+        settings.keptBitmaps = options.keptBitmaps
+        let result: Result<FleecingSnapshot, any Error>
+        do {
+            result = .success(try await FleecingSnapshot.take(of: disks, monitor, settings))
+        } catch { result = .failure(error) }
+        if let agent {
+            do {
+                try await agent.thaw()
+                watchdog?.dismiss()
+            } catch {
+                // The watchdog still has the connection, and its own time.
+                warnings.append("The file systems of guest '\(record.name)' could not be thawed yet: \(error)")
+            }
+            agent.close()
+        }
+        let taken = try result.get()
+        snapshot = taken
+        bitmap = taken.name
+        pause = taken.pause
+    }
+
+    /// Whether the guest's QEMU still runs.
+    public var isRunning: Bool { record.process?.isRunning ?? false }
+
+    /// Ends the exports and takes everything out of the guest again, but the bitmaps.
+    ///
+    /// - Returns: what could not be done, or nil.
+    public func close() async -> String? {
+        for export in exports { await export.close() }
+        for export in exports { await export.backEnd.close() }
+        exports = []
+        defer { lock = nil }
+        guard isRunning else {
+            discardFiles()
+            return nil
+        }
+        do {
+            let monitor = try await QMPClient.connect(to: store.agentMonitor(of: record), on: loop)
+            defer { monitor.close() }
+            await takeBack(monitor)
+            return nil
+        } catch {
+            return
+                "The export's nodes stay in guest '\(record.name)' until the next export or its end, since its monitor does not "
+                + "answer: \(error)"
+        }
+    }
+
+    private func takeBack(_ monitor: QMPClient) async {
+        for export in exports { await export.backEnd.close() }
+        exports = []
+        for id in ids { _ = try? await monitor.removeNBDExport(id) }
+        ids = []
+        if !directory.isEmpty { _ = try? await monitor.stopNBDServer() }
+        await snapshot?.remove(monitor)
+        snapshot = nil
+        discardFiles()
+    }
+
+    private func discardFiles() {
+        if !directory.isEmpty { DurableFile.remove(directory) }
+        directory = ""
+    }
+}
