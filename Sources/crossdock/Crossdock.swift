@@ -17,7 +17,7 @@ struct Crossdock: AsyncParsableCommand {
             """,
         version: "crossdock 0.1.0",
         subcommands: [
-            DestinationCommand.self, MigrateCommand.self, ExportCommand.self, ThawWatchdogCommand.self,
+            DestinationCommand.self, MigrateCommand.self, ExportCommand.self, SnapshotWatchdogCommand.self,
             StatusCommand.self, RecoverCommand.self, GuestCommand.self,
             ObjectCommand.self, PKICommand.self, SecretCommand.self, NBDCommand.self,
             SourceAgentCommand.self,

@@ -396,7 +396,7 @@ struct ExportEndToEnd {
             let agent = try await GuestAgent.connect(to: socket, on: loop)
             _ = try EmulatorProcess.start(
                 [
-                    Lab.crossdock, "thaw-watchdog", "--agent", "\(agent.descriptor)", "--parent", "\(holder.pid)",
+                    Lab.crossdock, "snapshot-watchdog", "--agent", "\(agent.descriptor)", "--parent", "\(holder.pid)",
                     "--seconds", cause == "time" ? "2" : "600",
                 ],
                 directory: "/",
@@ -412,5 +412,31 @@ struct ExportEndToEnd {
         let stopped = try lines(lab)
         if cause == "death" { holder.signal(SIGKILL) }
         try await eventually(seconds: 30, "the guest writes again") { try self.lines(lab) > stopped + 3 }
+    }
+
+    /// The moment in which the processors stand still is short, and a killed export must not make it long.
+    @Test func aPausedGuestIsResumedByTheWatchdogWhenTheExportDies() async throws {
+        let lab = try Lab()
+        try await lab.startIdleGuest(disks: [try await lab.makeImage("disk.raw", megabytes: 16, data: 1)])
+        let holder = try ChildProcess(["sleep", "600"])
+        let (path, loop) = (lab.guests("a").agentMonitor(of: "web1"), lab.loop)
+        try await loop.run {
+            let monitor = try await QMPClient.connect(to: path, on: loop)
+            _ = try EmulatorProcess.start(
+                [
+                    Lab.crossdock, "snapshot-watchdog", "--monitor", "\(monitor.descriptor)", "--parent",
+                    "\(holder.pid)",
+                    "--seconds", "600",
+                ],
+                directory: "/",
+                log: "/dev/null",
+                keep: [monitor.descriptor]
+            )
+            try await monitor.pause()
+            monitor.close()
+        }
+        #expect(try await lab.monitor("a") { try await $0.status() } == "paused")
+        holder.signal(SIGKILL)
+        try await eventually("the guest runs") { try await lab.monitor("a") { try await $0.status() } == "running" }
     }
 }

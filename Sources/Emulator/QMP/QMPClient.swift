@@ -60,6 +60,8 @@ public final class QMPClient: @unchecked Sendable {
     public var onEvent: ((QMPEvent) -> Void)?
     /// Is told once when the connection ends, on the loop.
     public var onDisconnect: (() -> Void)?
+    /// The connection's descriptor, for a watchdog that outlives this process.
+    public var descriptor: Int32 { channel.descriptor }
     /// Whether the connection still stands.
     public var isConnected: Bool { failure == nil }
     private let channel: SocketChannel

@@ -194,14 +194,24 @@ public final class GuestExport: @unchecked Sendable {
         _ options: Options
     ) async throws {
         var agent: GuestAgent?
-        var watchdog: ThawWatchdog?
         if let socket = try await monitor.guestAgentSocket() {
             do {
                 let path = DurableFile.resolve(socket, in: record.commandLine.directory)
-                let found = try await GuestAgent.connect(to: path, on: loop)
-                agent = found
-                watchdog = try ThawWatchdog(found, seconds: options.freezeLimit, program: options.program)
-                frozen = try await found.freeze()
+                agent = try await GuestAgent.connect(to: path, on: loop)
+            } catch {
+                warnings.append("The file systems of guest '\(record.name)' were not frozen: \(error)")
+            }
+        }
+        let isRunning = try await monitor.status() == "running"
+        let watchdog = try SnapshotWatchdog(
+            agent: agent,
+            monitor: isRunning ? monitor : nil,
+            seconds: options.freezeLimit,
+            program: options.program
+        )
+        if let agent {
+            do {
+                frozen = try await agent.freeze()
             } catch {
                 warnings.append("The file systems of guest '\(record.name)' were not frozen: \(error)")
             }
@@ -213,16 +223,19 @@ public final class GuestExport: @unchecked Sendable {
         do {
             result = .success(try await FleecingSnapshot.take(of: disks, monitor, settings))
         } catch { result = .failure(error) }
+        var isThawed = true
         if let agent {
             do {
                 try await agent.thaw()
-                watchdog?.dismiss()
             } catch {
                 // The watchdog still has the connection, and its own time.
+                isThawed = false
                 warnings.append("The file systems of guest '\(record.name)' could not be thawed yet: \(error)")
             }
             agent.close()
         }
+        let status = try? await monitor.status()
+        if isThawed, !isRunning || status == "running" { watchdog.dismiss() }
         let taken = try result.get()
         snapshot = taken
         bitmap = taken.name

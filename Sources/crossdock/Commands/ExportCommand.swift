@@ -241,17 +241,18 @@ struct ExportCommand: AsyncParsableCommand {
     }
 }
 
-/// Thaws a guest when its export cannot; started by `crossdock export`.
-struct ThawWatchdogCommand: ParsableCommand {
+/// Lets a guest go on when its export cannot; started by `crossdock export`.
+struct SnapshotWatchdogCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "thaw-watchdog",
-        abstract: "Thaws a guest's file systems when an export was ended meanwhile.",
+        commandName: "snapshot-watchdog",
+        abstract: "Lets a guest go on that was stopped for a snapshot.",
         shouldDisplay: false
     )
 
-    @Option var agent: Int32
     @Option var parent: Int32
+    @Option var agent: Int32 = -1
+    @Option var monitor: Int32 = -1
     @Option var seconds: Int
 
-    func run() { ThawWatchdog.watch(agent, parent: parent, seconds: seconds) }
+    func run() { SnapshotWatchdog.watch(parent: parent, agent: agent, monitor: monitor, seconds: seconds) }
 }
