@@ -413,4 +413,88 @@ struct AdoptionEndToEnd {
         #expect(try await lab.foreignMonitor { try await $0.status() } == "running")
         try await eventually("the destination has cleaned up") { try lab.leftAtDestination() == [] }
     }
+
+    @Test func whateverWasPluggedInAndOutSinceIsPartOfTheGuest() async throws {
+        let lab = try Lab()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
+        _ = try await lab.startForeignGuest([
+            "-machine", "q35,accel=tcg", "-m", "64,slots=2,maxmem=1G", "-smp", "1,maxcpus=2", "-nodefaults",
+            "-device", "pcie-root-port,id=p0,slot=1", "-device", "pcie-root-port,id=p1,slot=2", "-device",
+            "virtio-serial-pci,id=vs0",
+            "-drive", "file=\(disk),format=raw,if=none,id=d0", "-device", "virtio-scsi-pci,id=s0",
+            "-device", "scsi-hd,drive=d0,id=disk0,bus=s0.0", "-device", "usb-ehci,id=usb0", "-device",
+            "usb-tablet,id=tablet0",
+        ])
+        let second = try await lab.makeImage("second.raw", megabytes: 16, data: 1)
+        let console = lab.directory.file("console.sock")
+        let commands: [(String, JSONValue)] = [
+            ("object-add", ["qom-type": "memory-backend-ram", "id": "m1", "size": 134_217_728]),
+            ("device_add", ["driver": "pc-dimm", "id": "dimm1", "memdev": "m1"]),
+            (
+                "device_add",
+                ["driver": "qemu64-x86_64-cpu", "id": "cpu1", "socket-id": 0, "core-id": 1, "thread-id": 0]
+            ),
+            ("object-add", ["qom-type": "iothread", "id": "io1"]),
+            (
+                "blockdev-add",
+                ["driver": "file", "node-name": "f1", "filename": .string(second), "cache": ["direct": false]]
+            ),
+            ("blockdev-add", ["driver": "raw", "node-name": "n1", "file": "f1"]),
+            ("device_add", ["driver": "virtio-blk-pci", "id": "disk1", "drive": "n1", "bus": "p0", "iothread": "io1"]),
+            ("netdev_add", ["type": "user", "id": "net1"]),
+            (
+                "device_add",
+                ["driver": "virtio-net-pci", "id": "nic1", "netdev": "net1", "bus": "p1", "mac": "52:54:00:aa:bb:01"]
+            ),
+            (
+                "chardev-add",
+                [
+                    "id": "c1",
+                    "backend": [
+                        "type": "socket",
+                        "data": [
+                            "addr": ["type": "unix", "data": ["path": .string(console)]], "server": true, "wait": false,
+                        ],
+                    ],
+                ]
+            ),
+            ("device_add", ["driver": "virtserialport", "id": "port1", "chardev": "c1", "name": "org.example.one"]),
+            ("device_del", ["id": "tablet0"]),
+        ]
+        let before = try await lab.foreignMonitor { monitor in
+            for (command, arguments) in commands { try await monitor.execute(command, arguments) }
+            for _ in 0..<200 {
+                let left = try await monitor.execute("qom-list", ["path": "/machine/peripheral"]).array
+                if !left.contains(where: { $0["name"]?.string == "tablet0" }) { break }
+                await monitor.loop.sleep(for: .milliseconds(20))
+            }
+            return try await MachineFingerprint(of: monitor)
+        }
+        #expect(before.devices["/machine/peripheral/tablet0"] == nil && before.processors == 2)
+        try await lab.startDestination()
+        let moved = try await lab.migrate(more: ["--qmp", lab.directory.file("foreign.sock")])
+        #expect(moved.code == 0, "\(moved.all)")
+        #expect(try await identity(lab, "b").differences(from: before) == [])
+        let record = try #require(try lab.guests("b").load("web1"))
+        #expect(record.commandLine.arguments.contains { $0.contains("second.raw") && $0.contains("images/web1") })
+        #expect(DurableFile.exists("\(lab.guests("b").directory(of: "web1"))/run/console.sock"))
+    }
+
+    @Test func portsAndBridgesThatTheOtherHostDoesNotHaveAreNamedBeforeAnythingMoves() async throws {
+        let lab = try Lab()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
+        let port = try await freePort()
+        // Both hosts are this machine: the port that the guest has is taken there.
+        _ = try await lab.startForeignGuest([
+            "-machine", "pc,accel=tcg", "-m", "64", "-nodefaults", "-drive", "file=\(disk),format=raw,if=virtio",
+            "-netdev", "user,id=n0,hostfwd=tcp:127.0.0.1:\(port)-:22", "-device", "virtio-net-pci,netdev=n0",
+        ])
+        try await lab.startDestination()
+        for more in [["--dry-run"], []] {
+            let result = try await lab.migrate(more: more + ["--qmp", lab.directory.file("foreign.sock")])
+            #expect(result.code == 13 && result.errors.contains("port \(port) of -netdev"), "\(result.all)")
+        }
+        #expect(try lab.leftAtDestination() == [])
+        #expect(try await lab.foreignMonitor { try await $0.status() } == "running")
+    }
 }

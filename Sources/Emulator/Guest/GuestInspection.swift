@@ -394,7 +394,8 @@ private struct GuestInspector {
                     value != standard
                 else { continue }
                 if let text = value.string, text.isEmpty { continue }
-                if standard == nil, value == .integer(-1) { continue }
+                // Numbers without a default tell something that the device has worked out, but for one.
+                if standard == nil, value.integer != nil, name != "bootindex" || value == .integer(-1) { continue }
                 if name == "addr", kind == "int32", let number = value.integer {
                     settings[name] = .string(Self.address(number))
                 } else if kind.hasPrefix("link<") {
