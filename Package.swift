@@ -50,7 +50,7 @@ let package = Package(
         ),
         .target(
             name: "FuzzTargets",
-            dependencies: ["NBD", "TLS", "IO", "TestSupport"],
+            dependencies: ["Emulator", "NBD", "TLS", "IO", "TestSupport"],
             path: "Fuzz/Targets",
             swiftSettings: settings
         ),

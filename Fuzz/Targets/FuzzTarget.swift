@@ -27,6 +27,10 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
     case nbdClient = "nbd-client"
     /// NBD URIs.
     case nbdURI = "nbd-uri"
+    /// What a QEMU monitor may say, up to the description of its guest.
+    case qmp
+    /// QEMU command lines: one word a line.
+    case commandLine = "command-line"
 
     /// Runs the decoder on an input.
     public func run(_ input: UnsafeRawBufferPointer) {
@@ -41,6 +45,8 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
         case .nbdServer: NBDFuzz.server(input)
         case .nbdClient: NBDFuzz.client(input)
         case .nbdURI: NBDFuzz.uri(input)
+        case .qmp: EmulatorFuzz.monitor(Array(input))
+        case .commandLine: EmulatorFuzz.commandLine(String(decoding: input, as: UTF8.self))
         }
     }
 

@@ -33,9 +33,10 @@ extension GuestCommandLine {
     /// nowhere, networks are isolated, memory is anonymous and shared, so that it need not be sent.
     ///
     /// - Parameters:
-    ///   - scratch: makes an empty file of so many bytes and returns its path.
     ///   - material: sizes and memory.
-    func shadow(_ material: ShadowMaterial, scratch: (UInt64) throws -> String) throws -> GuestCommandLine {
+    ///   - scratch: makes an empty file of so many bytes and returns its path.
+    /// - Throws: `GuestError` for what is no command line, and what `scratch` throws.
+    public func shadow(_ material: ShadowMaterial, scratch: (UInt64) throws -> String) throws -> GuestCommandLine {
         var result: [GuestOption] = []
         var hub = 1
         var hasMemory = false

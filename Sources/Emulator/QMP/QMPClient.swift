@@ -61,17 +61,17 @@ public final class QMPClient: @unchecked Sendable {
     /// Is told once when the connection ends, on the loop.
     public var onDisconnect: (() -> Void)?
     /// The connection's descriptor, for a watchdog that outlives this process.
-    public var descriptor: Int32 { channel.descriptor }
+    public var descriptor: Int32 { (channel as? SocketChannel)?.descriptor ?? -1 }
     /// Whether the connection still stands.
     public var isConnected: Bool { failure == nil }
-    private let channel: SocketChannel
+    private let channel: any Channel
     private var lines: LineReader
     private var failure: QMPError?
     private var pending: [String: (Result<JSONValue, any Error>) -> Void] = [:]
     private var nextID = 1
     private let writeLock = AsyncLock()
 
-    private init(_ channel: SocketChannel) {
+    private init(_ channel: any Channel) {
         self.channel = channel
         lines = LineReader(channel, limit: Self.maximumLine)
     }
@@ -88,20 +88,30 @@ public final class QMPClient: @unchecked Sendable {
         timeout: Duration = .seconds(10)
     ) async throws -> QMPClient {
         let channel = try await SocketChannel.connect(to: .unix(path: path), on: loop, timeout: timeout)
-        let client = QMPClient(channel)
         do {
-            try await channel.withDeadline(timeout, for: "The monitor's greeting") { try await client.greet() }
+            return try await connect(over: channel, timeout: timeout)
         } catch let error as ChannelError where error.code == .timedOut {
-            client.close()
             throw QMPError(
                 .timedOut,
                 "The monitor \(path) sent no greeting within \(timeout): another client holds it, or QEMU hangs"
             )
+        }
+    }
+
+    /// Reads the greeting on a channel and negotiates the capabilities. Called on the channel's loop.
+    ///
+    /// - Parameters:
+    ///   - channel: the connection to a monitor; closed when this fails.
+    ///   - timeout: the time allowed for the greeting, and then for the answer.
+    public static func connect(over channel: any Channel, timeout: Duration = .seconds(10)) async throws -> QMPClient {
+        let client = QMPClient(channel)
+        do {
+            try await channel.withDeadline(timeout, for: "The monitor's greeting") { try await client.greet() }
         } catch {
             client.close()
             throw error
         }
-        Task(executorPreference: loop) { await client.receive() }
+        Task(executorPreference: client.loop) { await client.receive() }
         let capabilities: JSONValue = client.hasOutOfBand ? ["enable": ["oob"]] : [:]
         do {
             try await client.execute("qmp_capabilities", capabilities, timeout: timeout)
