@@ -72,9 +72,7 @@ extension OutgoingMigration {
 
     private func inspect(_ monitor: QMPClient, _ record: GuestRecord) async throws -> GuestInspection {
         do {
-            let pid = record.process?.pid ?? 0
-            let emulator = try? await BlockingPool.shared.run { try RunningEmulator(pid: pid) }
-            let inspection = try await GuestInspection.inspect(monitor, record.commandLine, emulator)
+            let inspection = try await GuestInspection.inspect(monitor, record)
             guard inspection.blockers.isEmpty else {
                 throw MigrationError(
                     .guest,

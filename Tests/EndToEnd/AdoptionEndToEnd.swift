@@ -497,4 +497,30 @@ struct AdoptionEndToEnd {
         #expect(try lab.leftAtDestination() == [])
         #expect(try await lab.foreignMonitor { try await $0.status() } == "running")
     }
+
+    @Test func aSecretInClearOnACommandLineIsNotWrittenDown() async throws {
+        let lab = try Lab()
+        _ = try await lab.startForeignGuest([
+            "-machine", "pc,accel=tcg", "-m", "64", "-nodefaults", "-object", "secret,id=s0,data=Open-Sesame-4711",
+        ])
+        let socket = lab.directory.file("foreign.sock")
+        let adopted = try await lab.crossdock([
+            "guest", "adopt", "web1", "--qmp", socket, "--state-dir", lab.state("a"),
+        ])
+        #expect(adopted.code == 0 && !adopted.errors.contains("cannot be migrated"), "\(adopted.all)")
+        let shown = try await lab.crossdock(["guest", "show", "web1", "--state-dir", lab.state("a")])
+        #expect(shown.code == 0 && !shown.all.contains("Open-Sesame"), "\(shown.all)")
+        try await lab.startDestination()
+        #expect(try await lab.migrate().code == 0)
+        let found = try await Tool.run(["grep", "-rlF", "Open-Sesame", lab.state("a"), lab.state("b")])
+        #expect(found.output == "", "\(found.output)")
+        // And nobody is helped to put one there.
+        let started = try await lab.crossdock(
+            [
+                "guest", "start", "other", "--state-dir", lab.state("a"), "--", "qemu-system-x86_64", "-object",
+                "secret,id=s,data=x",
+            ]
+        )
+        #expect(started.code == 10 && started.errors.contains("in clear"), "\(started.all)")
+    }
 }

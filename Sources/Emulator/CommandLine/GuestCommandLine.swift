@@ -123,4 +123,26 @@ public struct GuestCommandLine: Sendable, Hashable, Codable {
 
     /// Whether an option is given.
     public func has(_ option: String) -> Bool { arguments.contains("-\(option)") || arguments.contains("--\(option)") }
+
+    /// Whether an option holds a secret that anybody can read.
+    private static func isClearSecret(_ option: GuestOption) -> Bool {
+        guard option.name == "object",
+            let settings = try? BlockOptions(parsing: option.argument ?? "", implied: "qom-type")
+        else { return false }
+        return settings["qom-type"] == "secret" && settings.has("data") && !settings.has("keyid")
+    }
+
+    /// The ids of the secrets whose values are in the command line in clear.
+    public var clearSecrets: [String] {
+        ((try? options()) ?? []).filter(Self.isClearSecret).map { $0.value("id") ?? "" }
+    }
+
+    /// The command line without the values of such secrets, for a file or a screen.
+    public var withoutClearSecrets: GuestCommandLine {
+        guard !clearSecrets.isEmpty, let options = try? options() else { return self }
+        let hidden = options.map { option in
+            Self.isClearSecret(option) ? GuestOption("object", "secret,id=\(option.value("id") ?? "")") : option
+        }
+        return GuestCommandLine(program: program, options: hidden, directory: directory)
+    }
 }

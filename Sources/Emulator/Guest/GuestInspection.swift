@@ -37,6 +37,19 @@ public struct GuestInspection: Sendable {
     /// The run state.
     public internal(set) var status = ""
 
+    /// Asks the running QEMU of a guest that is on record.
+    ///
+    /// - Throws: `QMPError` when QEMU does not answer.
+    public static func inspect(_ monitor: QMPClient, _ record: GuestRecord) async throws -> GuestInspection {
+        let pid = record.process?.pid ?? 0
+        let emulator = try? await BlockingPool.shared.run { try RunningEmulator(pid: pid) }
+        // The record of an adopted guest leaves out what must not be on a disk.
+        let line =
+            record.adopted == nil
+            ? nil : emulator.map { GuestCommandLine(arguments: $0.arguments, directory: $0.directory) }
+        return try await inspect(monitor, line ?? record.commandLine, emulator)
+    }
+
     /// Asks a running QEMU.
     ///
     /// Nothing of the guest is changed. What cannot be moved is among the `blockers`.

@@ -191,7 +191,8 @@ public struct GuestStore: Sendable {
         }
         var record = GuestRecord(
             name: name,
-            commandLine: GuestCommandLine(arguments: emulator.arguments, directory: emulator.directory),
+            commandLine: GuestCommandLine(arguments: emulator.arguments, directory: emulator.directory)
+                .withoutClearSecrets,
             process: emulator.process
         )
         record.adopted = socket

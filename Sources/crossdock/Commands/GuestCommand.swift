@@ -68,6 +68,12 @@ struct GuestCommand: AsyncParsableCommand {
                         commandLine: GuestCommandLine(arguments: command, directory: currentDirectory)
                     )
                     _ = try record.commandLine.paths()
+                    if let secret = record.commandLine.clearSecrets.first {
+                        throw GuestError(
+                            "The secret '\(secret)' is in the command line in clear, where everybody on this host can read it; use "
+                                + "file=, or encrypt it with 'crossdock secret encrypt'"
+                        )
+                    }
                 }
                 // The agent starts QEMU itself and keeps it; what would detach it or name it is left out.
                 let store = common.guests

@@ -74,11 +74,7 @@ struct GuestView: Codable {
             view.migratable = false
             return view
         }
-        let pid = record.process?.pid ?? 0
-        let emulator = try? await BlockingPool.shared.run { try RunningEmulator(pid: pid) }
-        guard let inspection = try? await GuestInspection.inspect(monitor, record.commandLine, emulator) else {
-            return view
-        }
+        guard let inspection = try? await GuestInspection.inspect(monitor, record) else { return view }
         view.state = inspection.status
         view.emulator = inspection.emulatorVersion
         view.machine = inspection.machine

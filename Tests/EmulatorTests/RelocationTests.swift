@@ -1,0 +1,193 @@
+import Emulator
+import Testing
+
+/// How a command line is rewritten for another host: the rows of the matrix in `docs/guests.md`.
+struct RelocationTests {
+    /// Rewrites options; a disk becomes `/images/FILE` in a format, everything else `<kind:path>`.
+    private func relocate(
+        _ words: [String],
+        format: String? = nil,
+        flattened: Bool = true,
+        size: UInt64? = nil
+    ) throws -> [String] {
+        let line = GuestCommandLine(arguments: ["qemu-system-x86_64"] + words, directory: "/home")
+        let moved = try line.relocated { reference in
+            guard reference.kind == .disk else { return .init(path: "<\(reference.kind.rawValue):\(reference.path)>") }
+            let name = reference.path.split(separator: "/").last.map(String.init) ?? ""
+            var placement = GuestCommandLine.Placement(path: "/images/\(name)", format: format)
+            placement.isFlattened = flattened
+            placement.size = size
+            placement.isDevice = size != nil
+            return placement
+        }
+        return Array(moved.arguments.dropFirst())
+    }
+
+    @Test(arguments: [
+        (["-drive", "file=/a.raw,format=raw,if=virtio"], ["-drive", "file=/images/a.raw,format=raw,if=virtio"]),
+        (["-drive", "file=file:/a.raw,format=raw"], ["-drive", "file=/images/a.raw,format=raw"]),
+        (
+            ["-drive", "file.filename=/a,,b,if=none,id=d"],
+            ["-drive", "file.filename=/images/a,,b,if=none,id=d,format=raw"]
+        ),
+        (["-drive", "file=/a.iso,media=cdrom"], ["-drive", "file=<file:/a.iso>,media=cdrom"]),
+        (["-drive", "file=nbds://h/x,if=none"], ["-drive", "file=nbds://h/x,if=none"]),
+        (["-drive", "if=none,id=empty,media=cdrom"], ["-drive", "if=none,id=empty,media=cdrom"]),
+        (["-hda", "/a.raw"], ["-drive", "index=0,media=disk,file=/images/a.raw,format=raw"]),
+        (["/a.raw"], ["-drive", "index=0,media=disk,file=/images/a.raw,format=raw"]),
+        (["-pflash", "/v.fd"], ["-drive", "if=pflash,file=/images/v.fd,format=raw"]),
+        (["-vnc", "127.0.0.1:3"], ["-vnc", "127.0.0.1:3,to=99"]),
+        (["-vnc", ":3,to=20"], ["-vnc", ":3,to=20"]),
+        (["-vnc", "unix:/run/v.sock,password=on"], ["-vnc", "unix:<output:/run/v.sock>,password=on"]),
+        (["-vnc", "none"], ["-vnc", "none"]),
+        (["-spice", "unix=on,addr=/run/s.sock"], ["-spice", "unix=on,addr=<output:/run/s.sock>"]),
+        (["-object", "secret,id=s0"], []),
+        (
+            ["-object", "filter-dump,id=f,netdev=n,file=/d.pcap"],
+            ["-object", "filter-dump,id=f,netdev=n,file=<output:/d.pcap>"]
+        ),
+        (["-fw_cfg", "opt/x,file=/c.txt"], ["-fw_cfg", "opt/x,file=<file:/c.txt>"]),
+        (["-smbios", "type=1,serial=7"], ["-smbios", "type=1,serial=7"]),
+        (["-device", "virtio-net-pci,romfile=/r.rom"], ["-device", "virtio-net-pci,romfile=<file:/r.rom>"]),
+        (["-device", "virtio-net-pci,romfile="], ["-device", "virtio-net-pci,romfile="]),
+        (
+            ["-netdev", "tap,id=n,ifname=tap0,script=no,downscript=no"],
+            ["-netdev", "tap,id=n,ifname=tap0,script=no,downscript=no"]
+        ),
+    ])
+    func anOptionBecomes(_ words: [String], _ expected: [String]) throws {
+        #expect(try relocate(words, format: "raw") == expected)
+    }
+
+    @Test func aDiskOfAnotherFormatLosesTheOptionsOfTheOldOne() throws {
+        #expect(
+            try relocate(["-drive", "file=/a.qcow2,format=qcow2,l2-cache-size=1M,cache=none,if=virtio"], format: "raw")
+                == ["-drive", "file=/images/a.qcow2,format=raw,cache=none,if=virtio"]
+        )
+        #expect(
+            try relocate(
+                [
+                    "-blockdev",
+                    "driver=raw,offset=512,node-name=n,discard=unmap,file.driver=host_device,file.filename=/dev/vg/a",
+                ],
+                format: "qcow2"
+            ) == ["-blockdev", "driver=qcow2,node-name=n,discard=unmap,file.driver=file,file.filename=/images/a"]
+        )
+    }
+
+    @Test func nodesThatReferToEachOtherAreOneDisk() throws {
+        let words = [
+            "-blockdev", "driver=file,filename=/b.qcow2,node-name=fb", "-blockdev",
+            "driver=qcow2,file=fb,node-name=b,read-only=on",
+            "-blockdev", #"{"driver":"file","filename":"/t.qcow2","node-name":"ft"}"#,
+            "-blockdev", #"{"backing":"b","driver":"qcow2","file":"ft","node-name":"t"}"#,
+            "-blockdev", "driver=throttle,throttle-group=g,file=t,node-name=top",
+        ]
+        // Flattened, the backing nodes are gone; the filter stays.
+        #expect(
+            try relocate(words, format: "qcow2") == [
+                "-blockdev", #"{"driver":"file","filename":"/images/t.qcow2","node-name":"ft"}"#,
+                "-blockdev", #"{"driver":"qcow2","file":"ft","node-name":"t"}"#,
+                "-blockdev", "driver=throttle,throttle-group=g,file=t,node-name=top",
+            ]
+        )
+        // Kept, they are what they were.
+        #expect(
+            try relocate(words, format: "qcow2", flattened: false).prefix(4) == [
+                "-blockdev", "driver=file,filename=<backing:/b.qcow2>,node-name=fb",
+                "-blockdev", "driver=qcow2,file=fb,node-name=b,read-only=on",
+            ]
+        )
+    }
+
+    @Test func aProtocolThatWasTheDiskGetsAFormatUnderItsName() throws {
+        #expect(
+            try relocate(["-blockdev", "driver=file,filename=/a.raw,node-name=n,cache.direct=on"], format: "qcow2")
+                == [
+                    "-blockdev",
+                    "file.driver=file,file.filename=/images/a.raw,node-name=n,file.cache.direct=on,driver=qcow2",
+                ]
+        )
+    }
+
+    @Test func aLargerDeviceShowsTheGuestItsOwnSize() throws {
+        #expect(
+            try relocate(["-drive", "file=/a.raw,format=raw,if=virtio"], format: "raw", size: 4096)
+                == ["-drive", "file=/images/a.raw,format=raw,if=virtio,size=4096"]
+        )
+        #expect(
+            try relocate(
+                ["-blockdev", #"{"driver":"raw","file":{"driver":"file","filename":"/a"},"node-name":"n"}"#],
+                format: "raw",
+                size: 4096
+            )
+                == [
+                    "-blockdev",
+                    #"{"driver":"raw","file":{"driver":"host_device","filename":"/images/a"},"node-name":"n","size":4096}"#,
+                ]
+        )
+    }
+
+    @Test(arguments: [
+        ["-drive", "file=/a.raw,snapshot=on"], ["-drive", "file=nbd:unix:/s,if=none"], ["-drive", "file=fat:rw:/d"],
+        ["-blockdev", "driver=nbd,node-name=n,server.type=unix,server.path=/s"],
+        ["-blockdev", "driver=vvfat,dir=/d,node-name=n"],
+        ["-chardev", "socket,id=c,fd=7"], ["-chardev", "serial,id=c,path=/dev/ttyS0"], ["-serial", "/dev/ttyS0"],
+        ["-tpmdev", "emulator,id=t,chardev=c"], ["-object", "input-linux,id=k,evdev=/dev/input/event0"],
+        ["-object", "secret,id=s,file=/k"], ["-device", "usb-host,hostbus=1"],
+        ["-device", "vhost-scsi-pci,wwpn=naa.1"],
+        ["-device", "vhost-user-fs-pci,chardev=c"], ["-netdev", "vhost-vdpa,id=n,vhostdev=/dev/v"],
+        ["-device", #"{"driver":"vfio-pci","host":"0:1.0"}"#], ["-blockdev", "{"],
+    ])
+    func whatBelongsToThisHostIsRefusedByName(_ words: [String]) {
+        let error = #expect(throws: GuestError.self) { try relocate(words) }
+        #expect(error?.message.isEmpty == false)
+    }
+
+    @Test func aBlankCopyHasTheSameDevicesAndNothingBehindThem() throws {
+        let line = GuestCommandLine(
+            arguments: [
+                "qemu-system-x86_64", "-machine", "pc", "-m", "64", "-kernel", "/k", "-append", "x", "-drive",
+                "file=/a.raw,format=raw,if=virtio",
+                "-blockdev", "driver=qcow2,node-name=n,file.driver=file,file.filename=/b", "-device",
+                "virtio-blk-pci,drive=n",
+                "-netdev", "tap,id=t,ifname=tap0", "-device", "e1000,netdev=t", "-chardev", "socket,id=c,path=/s",
+                "-mon", "chardev=c",
+                "-serial", "file:/log", "-vnc", ":1", "-object",
+                "memory-backend-file,id=m,size=64M,mem-path=/m,prealloc=on",
+                "-object", "secret,id=s", "-object", "iothread,id=i", "-bios", "/bios", "-pidfile", "/pid",
+                "-daemonize",
+            ],
+            directory: "/"
+        )
+        let shadow = try line.shadow(
+            .init(sizes: ["/a.raw": 4096, "n": 8192, "/bios": 65536], memory: 1, memoryID: "pc.ram")
+        ) {
+            "/scratch/\($0)"
+        }
+        #expect(
+            shadow.arguments.dropFirst() == [
+                "-machine", "pc", "-m", "64", "-drive", "if=virtio,driver=null-co,size=4096,read-zeroes=on",
+                "-blockdev", #"{"driver":"null-co","node-name":"n","read-only":false,"read-zeroes":true,"size":8192}"#,
+                "-device", "virtio-blk-pci,drive=n", "-netdev", "hubport,id=t,hubid=1", "-device", "e1000,netdev=t",
+                "-chardev", "null,id=c", "-serial", "null", "-object", "memory-backend-memfd,id=m,size=64M,share=on",
+                "-object", "iothread,id=i", "-bios", "/scratch/65536", "-display", "none",
+            ]
+        )
+    }
+
+    @Test func secretsInClearAreLeftOutOfWhatIsKept() {
+        let line = GuestCommandLine(
+            arguments: [
+                "qemu-system-x86_64", "-object", "secret,id=a,data=open", "-object", "secret,id=b,keyid=k,iv=x,data=y",
+            ],
+            directory: "/"
+        )
+        #expect(line.clearSecrets == ["a"])
+        #expect(
+            line.withoutClearSecrets.arguments == [
+                "qemu-system-x86_64", "-object", "secret,id=a", "-object", "secret,id=b,keyid=k,iv=x,data=y",
+            ]
+        )
+    }
+}
