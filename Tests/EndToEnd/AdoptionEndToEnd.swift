@@ -523,4 +523,34 @@ struct AdoptionEndToEnd {
         )
         #expect(started.code == 10 && started.errors.contains("in clear"), "\(started.all)")
     }
+
+    /// What QEMU adds by itself must be the same on the other side.
+    @Test(arguments: [
+        [], ["-nic", "user,model=e1000", "-vga", "cirrus"], ["-net", "nic,model=virtio", "-net", "user"],
+        ["-nographic", "-monitor", "none"], ["-machine", "q35,accel=tcg", "-usb", "-device", "usb-tablet"],
+        ["-machine", "pc-i440fx-6.2,accel=tcg", "-cpu", "Nehalem,-sse4.2", "-smp", "sockets=2,cores=2"],
+        ["-cpu", "max", "-rtc", "base=localtime", "-boot", "order=d", "-cdrom", "MEDIA", "-k", "de", "-nic", "none"],
+        [
+            "-readconfig", "CONFIG", "-name", "x,process=y", "-device", "intel-hda", "-device", "hda-duplex,audiodev=a",
+            "-audiodev", "none,id=a",
+        ],
+    ])
+    func aGuestWithQEMUsDefaultsIsTheSameThere(_ arguments: [String]) async throws {
+        let lab = try Lab()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
+        let media = try await lab.makeImage("media.iso", megabytes: 4, data: 1)
+        let config = lab.directory.file("qemu.cfg")
+        try DurableFile.write(
+            Array("# comment\n[memory]\n  size = \"96\"\n[smp-opts]\n  cpus = \"2\"\n".utf8),
+            to: config
+        )
+        var words = arguments.map { $0 == "MEDIA" ? media : $0 == "CONFIG" ? config : $0 }
+        if !words.contains("-machine") { words += ["-machine", "pc,accel=tcg"] }
+        _ = try await lab.startForeignGuest(words + ["-hda", disk])
+        let before = try await fingerprint(lab, "foreign.sock")
+        try await lab.startDestination()
+        let moved = try await lab.migrate(more: ["--qmp", lab.directory.file("foreign.sock")])
+        #expect(moved.code == 0, "\(moved.all)")
+        #expect(try await identity(lab, "b").differences(from: before) == [])
+    }
 }

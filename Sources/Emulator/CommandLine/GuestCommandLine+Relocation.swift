@@ -23,6 +23,8 @@ extension GuestCommandLine {
     private static let hostDevices = [
         "vfio-", "vhost-user-", "usb-host", "pci-assign", "ivshmem-doorbell", "vhost-scsi",
     ]
+    /// Displays that are windows of whoever started the guest.
+    private static let windows = ["gtk", "sdl", "curses", "cocoa", "spice-app"]
     /// Objects that are part of this host.
     private static let hostObjects = ["input-linux", "memory-backend-epc", "x-remote-object", "x-vfio-user-server"]
 
@@ -88,6 +90,10 @@ extension GuestCommandLine {
         }
         switch name {
         case "daemonize", "pidfile", "S": return nil
+        case "display" where !isAtHome && windows.contains(where: argument.hasPrefix):
+            return GuestOption("display", "none")
+        case "sdl" where !isAtHome, "curses" where !isAtHome: return GuestOption("display", "none")
+        case "full-screen" where !isAtHome, "no-quit" where !isAtHome, "show-cursor" where !isAtHome: return nil
         case "kernel", "initrd", "dtb", "bios", "option-rom", "cdrom", "shim":
             return GuestOption(name, try path(.file, argument))
         case "hda", "hdb", "hdc", "hdd", "fda", "fdb", "sd", "mtdblock", "pflash":

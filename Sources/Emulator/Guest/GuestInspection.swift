@@ -373,8 +373,9 @@ private struct GuestInspector {
             guard let colon = line.firstRange(of: ": index="), !line.contains("type=nic") else { continue }
             let id = String(line[..<colon.lowerBound])
             let settings = String(line[line.index(colon.lowerBound, offsetBy: 2)...])
-            guard let type = BlockOptions.value(of: "type", in: settings), !known.contains(id), !id.hasPrefix("#net"),
-                !id.hasPrefix("hub ")
+            guard let type = BlockOptions.value(of: "type", in: settings), !known.contains(id),
+                // QEMU's own networks, of -net and -nic and by default, have names that nobody can give.
+                id.first?.isLetter == true, id.allSatisfy({ $0.isLetter || $0.isNumber || "._-".contains($0) })
             else { continue }
             let argument: String
             if type == "user" {
@@ -480,17 +481,13 @@ private struct GuestInspector {
         options = try line.pinned(machine: result.machine).options()
         if let smp = try await monitor.property("smp", of: "/machine")?.object, !smp.isEmpty {
             let names = ["cpus", "sockets", "dies", "cores", "threads", "maxcpus"]
-            // Processors that were plugged in are devices of their own.
-            let started =
-                options.first { $0.name == "smp" }.flatMap { $0.argument }
-                .map { BlockOptions.value(of: "cpus", in: $0.first?.isNumber == true ? "cpus=\($0)" : $0) ?? "1" }
-                ?? "1"
             var parts: [String] = []
             for name in names {
                 guard let value = smp[name]?.integer else { continue }
                 // Not every machine has dies.
                 if name == "dies", value == 1 { continue }
-                parts.append("\(name)=\(name == "cpus" ? started : "\(value)")")
+                // Processors that were plugged in are devices of their own and not counted here.
+                parts.append("\(name)=\(value)")
             }
             replace("smp", with: parts.joined(separator: ","))
         }
