@@ -114,8 +114,12 @@ final class IncomingImages: @unchecked Sendable {
             let fd = xd_open_create_exclusive(path)
             guard fd >= 0 else { throw ChannelError.system("create the image \(path)", errno) }
             defer { close(fd) }
-            if let header {
-                let bytes = try await BlockingPool.shared.run { try DurableFile.read(header) ?? [] }
+            if disk.isContainer {
+                let bytes = try await BlockingPool.shared.run { try header.flatMap { try DurableFile.read($0) } ?? [] }
+                guard bytes.starts(with: Array("LUKS".utf8) + [0xba, 0xbe]) else {
+                    unlink(path)
+                    throw GuestError("The header of the encrypted disk \(disk.name) did not come, or is none")
+                }
                 try DurableFile.append(bytes, to: fd, path: path)
             }
             let sized = ftruncate(fd, off_t(disk.containerSize ?? disk.size))
@@ -125,7 +129,7 @@ final class IncomingImages: @unchecked Sendable {
                 throw ChannelError.system("make the image \(path) \(disk.size) bytes long", number)
             }
         } else {
-            var options = disk.format == "vpc" ? ["force_size=on"] : []
+            var options: [String] = []
             if secret != nil { options += ["encrypt.format=luks", "encrypt.key-secret=key"] }
             if let backing { options += ["backing_file=\(backing)", "backing_fmt=\(disk.backingFormat ?? "raw")"] }
             try await ImageMaker.make(path, format: disk.format, size: disk.size, options: options, secret: secret)

@@ -296,6 +296,10 @@ final class IncomingMigration: @unchecked Sendable {
             isIncoming: true,
             on: agent.loop
         )
+        guard state == .offered else {
+            await shadow.stop()
+            throw GuestError("The migration was given up meanwhile")
+        }
         self.shadow = shadow
         var warnings: [String] = []
         let free = xd_free_bytes(agent.configuration.imageDirectory)
@@ -377,7 +381,8 @@ final class IncomingMigration: @unchecked Sendable {
         let names = Set(offer.disks.map(\.name))
         guard !offer.commandLine.arguments.isEmpty, offer.commandLine.arguments.count < 4096, offer.disks.count <= 64,
             names.count == offer.disks.count, names.allSatisfy(MigrationStore.isID),
-            offer.disks.allSatisfy({ $0.size > 0 && $0.size <= 1 << 50 && $0.allocated <= $0.size }),
+            offer.disks.allSatisfy(Self.isPlausible), offer.disks.reduce(0, { $0 + $1.size }) <= 1 << 50,
+            offer.sizes.count < 4096, offer.sizes.values.allSatisfy({ $0 <= 1 << 50 }), offer.memory <= 1 << 46,
             Set(offer.files.map(\.path)).count == offer.files.count
         else { throw GuestError("The offer is malformed") }
         guard let lock = try agent.migrations.lock(guest: offer.guest) else {
@@ -392,6 +397,19 @@ final class IncomingMigration: @unchecked Sendable {
         let journal = try Journal(creating: agent.migrations.journal(of: id))
         try journal.append(.accepted(guest: offer.guest, source: peer.name, order: agent.migrations.nextOrder()))
         self.journal = journal
+    }
+
+    /// What a disk of an offer may be. Its format decides which program opens the image, so only known ones count.
+    private static func isPlausible(_ disk: Message.Offer.Disk) -> Bool {
+        let formats: Set<String> = ["raw", "qcow2", "qed", "luks"]
+        guard disk.size > 0, disk.size <= 1 << 50, disk.allocated <= disk.size, formats.contains(disk.format),
+            disk.backing.count <= 256, disk.backing.allSatisfy({ $0.path.hasPrefix("/") && $0.size <= 1 << 50 }),
+            disk.backing.isEmpty || formats.contains(disk.backingFormat ?? "")
+        else { return false }
+        // A header makes an image what it is; only a sealed container may come with one.
+        guard let container = disk.containerSize else { return disk.format != "luks" }
+        return disk.format == "luks" && disk.keySecret != nil && container >= disk.size
+            && container <= disk.size + (1 << 30)
     }
 
     /// Everything that can be known before anything is made.
@@ -545,7 +563,8 @@ final class IncomingMigration: @unchecked Sendable {
             return .init(path: reference.path)
         }
         let path = imagePath(disk, offer)
-        var placement = GuestCommandLine.Placement(path: path, format: disk.isContainer ? nil : disk.format)
+        var placement = GuestCommandLine.Placement(path: path, format: disk.format)
+        placement.changesFormat = disk.format != disk.sourceFormat
         placement.isFlattened = !keepsBacking.contains(disk.name)
         if let size = IncomingImages.deviceSize(path) {
             placement.isDevice = true
@@ -584,9 +603,10 @@ final class IncomingMigration: @unchecked Sendable {
                 header: files[disk.headerName],
                 for: peer.name
             )
-            // Nobody else has a use for it.
-            if let header = files[disk.headerName] { unlink(header) }
+            guard state == .offered else { throw GuestError("The migration was given up meanwhile") }
         }
+        // Nobody else has a use for the headers.
+        for disk in offer.disks where disk.isContainer { if let header = files[disk.headerName] { unlink(header) } }
         let run = "\(agent.guests.directory(of: offer.guest))/run"
         try DurableFile.makeDirectory(run)
         var outputs: Set<String> = []
@@ -627,6 +647,11 @@ final class IncomingMigration: @unchecked Sendable {
         )
         secrets = [:]
         self.record = record
+        guard state == .offered else {
+            monitor.close()
+            await record.process?.terminate()
+            throw GuestError("The migration was given up meanwhile")
+        }
         self.monitor = monitor
         monitor.onDisconnect = { [weak self] in self?.emulatorEnded() }
         var capabilities = ["events", "return-path", "late-block-activate"]

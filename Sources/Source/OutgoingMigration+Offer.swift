@@ -13,6 +13,12 @@ extension OutgoingMigration {
         guard let monitor, let record else { return }
         let inspection = try await inspect(monitor, record)
         let offer = try await describe(inspection)
+        for disk in inspection.disks where !disk.bitmaps.isEmpty {
+            warn(
+                "The dirty bitmaps of disk '\(disk.name)' (\(disk.bitmaps.joined(separator: ", "))) do not move; the next backup "
+                    + "there has to be a whole one"
+            )
+        }
         report.disks = offer.disks.map { .init(name: $0.name, size: $0.size) }
         let (control, welcome) = try await ControlConnection.open(plan, credentials: credentials, on: loop)
         self.control = control
@@ -37,7 +43,10 @@ extension OutgoingMigration {
         try await control.send(.offer(offer))
         try await rehearse(offer, inspection, link, monitor, control)
         if plan.isRehearsal { return }
-        var answer = try await control.next(timeout: .seconds(60))
+        // The destination reads what it has under the same names; a gigabyte a second is slow for SHA-256.
+        let known = offer.files.reduce(0) { $0 + $1.size } + offer.disks.flatMap(\.backing).reduce(0) { $0 + $1.size }
+        let patience = Duration.seconds(60 + Int(clamping: known >> 26))
+        var answer = try await control.next(timeout: patience)
         if case .need(let wanted) = answer {
             for index in wanted {
                 guard offer.files.indices.contains(index) else {
@@ -192,6 +201,7 @@ extension OutgoingMigration {
             path: text,
             format: format
         )
+        item.sourceFormat = disk.format
         // The header goes first, with all its key slots, so that both containers have the same keys.
         item.containerSize = isContainer ? disk.fileSize : nil
         // Encrypted zeroes are data.
@@ -223,12 +233,25 @@ extension OutgoingMigration {
 
     private var disksFile: String { "\(migrations.directory(of: plan.id))/disks.json" }
 
-    private func saveDisks() throws { try DurableFile.write(try JSONText.encode(disks.map(\.path)), to: disksFile) }
+    /// What recovery knows of a disk.
+    struct SavedDisk: Codable {
+        var path: String
+        var format: String
+        var size: UInt64
+        var isSealed: Bool
+    }
 
-    /// The images of a migration whose agent has died.
-    func savedDisks() -> [String] {
+    private func saveDisks() throws {
+        let saved = disks.map {
+            SavedDisk(path: $0.path, format: $0.format, size: $0.offer.size, isSealed: $0.secret != nil)
+        }
+        try DurableFile.write(try JSONText.encode(saved), to: disksFile)
+    }
+
+    /// The disks of a migration whose agent has died.
+    func savedDisks() -> [SavedDisk] {
         guard let bytes = (try? DurableFile.read(disksFile)) ?? nil else { return [] }
-        return JSONText.decode([String].self, from: bytes) ?? []
+        return JSONText.decode([SavedDisk].self, from: bytes) ?? []
     }
 
     private func sendFile(

@@ -63,6 +63,8 @@ extension OutgoingMigration {
             bytes += try await moveShadow(inspection, offer)
         } catch let error as GuestError {
             reasons.append(error.message)
+        } catch let error as QMPError {
+            reasons.append("A blank copy of the guest ended on this host: \(shadowWords ?? error.message)")
         }
         var digests: [String: String] = [:]
         if !plan.isRehearsal {
@@ -71,10 +73,10 @@ extension OutgoingMigration {
             }
         }
         for warning in there.warnings { warn(warning) }
-        let skew = Double(Int64(Date.now.timeIntervalSince1970 * 1000) - there.clock) - link.roundTrip / 2
+        let skew = Date.now.timeIntervalSince1970 * 1000 - Double(there.clock) - link.roundTrip / 2
         if abs(skew) > 5000 {
             warn(
-                "The clocks of the two hosts differ by \(Int(abs(skew) / 1000)) s; the guest would notice, and so do certificates"
+                "The clocks of the two hosts differ by \(Int(min(abs(skew) / 1000, 1e12))) s; the guest would notice, and so do certificates"
             )
         }
         if reasons.isEmpty {
@@ -136,6 +138,7 @@ extension OutgoingMigration {
             await shadow.stop()
             return stream.bytesSent
         } catch {
+            shadowWords = shadow.words.isEmpty ? nil : shadow.words
             await shadow.stop()
             throw error
         }

@@ -39,6 +39,8 @@ public final class OutgoingMigration: @unchecked Sendable {
     var disks: [SourceDisk] = []
     var stream: OutgoingStream?
     var shadow: ShadowEmulator?
+    /// What a blank copy said last before it ended.
+    var shadowWords: String?
     /// The containers whose headers are sent as files, by the name of the file.
     var headers: [String: String] = [:]
     /// The disks of which only what is above the backing image is copied.
@@ -246,12 +248,17 @@ public final class OutgoingMigration: @unchecked Sendable {
         }
         if records.contains(.released) {
             isReleased = true
-            for (index, path) in savedDisks().enumerated() {
+            for (index, saved) in savedDisks().enumerated() {
                 let name = "disk\(index)"
-                disks.append(
-                    SourceDisk(offer: .init(name: name, size: 0, allocated: 0, path: path), node: "", path: path)
+                var disk = SourceDisk(
+                    offer: .init(name: name, size: saved.size, allocated: 0, path: saved.path),
+                    node: "",
+                    path: saved.path
                 )
-                report.disks.append(.init(name: name, size: 0))
+                disk.format = saved.format
+                disk.isSealed = saved.isSealed
+                disks.append(disk)
+                report.disks.append(.init(name: name, size: saved.size))
             }
             await handOver()
             await finish()
@@ -514,7 +521,11 @@ public final class OutgoingMigration: @unchecked Sendable {
             let path = DurableFile.exists(fenced) ? fenced : disks[index].path
             let digest = await digest(of: disks[index], at: path)
             report.disks[index].digestSource = digest
-            if digest == nil || digest != report.disks[index].digestDestination {
+            if disks[index].isSealed {
+                warn(
+                    "The digests of \(disks[index].offer.name) could not be compared: its secret is not known any more"
+                )
+            } else if digest == nil || digest != report.disks[index].digestDestination {
                 report.code = MigrationError.Code.mismatch.rawValue
                 let what =
                     digest == nil || report.disks[index].digestDestination == nil

@@ -13,6 +13,8 @@ struct SourceDisk {
     let path: String
     /// The image's format, as QEMU knows it.
     var format = "raw"
+    /// Whether the image cannot be opened, because its secret died with an agent.
+    var isSealed = false
     /// What opens the image; nil when nothing is needed.
     var secret: SecretBytes?
     /// What carries it, once it is set up.
@@ -46,6 +48,12 @@ enum Fence {
 extension OutgoingMigration {
     /// The digest of what the mirror copied, read from a disk's image; nil when it cannot be read.
     func digest(of disk: SourceDisk, at path: String) async -> String? {
-        try? await DiskImage.digest(of: path, format: disk.format, secret: disk.secret, on: dataLoops)
+        try? await DiskImage.digest(
+            of: path,
+            format: disk.format,
+            size: disk.offer.size,
+            secret: disk.secret,
+            on: dataLoops
+        )
     }
 }

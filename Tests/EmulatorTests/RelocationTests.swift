@@ -15,6 +15,7 @@ struct RelocationTests {
             guard reference.kind == .disk else { return .init(path: "<\(reference.kind.rawValue):\(reference.path)>") }
             let name = reference.path.split(separator: "/").last.map(String.init) ?? ""
             var placement = GuestCommandLine.Placement(path: "/images/\(name)", format: format)
+            placement.changesFormat = format == "raw" && name.hasSuffix("qcow2")
             placement.isFlattened = flattened
             placement.size = size
             placement.isDevice = size != nil
@@ -138,6 +139,25 @@ struct RelocationTests {
         ["-device", "vhost-scsi-pci,wwpn=naa.1"],
         ["-device", "vhost-user-fs-pci,chardev=c"], ["-netdev", "vhost-vdpa,id=n,vhostdev=/dev/v"],
         ["-device", #"{"driver":"vfio-pci","host":"0:1.0"}"#], ["-blockdev", "{"],
+        // What another host could use to run its programs or reach its files here.
+        ["-plugin", "file=/x.so"], ["-dump-vmstate", "/etc/x"], ["-icount", "shift=1,rr=record,rrfile=/etc/x"],
+        ["-netdev", "user,id=n,guestfwd=tcp:10.0.2.9:1-cmd:reboot"], ["-netdev", "user,id=n,smb=/etc"],
+        ["-netdev", "user,id=n,tftp=/etc"],
+        ["-set", "netdev.n0.script=/x"], ["-set", "drive.d0.file=/etc/shadow"],
+        ["-set", "device.d.romfile=/etc/shadow"],
+        ["-machine", "pc,initrd=/etc/shadow"], ["-object", "rng-random,id=r,filename=/etc/shadow"],
+        ["-object", "memory-backend-file,id=m,size=1M,share=on,mem-path=/dev/sda"],
+        ["-audiodev", "wav,id=a,path=/etc/x"],
+        ["-chardev", "file,id=c,path=/a,input-path=/etc/shadow"], ["-global", "virtio-net-pci.romfile=/etc/shadow"],
+        ["-blockdev", #"{"driver":"quorum","node-name":"q","children":[{"driver":"file","filename":"/etc/shadow"}]}"#],
+        [
+            "-blockdev",
+            "driver=blkverify,node-name=b,test.driver=file,test.filename=/a,raw.driver=file,raw.filename=/b",
+        ],
+        ["-drive", "file=json:{}"], ["-drive", "file=blkdebug:/x:/etc/shadow"],
+        ["-drive", "driver=quorum,children.0.file.filename=/a"],
+        ["-device", "x,sysfsdev=/sys/x"], ["-netdev", "stream,id=n,addr.type=unix,addr.path=/s"],
+        ["-chardev", "socket,id=c,path=/run/dbus.sock"], ["-no-such-option", "x"],
     ])
     func whatBelongsToThisHostIsRefusedByName(_ words: [String]) {
         let error = #expect(throws: GuestError.self) { try relocate(words) }

@@ -553,4 +553,51 @@ struct AdoptionEndToEnd {
         #expect(moved.code == 0, "\(moved.all)")
         #expect(try await identity(lab, "b").differences(from: before) == [])
     }
+
+    @Test func aDiscThatWasEjectedOrChangedIsTheOneThatTheGuestHasNow() async throws {
+        let lab = try Lab()
+        let first = try await lab.makeImage("first.iso", megabytes: 4, data: 1)
+        let second = try await lab.makeImage("second.iso", megabytes: 4, data: 1)
+        _ = try await lab.startForeignGuest([
+            "-machine", "pc,accel=tcg", "-m", "64", "-nodefaults", "-cdrom", first,
+            "-drive", "file=\(first),media=cdrom,id=cd1,if=none", "-device", "ide-cd,drive=cd1,id=two,bus=ide.0",
+        ])
+        _ = try await lab.foreignMonitor { monitor in
+            try await monitor.execute("eject", ["device": "ide1-cd0", "force": true])
+            try await monitor.execute(
+                "blockdev-change-medium",
+                ["id": "two", "filename": .string(second), "force": true]
+            )
+        }
+        unlink(first)
+        try await lab.startDestination()
+        let moved = try await lab.migrate(more: ["--qmp", lab.directory.file("foreign.sock")])
+        #expect(moved.code == 0, "\(moved.all)")
+        let drives = try await lab.monitor("b") { try await $0.execute("query-block").array }
+        let media = drives.map { ($0["device"]?.string ?? "", $0["inserted"]?["file"]?.string) }
+        #expect(media.contains { $0.0 == "ide1-cd0" && $0.1 == nil }, "\(media)")
+        #expect(media.contains { $0.0 == "cd1" && $0.1 != nil }, "\(media)")
+    }
+
+    /// A guest on a disk of a kind that only looks like one on the network.
+    @Test(arguments: [
+        (
+            [
+                "-blockdev",
+                "driver=quorum,node-name=q,vote-threshold=1,children.0.driver=raw,children.0.file.driver=file,children.0.file.filename=DISK",
+            ], "quorum"
+        ),
+        (["-blockdev", "driver=raw,node-name=q,offset=1048576,file.driver=file,file.filename=DISK"], "slice"),
+    ])
+    func aDiskThatCannotBeDescribedIsRefused(_ words: [String], _ reason: String) async throws {
+        let lab = try Lab()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
+        _ = try await lab.startForeignGuest(
+            ["-machine", "pc,accel=tcg", "-m", "64", "-nodefaults"] + words.map { $0.replacing("DISK", with: disk) }
+                + ["-device", "virtio-blk-pci,drive=q"]
+        )
+        try await lab.startDestination()
+        let refused = try await lab.migrate(more: ["--qmp", lab.directory.file("foreign.sock")])
+        #expect(refused.code == 10 && refused.errors.contains(reason), "\(refused.all)")
+    }
 }

@@ -15,11 +15,6 @@ struct BlockNodeSet {
         "throttle", "copy-on-read", "copy-before-write", "preallocate", "compress", "blkdebug", "blklogwrites",
         "blkreplay", "blkverify", "quorum",
     ]
-    /// What a node has whatever its format is.
-    private static let common: Set<String> = [
-        "driver", "node-name", "file", "read-only", "auto-read-only", "discard", "detect-zeroes", "cache",
-        "force-share",
-    ]
     private static let localProtocols: Set<String> = ["file", "host_device", "host_cdrom"]
 
     private var definitions: [BlockOptions]
@@ -92,6 +87,17 @@ struct BlockNodeSet {
 
     mutating func relocate(_ place: (GuestCommandLine.PathReference) throws -> GuestCommandLine.Placement) throws {
         let underneath = Set(nodes.flatMap { backing(of: $0) })
+        let known = Set(nodes).union(underneath)
+        for index in definitions.indices {
+            // Nothing may be in a definition that is not looked at below.
+            for prefix in definitions[index].prefixes(of: "driver") {
+                let node = Place(definition: index, prefix: prefix)
+                let driver = value(node, "driver") ?? ""
+                guard OptionPolicy.blockDrivers.contains(driver), known.contains(node) else {
+                    throw refusal(node, "a disk of the kind '\(driver)' in this place cannot be placed on another host")
+                }
+            }
+        }
         for node in nodes where !underneath.contains(node) {
             let driver = value(node, "driver") ?? ""
             if driver == "nbd",
@@ -148,9 +154,10 @@ struct BlockNodeSet {
             for under in backing(of: image) where under.prefix.isEmpty { isDropped.insert(under.definition) }
             definitions[image.definition].remove(image.key("backing"))
         }
+        // What a slice of the old file was does not hold for the new one.
+        for name in ["offset", "size"] { definitions[image.definition].remove(image.key(name)) }
         if value(image, "driver") != format {
-            for name in definitions[image.definition].names(under: String(image.prefix.dropLast()))
-            where !Self.common.contains(name) { definitions[image.definition].remove(image.key(name)) }
+            for name in GuestCommandLine.formatOptions { definitions[image.definition].remove(image.key(name)) }
             definitions[image.definition].set(image.key("driver"), .string(format))
         }
         if let size = placement.size { definitions[image.definition].set(image.key("size"), .integer(Int64(size))) }

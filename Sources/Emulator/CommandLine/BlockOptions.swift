@@ -88,6 +88,26 @@ struct BlockOptions {
         return found
     }
 
+    /// Where a name occurs, at any depth: "" or "file." or "file.file.".
+    func prefixes(of name: String) -> [String] {
+        if let json { return Self.prefixes(of: name, in: json, "") }
+        return pairs.compactMap { pair in
+            pair.key == name ? "" : pair.key.hasSuffix(".\(name)") ? String(pair.key.dropLast(name.count)) : nil
+        }
+    }
+
+    private static func prefixes(of name: String, in value: JSONValue, _ prefix: String) -> [String] {
+        var found: [String] = []
+        for (key, member) in value.object {
+            if key == name, member.string != nil { found.append(prefix) }
+            found += prefixes(of: name, in: member, "\(prefix)\(key).")
+        }
+        for (index, member) in value.array.enumerated() {
+            found += prefixes(of: name, in: member, "\(prefix)\(index).")
+        }
+        return found
+    }
+
     /// Sets a key, wherever it is.
     mutating func set(_ key: String, _ value: JSONValue) {
         if let json {

@@ -76,6 +76,7 @@ extension GuestCommandLine {
 
     private static func relocate(_ option: GuestOption, isAtHome: Bool, _ place: Place) throws -> GuestOption? {
         let (name, argument) = (option.name, option.argument ?? "")
+        if !isAtHome, refused[name] == nil { try OptionPolicy.check(option) }
         if let reason = refused[name] { throw GuestError("A guest with -\(name) cannot be moved: \(reason)") }
         func refusal(_ reason: String) -> GuestError {
             GuestError("A guest with -\(name) \(argument) cannot be moved: \(reason)")
@@ -101,9 +102,10 @@ extension GuestCommandLine {
         case "drive": return GuestOption(name, try drive(argument, place))
         case "D": return GuestOption(name, try path(.output, argument))
         case "trace":
-            return try withPath(.output, keys: ["file"], implied: "enable")
+            let moved = try withPath(.output, keys: ["file"], implied: "enable")
+            return BlockOptions.value(of: "events", in: argument) == nil ? moved : nil
         case "fw_cfg": return try withPath(.file, keys: ["file"], implied: "name")
-        case "smbios": return try withPath(.file, keys: ["file"])
+        case "smbios": return try withPath(.file, keys: ["file", "path"])
         case "acpitable":
             guard BlockOptions.value(of: "file", in: argument)?.contains(":") != true else {
                 throw refusal("it joins several files; give one -acpitable for each")
@@ -115,12 +117,6 @@ extension GuestCommandLine {
         case "chardev":
             let options = try BlockOptions(parsing: argument, implied: "backend")
             if options.has("fd") { throw refusal("it passes a descriptor") }
-            guard ["file", "socket", "pipe"].contains(options["backend"] ?? "") else {
-                if ["serial", "parallel", "tty", "parport"].contains(options["backend"] ?? "") {
-                    throw refusal("it is a port of this host")
-                }
-                return option
-            }
             var parts = KeyValue.split(argument)
             for (index, part) in parts.enumerated() where part.hasPrefix("path=") || part.hasPrefix("logfile=") {
                 let equals = part.firstIndex(of: "=")!
@@ -188,10 +184,10 @@ extension GuestCommandLine {
     }
 
     private static func apply(_ placement: Placement, format: String, to options: inout BlockOptions) {
-        if format != options["format"] ?? options["driver"] {
-            for name in options.names(under: "") where !driveOptions.contains(name) && name != "file" {
-                options.remove(name)
-            }
+        // What a slice of the old file was does not hold for the new one.
+        for name in ["offset", "size"] { options.remove(name) }
+        if placement.changesFormat { for name in formatOptions { options.remove(name) } }
+        if options["format"] != format {
             options.remove("driver")
             options.set("format", .string(format))
         }
@@ -199,13 +195,13 @@ extension GuestCommandLine {
         if let size = placement.size { options.set("size", .string("\(size)")) }
     }
 
-    /// What `-drive` has besides the options of one format.
-    private static let driveOptions: Set<String> = [
-        "if", "index", "bus", "unit", "media", "id", "file", "format", "driver", "cache", "aio", "discard",
-        "detect-zeroes", "readonly", "read-only", "werror", "rerror", "copy-on-read", "serial", "node-name",
-        "auto-read-only",
-        "force-share", "throttling", "iops", "bps", "group", "stats-account-invalid", "stats-account-failed", "cyls",
-        "heads", "secs", "snapshot",
+    /// What belongs to one format only.
+    static let formatOptions: Set<String> = [
+        "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size", "cache-size", "cache-clean-interval",
+        "lazy-refcounts",
+        "overlap-check", "pass-discard-request", "pass-discard-snapshot", "pass-discard-other", "discard-no-unref",
+        "encrypt",
+        "key-secret", "backing", "data-file",
     ]
 
     private static func drive(_ argument: String, _ place: Place) throws -> String {
@@ -228,10 +224,16 @@ extension GuestCommandLine {
         let placement = try place(PathReference(kind: isReadOnly ? .file : .disk, path: path, option: "-drive"))
         if path != value || placement.path != path { options.set(key, .string(placement.path)) }
         if options["file.driver"] == "host_device", !placement.isDevice { options.set("file.driver", "file") }
+        if options.has("backing"), !isReadOnly, !placement.isFlattened {
+            throw GuestError(
+                "A guest with -drive \(argument) cannot be moved: it names its backing file; use -blockdev"
+            )
+        }
         if let format = placement.format {
             apply(placement, format: format, to: &options)
             return options.text
         }
+        for name in ["offset", "size"] where placement.path != path { options.remove(name) }
         return placement.path == value ? argument : options.text
     }
 

@@ -44,6 +44,8 @@ public struct GuestCommandLine: Sendable, Hashable, Codable {
         public var path: String
         /// The image's format here; nil to leave what the command line says.
         public var format: String?
+        /// Whether that is another format than the one that the command line means.
+        public var changesFormat = false
         /// The size that the guest sees, when the device is larger.
         public var size: UInt64?
         /// Whether the image has no backing file here, although it had one.

@@ -126,8 +126,9 @@ private struct GuestInspector {
             try resolveDescriptors()
             try makeMemoryAnonymous()
             try await followHotPlug(graph)
+            try followMedia(graph)
             try await freeze()
-            try takeSecrets()
+            try await takeSecrets()
             result.commandLine = GuestCommandLine(
                 program: result.commandLine.program,
                 options: options,
@@ -230,6 +231,17 @@ private struct GuestInspector {
             guard settings["qom-type"] == "memory-backend-file", let path = settings["mem-path"],
                 !isDirectory(resolve(path)), !settings.isOn("pmem"), !settings.isOn("readonly")
             else { continue }
+            let keepers = ["nvdimm", "virtio-pmem-pci", "virtio-pmem", "ivshmem-plain"]
+            if let id = settings["id"],
+                let device = options.first(where: {
+                    $0.name == "device" && $0.value("memdev") == id && keepers.contains($0.value("driver") ?? "")
+                })
+            {
+                block(
+                    "The device \(device.value("driver") ?? "") keeps what it holds in \(path), which would stay behind"
+                )
+                continue
+            }
             for name in ["mem-path", "align", "pmem", "readonly", "discard-data"] { settings.remove(name) }
             if !settings.has("share") { settings.set("share", "off") }
             settings.set("qom-type", "memory-backend-memfd")
@@ -290,6 +302,48 @@ private struct GuestInspector {
         }
     }
 
+    /// A disc that was ejected or changed since is the one that the guest has now.
+    private mutating func followMedia(_ graph: BlockGraph) throws {
+        func medium(_ drive: BlockGraph.Drive) -> String? {
+            drive.node.flatMap { graph.disk(of: $0) }.map { $0.isLocal ? resolve($0.path) : $0.path }
+        }
+        let present = Set(graph.drives.compactMap(medium))
+        var unnamed = graph.drives.filter { drive in
+            drive.isRemovable && !options.contains { $0.name == "drive" && $0.value("id") == drive.name }
+                && medium(drive).map { path in !options.contains { $0.argument?.contains(path) == true } } ?? true
+        }
+        for index in options.indices {
+            let option = options[index]
+            let settings = option.name == "drive" ? try BlockOptions(parsing: option.argument ?? "") : nil
+            let given = option.name == "cdrom" ? option.argument : settings?["file"]
+            guard option.name == "cdrom" || settings?["media"] == "cdrom" || settings?["if"] == "floppy", let given,
+                !given.isEmpty,
+                !GuestCommandLine.isNetwork(given), !present.contains(resolve(given))
+            else { continue }
+            let drive = settings?["id"].flatMap { id in graph.drives.first { $0.name == id } }
+            guard let now = drive ?? (unnamed.count == 1 ? unnamed[0] : nil) else {
+                throw GuestError(
+                    "The disc \(given) of -\(option.name) is not in the guest's drive any more; put it back first"
+                )
+            }
+            unnamed.removeAll { $0.name == now.name }
+            var changed = try settings ?? BlockOptions(parsing: "index=2,media=cdrom")
+            let disk = now.node.flatMap { graph.disk(of: $0) }
+            if let disk, !disk.isLocal {
+                throw GuestError(
+                    "The disc in the drive of -\(option.name) \(given) was changed for one on the network; eject it first"
+                )
+            }
+            for key in ["file", "format", "driver"] { changed.remove(key) }
+            if let disk {
+                changed.set("file", .string(resolve(disk.path)))
+                changed.set("format", .string(disk.format))
+            }
+            options[index] = GuestOption("drive", changed.text)
+            note("-\(option.name) \(given): the drive \(disk.map { "has \($0.path)" } ?? "is empty") now")
+        }
+    }
+
     private static let plainObjects: Set<String> = [
         "iothread", "memory-backend-ram", "memory-backend-memfd", "secret", "rng-random", "rng-builtin",
         "throttle-group",
@@ -303,6 +357,7 @@ private struct GuestInspector {
             guard let type = object.childType, !known.contains(object.name), !standard.contains(object.name) else {
                 continue
             }
+            if object.name == MasterKey.id { continue }
             guard Self.plainObjects.contains(type) else {
                 block("The object '\(object.name)' of type \(type) was added at run time and cannot be described")
                 continue
@@ -527,12 +582,14 @@ private struct GuestInspector {
         let isPCI = try await monitor.deviceProperties(settings["driver"] ?? "").contains {
             $0.name == "addr" && $0.type == "int32"
         }
-        for name in ["addr", "mac", "num-queues", "num_queues", "host_mtu"] where !settings.has(name) {
+        for name in ["addr", "mac", "num-queues", "num_queues", "host_mtu", "vectors"] where !settings.has(name) {
             guard let value = try await monitor.property(name, of: path) else { continue }
             let text: String
             switch value {
             case .integer(let number):
                 if name == "addr" ? number < 0 : number <= 0 || number >= 65535 { continue }
+                // What QEMU chooses by the queues of a network; the others follow from what is given.
+                if name == "vectors", settings["driver"]?.hasPrefix("virtio-net") != true { continue }
                 text = name == "addr" && isPCI ? Self.address(number) : "\(number)"
             case .string(let string) where !string.isEmpty: text = string
             default: continue
@@ -587,8 +644,19 @@ private struct GuestInspector {
     // MARK: secrets
 
     /// The values of secrets travel by themselves, and their ids stay in the command line.
-    private mutating func takeSecrets() throws {
+    private mutating func takeSecrets() async throws {
         let store = ObjectStore()
+        // A guest that came here has its secrets sealed with a key that only its process holds.
+        let keyPath = "/objects/\(MasterKey.id)"
+        if options.contains(where: { $0.argument?.contains("keyid=\(MasterKey.id)") == true }),
+            let file = try await monitor.property("file", of: keyPath)?.string,
+            let number = file.split(separator: "/").last,
+            let pid = emulator?.process.pid
+        {
+            try? store.add(
+                ObjectDescription(parsing: "secret,id=\(MasterKey.id),format=raw,file=/proc/\(pid)/fd/\(number)")
+            )
+        }
         // A secret may be encrypted with another one.
         for index in options.indices where options[index].name == "object" {
             var settings = try BlockOptions(parsing: options[index].argument ?? "", implied: "qom-type")
@@ -659,6 +727,22 @@ private struct GuestInspector {
     }
 
     private mutating func checkBlockState(_ graph: BlockGraph) async throws {
+        for disk in result.disks where !disk.isLocal && !disk.isNetwork && !disk.isNull {
+            block("The disk \(disk.name) is of the kind '\(disk.protocolDriver)', which depends on this host")
+        }
+        for disk in result.disks where disk.isLocal && disk.isStacked {
+            block(
+                "The disk \(disk.name) has a format within a format (\(disk.format) on top), which cannot be described"
+            )
+        }
+        for option in options where option.name == "drive" || option.name == "blockdev" {
+            guard let settings = try? BlockOptions(parsing: option.argument ?? "", implied: "driver"),
+                !settings.prefixes(of: "offset").isEmpty || settings["offset"] != nil
+            else { continue }
+            block(
+                "The disk of -\(option.name) \(option.argument ?? "") is a slice of a file, which cannot be described"
+            )
+        }
         for disk in result.disks where !disk.isReadOnly {
             if !disk.snapshots.isEmpty {
                 block(

@@ -8,6 +8,8 @@ final class BoundProcess: Sendable {
     /// Where its sockets are; nobody else may enter.
     let directory: String
     private let pid: pid_t
+    /// How it ended, once that was noticed: then its number may be somebody else's.
+    private let ended = Guarded<Int32?>(nil)
 
     /// A directory for a process that is about to be started.
     static func makeDirectory() throws -> String {
@@ -42,10 +44,22 @@ final class BoundProcess: Sendable {
         }
     }
 
-    /// Whether it has ended by itself; its end is then noted, and `stop` must not be called.
-    func hasEnded() -> Bool {
-        var status: Int32 = 0
-        return xd_wait_nohang(pid, &status) == pid
+    /// Its exit code, 128 and more for a signal; nil while it runs.
+    func exitCode() -> Int32? {
+        ended.withLock { ended in
+            if let ended { return ended }
+            var status: Int32 = 0
+            guard xd_wait_nohang(pid, &status) == pid else { return nil }
+            ended = xd_exit_code(status)
+            return ended
+        }
+    }
+
+    /// Whether it has ended.
+    func hasEnded() -> Bool { exitCode() != nil }
+
+    private func signal(_ number: Int32) {
+        ended.withLock { if $0 == nil { Glibc.kill(pid, number) } }
     }
 
     /// The last thing that it said; nil when it said nothing.
@@ -62,22 +76,20 @@ final class BoundProcess: Sendable {
     /// Removes what a process that has ended left.
     func clear() { DurableFile.remove(directory) }
 
-    /// Ends it at once. Blocks.
+    /// Ends it at once, and removes what it left. Blocks.
     func kill() {
-        Glibc.kill(pid, SIGKILL)
-        var status: Int32 = 0
-        while waitpid(pid, &status, 0) < 0, errno == EINTR {}
+        signal(SIGKILL)
+        while !hasEnded() { usleep(1_000) }
         clear()
     }
 
-    /// Ends it in order, and by force after a while.
+    /// Ends it in order, and by force after a while. Nothing happens to one that has ended.
     func stop(grace: Duration = .seconds(10)) async {
         _ = await BlockingPool.shared.value { [self] in
-            Glibc.kill(pid, SIGTERM)
-            var status: Int32 = 0
+            signal(SIGTERM)
             let end = ContinuousClock.now + grace
-            while xd_wait_nohang(pid, &status) == 0 {
-                if ContinuousClock.now > end { Glibc.kill(pid, SIGKILL) }
+            while !hasEnded() {
+                if ContinuousClock.now > end { signal(SIGKILL) }
                 usleep(2_000)
             }
             clear()

@@ -33,6 +33,7 @@ public enum ImageMaker {
                 attempts += 1
                 // For a key QEMU measures how fast this machine is, and gives up when its clock did not move meanwhile.
                 if words.contains("accurate CPU usage"), attempts < 10 { continue }
+                unlink(path)
                 throw GuestError("qemu-img cannot make the image \(path) in the format '\(format)': \(words)")
             }
         }
@@ -41,8 +42,17 @@ public enum ImageMaker {
     /// Runs the program; returns what it complained of, or nil.
     private static func run(_ command: [String], _ key: MasterKey?) throws -> String? {
         let process = try BoundProcess(command, directory: BoundProcess.makeDirectory(), input: key?.descriptor)
-        while !process.hasEnded() { usleep(1_000) }
-        defer { process.clear() }
-        return process.lastWords
+        let end = ContinuousClock.now + .seconds(300)
+        while true {
+            if let code = process.exitCode() {
+                defer { process.clear() }
+                return code == 0 ? nil : process.lastWords ?? "it ended with code \(code)"
+            }
+            if ContinuousClock.now > end {
+                process.kill()
+                return "it did not end within 300 s"
+            }
+            usleep(1_000)
+        }
     }
 }

@@ -8,6 +8,8 @@ public import TLS
 /// The key is new each time and lives in an anonymous file in memory that the process inherits (QEMU's `secret` objects,
 /// `keyid`). Nothing of it is on a disk.
 public final class MasterKey: Sendable {
+    /// What the key is called in QEMU.
+    static let id = "crossdock-key"
     /// The key's file, for the process to inherit.
     public let descriptor: Int32
     private let objects: [String]
@@ -24,11 +26,11 @@ public final class MasterKey: Sendable {
         do {
             try DurableFile.append(bytes, to: descriptor, path: "a file in memory")
             lseek(descriptor, 0, SEEK_SET)
-            let key = Secret(id: "crossdock-key", bytes: try SecretBytes(wiping: &bytes))
+            let key = Secret(id: Self.id, bytes: try SecretBytes(wiping: &bytes))
             objects = try secrets.sorted { $0.key < $1.key }.map { id, value in
                 let (iv, data) = try Secret.encrypt(value, master: key)
                 return
-                    "secret,id=\(KeyValue.escape(id)),keyid=crossdock-key,format=base64,iv=\(KeyValue.escape(iv)),data=\(data)"
+                    "secret,id=\(KeyValue.escape(id)),keyid=\(Self.id),format=base64,iv=\(KeyValue.escape(iv)),data=\(data)"
             }
         } catch {
             close(descriptor)
@@ -45,6 +47,6 @@ public final class MasterKey: Sendable {
     ///   - option: `-object`, or `--object` for QEMU's tools.
     public func arguments(file: String? = nil, option: String = "-object") -> [String] {
         let path = file ?? "/dev/fd/\(descriptor)"
-        return ([option, "secret,id=crossdock-key,format=raw,file=\(path)"]) + objects.flatMap { [option, $0] }
+        return ([option, "secret,id=\(Self.id),format=raw,file=\(path)"]) + objects.flatMap { [option, $0] }
     }
 }

@@ -46,6 +46,8 @@ public struct BlockGraph: Sendable {
         public var device: String
         /// The outermost node; nil for an empty drive.
         public var node: String?
+        /// Whether its medium can be changed.
+        public var isRemovable = false
     }
 
     /// Asks QEMU.
@@ -85,7 +87,8 @@ public struct BlockGraph: Sendable {
                 Drive(
                     name: drive["device"]?.string ?? "",
                     device: drive["qdev"]?.string ?? "",
-                    node: drive["inserted"]?["node-name"]?.string
+                    node: drive["inserted"]?["node-name"]?.string,
+                    isRemovable: drive["removable"]?.bool ?? false
                 )
             )
         }
@@ -123,7 +126,8 @@ public struct BlockGraph: Sendable {
             backing.append(Self.image(image, below.last ?? image))
             next = image.children["backing"]
         }
-        return GuestDisk(
+        let formats = chain.dropLast().filter { !Self.filters.contains($0.driver) }
+        var disk = GuestDisk(
             node: top.name,
             protocolNode: bottom.name,
             protocolDriver: bottom.driver,
@@ -140,6 +144,8 @@ public struct BlockGraph: Sendable {
             snapshots: top.snapshots,
             bitmaps: top.bitmaps
         )
+        disk.isStacked = formats.count > 1
+        return disk
     }
 
     private static func image(_ node: Node, _ bottom: Node) -> GuestDisk.Image {
@@ -202,6 +208,13 @@ public struct GuestDisk: Sendable, Hashable, Codable {
     /// The device's QOM path.
     public var device = ""
 
+    /// Whether a format lies within another one, as qcow2 within LUKS.
+    public var isStacked = false
+
+    /// Whether its contents are on another machine that every host reaches in the same way.
+    public var isNetwork: Bool {
+        ["nbd", "iscsi", "http", "https", "ftp", "ftps", "rbd", "ssh", "nfs", "gluster"].contains(protocolDriver)
+    }
     /// Whether its contents are in a file or a device of this host.
     public var isLocal: Bool { ["file", "host_device", "host_cdrom"].contains(protocolDriver) }
     /// Whether it takes no space and holds nothing.

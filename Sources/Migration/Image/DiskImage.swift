@@ -10,6 +10,7 @@ public final class DiskImage: Sendable {
     /// What the guest would see.
     public let contents: any BackEnd
     private let daemon: StorageDaemon?
+    private let isClosed = Guarded(false)
 
     /// An image that is read and written by this process.
     public convenience init(_ file: RawFile) { self.init(file, nil) }
@@ -45,20 +46,39 @@ public final class DiskImage: Sendable {
         }
     }
 
-    /// Closes it, with everything that was written in the image.
+    /// Closes it, with everything that was written in the image. Only the first call does anything.
     public func close() async {
+        let isFirst = isClosed.withLock { closed in
+            defer { closed = true }
+            return !closed
+        }
+        guard isFirst else { return }
         await contents.close()
         await daemon?.stop()
     }
 
     /// The digest of an image that nobody writes; see `ChunkDigests`.
+    ///
+    /// - Parameters:
+    ///   - path: the image.
+    ///   - format: its format.
+    ///   - size: how much of a raw one the guest sees: a device may be larger.
+    ///   - secret: what opens it.
+    ///   - loops: where it is read.
     public static func digest(
         of path: String,
         format: String,
+        size: UInt64,
         secret: SecretBytes? = nil,
         on loops: EventLoopGroup
     ) async throws -> String {
-        if format == "raw" { return try await BlockingPool.shared.run { try ChunkDigests.digest(of: path) } }
+        if format == "raw" {
+            return try await BlockingPool.shared.run {
+                let digests = try ChunkDigests(size: size, isBlank: false)
+                try digests.update(from: path)
+                return digests.digest()
+            }
+        }
         var image = StorageDaemon.Image(path: path, format: format)
         image.isReadOnly = true
         image.secret = secret

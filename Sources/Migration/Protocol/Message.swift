@@ -100,6 +100,8 @@ public enum Message: Sendable, Hashable {
             public var path: String
             /// The format of the image that the destination makes: "raw", "qcow2".
             public var format: String
+            /// The format of the image at the source.
+            public var sourceFormat = "raw"
             /// The bytes of an encrypted container with its header, which is sent as a file; nil for other images.
             public var containerSize: UInt64?
             /// Whether it is an encrypted container.
