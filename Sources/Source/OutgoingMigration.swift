@@ -368,7 +368,7 @@ public final class OutgoingMigration: @unchecked Sendable {
                 "The disks of guest '\(plan.guest)' are exported by 'crossdock export'; its readers would be left behind. End that first"
             )
         }
-        if !plan.isRehearsal { try await FleecingSnapshot.clear(monitor) }
+        if !plan.isRehearsal, let record { try await GuestExport.clear(record, guests, monitor) }
     }
 
     /// Removes what a source agent that was killed has left in QEMU: the lock is ours, so nobody uses it.

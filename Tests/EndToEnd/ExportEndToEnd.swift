@@ -392,26 +392,22 @@ struct ExportEndToEnd {
         let socket = lab.directory.file("agent.sock")
         let holder = try ChildProcess(["sleep", "600"])
         let loop = lab.loop
+        let watchdog = try ChildProcess([
+            Lab.crossdock, "snapshot-watchdog", "--agent", socket, "--parent", "\(holder.pid)",
+            "--seconds", cause == "time" ? "2" : "600",
+        ])
+        defer { watchdog.signal(SIGKILL) }
         let frozen = try await loop.run {
             let agent = try await GuestAgent.connect(to: socket, on: loop)
-            _ = try EmulatorProcess.start(
-                [
-                    Lab.crossdock, "snapshot-watchdog", "--agent", "\(agent.descriptor)", "--parent", "\(holder.pid)",
-                    "--seconds", cause == "time" ? "2" : "600",
-                ],
-                directory: "/",
-                log: "/dev/null",
-                keep: [agent.descriptor]
-            )
-            let count = try await agent.freeze()
-            // The connection is the watchdog's now.
-            agent.close()
-            return count
+            defer { agent.close() }
+            return try await agent.freeze()
         }
         #expect(frozen == 1)
         let stopped = try lines(lab)
         if cause == "death" { holder.signal(SIGKILL) }
         try await eventually(seconds: 30, "the guest writes again") { try self.lines(lab) > stopped + 3 }
+        // Whoever was stuck would be in the way.
+        if cause == "time" { try await eventually("the holder has ended") { !holder.isRunning } }
     }
 
     /// The moment in which the processors stand still is short, and a killed export must not make it long.
@@ -419,22 +415,12 @@ struct ExportEndToEnd {
         let lab = try Lab()
         try await lab.startIdleGuest(disks: [try await lab.makeImage("disk.raw", megabytes: 16, data: 1)])
         let holder = try ChildProcess(["sleep", "600"])
-        let (path, loop) = (lab.guests("a").agentMonitor(of: "web1"), lab.loop)
-        try await loop.run {
-            let monitor = try await QMPClient.connect(to: path, on: loop)
-            _ = try EmulatorProcess.start(
-                [
-                    Lab.crossdock, "snapshot-watchdog", "--monitor", "\(monitor.descriptor)", "--parent",
-                    "\(holder.pid)",
-                    "--seconds", "600",
-                ],
-                directory: "/",
-                log: "/dev/null",
-                keep: [monitor.descriptor]
-            )
-            try await monitor.pause()
-            monitor.close()
-        }
+        let path = lab.guests("a").agentMonitor(of: "web1")
+        let watchdog = try ChildProcess([
+            Lab.crossdock, "snapshot-watchdog", "--monitor", path, "--parent", "\(holder.pid)", "--seconds", "600",
+        ])
+        defer { watchdog.signal(SIGKILL) }
+        try await lab.monitor("a") { try await $0.pause() }
         #expect(try await lab.monitor("a") { try await $0.status() } == "paused")
         holder.signal(SIGKILL)
         try await eventually("the guest runs") { try await lab.monitor("a") { try await $0.status() } == "running" }

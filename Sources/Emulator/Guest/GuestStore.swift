@@ -58,6 +58,10 @@ public struct GuestStore: Sendable {
     public func statusMonitor(of record: GuestRecord) -> String { record.adopted ?? statusMonitor(of: record.name) }
     /// The lock of whoever exports the guest's disks.
     public func exportLock(of name: String) -> String { "\(directory)/\(name)/export.lock" }
+    /// Where an export's private directory is noted while the export is there.
+    public func exportRecord(of name: String) -> String { "\(directory)/\(name)/export" }
+    /// Where snapshots keep what guests overwrite.
+    public var scratchDirectory: String { "\(directory.dropLast("/guests".count))/scratch" }
     /// QEMU's output.
     public func log(of name: String) -> String { "\(directory)/\(name)/qemu.log" }
 

@@ -23,8 +23,6 @@ public final class FleecingSnapshot: @unchecked Sendable {
         fileprivate let filter: String
         fileprivate let target: String
         fileprivate let scratch: String
-        /// What the device was attached to.
-        fileprivate let attached: String
     }
 
     /// How a snapshot is taken.
@@ -32,14 +30,17 @@ public final class FleecingSnapshot: @unchecked Sendable {
         /// Where scratch files are made.
         public var scratchDirectory: String
         /// How long a write of the guest may wait for the scratch file, in seconds, before the snapshot breaks.
-        public var timeout = 5
+        public var timeout = 4
+        /// What the names of scratch files begin with: whose they are.
+        public var label: String
         /// How many bitmaps of earlier snapshots are kept.
         public var keptBitmaps = 4
         /// Whose the scratch files shall be: the user that QEMU runs as.
         public var owner: UInt32
 
         /// Makes options.
-        public init(scratchDirectory: String, owner: UInt32) {
+        public init(scratchDirectory: String, label: String, owner: UInt32) {
+            self.label = label
             self.scratchDirectory = scratchDirectory
             self.owner = owner
         }
@@ -57,48 +58,99 @@ public final class FleecingSnapshot: @unchecked Sendable {
     /// What the names of its bitmaps begin with.
     public static let bitmapPrefix = "crossdock-"
 
-    private init(name: String) { self.name = name }
+    private let options: Options
+    /// Whether the guest's devices have the filters.
+    private var isInserted = false
 
-    /// Takes a snapshot.
+    private init(_ options: Options) {
+        self.options = options
+        name = Self.bitmapPrefix + Self.timestamp()
+    }
+
+    /// Makes what a snapshot needs, while the guest runs as before.
     ///
     /// - Parameters:
-    ///   - disks: which disks.
+    ///   - disks: which disks; those that no device uses are left out.
     ///   - monitor: the guest's monitor.
     ///   - options: how.
     /// - Throws: `GuestError`, `QMPError` or `ChannelError`; the guest then is as before.
-    public static func take(
+    public static func prepare(
         of disks: [GuestDisk],
         _ monitor: QMPClient,
         _ options: Options
     ) async throws -> FleecingSnapshot {
-        let snapshot = FleecingSnapshot(name: bitmapPrefix + timestamp())
+        // The timeout is in nanoseconds in 32 bits there (fixed in 9.1).
+        let version = monitor.version.split(separator: ".").compactMap { Int($0) }
+        if options.timeout > 4, version.count < 2 || (version[0], version[1]) < (9, 1) {
+            throw GuestError(
+                "QEMU \(monitor.version) takes at most 4 s as the time that a write may wait for the scratch file"
+            )
+        }
+        let snapshot = FleecingSnapshot(options)
         do {
-            try await snapshot.prepare(disks, monitor, options)
-            let wasRunning = try await monitor.status() == "running"
-            let start = ContinuousClock.now
-            if wasRunning { try await monitor.pause() }
-            do {
-                try await snapshot.insert(monitor)
-            } catch {
-                if wasRunning { try? await monitor.resume() }
-                throw error
-            }
-            if wasRunning { try await monitor.resume() }
-            let parts = (ContinuousClock.now - start).components
-            snapshot.pause = Double(parts.seconds) * 1000 + Double(parts.attoseconds) / 1e15
-            try await snapshot.freezeBitmaps(monitor, keep: options.keptBitmaps)
+            try await snapshot.prepare(disks.filter { !$0.device.isEmpty }, monitor)
             return snapshot
         } catch {
-            let nodes = snapshot.disks.map(\.disk.node)
             await snapshot.remove(monitor)
+            throw error
+        }
+    }
+
+    /// Takes the snapshot that was prepared.
+    ///
+    /// - Parameters:
+    ///   - monitor: the guest's monitor.
+    ///   - willPause: is called right before the processors are paused.
+    /// - Throws: `GuestError` or `QMPError`; the guest then is as before, but perhaps for a bitmap.
+    public func take(_ monitor: QMPClient, willPause: () throws -> Void) async throws {
+        do {
+            if try await monitor.status() == "running" {
+                try willPause()
+                let start = ContinuousClock.now
+                do {
+                    try await monitor.pause()
+                    try await insert(monitor)
+                    guard try await monitor.status() == "paused" else {
+                        throw GuestError("Something else let the guest run while the snapshot was taken")
+                    }
+                } catch {
+                    try await goOn(monitor)
+                    throw error
+                }
+                try await goOn(monitor)
+                let parts = (ContinuousClock.now - start).components
+                pause = Double(parts.seconds) * 1000 + Double(parts.attoseconds) / 1e15
+            } else {
+                try await insert(monitor)
+            }
+        } catch {
+            // Nothing has been built on the new bitmap yet.
+            let nodes = disks.map(\.disk.node)
+            await remove(monitor)
             for node in nodes {
                 _ = try? await monitor.execute(
                     "block-dirty-bitmap-remove",
-                    ["node": .string(node), "name": .string(snapshot.name)]
+                    ["node": .string(node), "name": .string(name)]
                 )
             }
             throw error
         }
+        do {
+            try await freezeBitmaps(monitor)
+        } catch {
+            // The new bitmap stays: old ones may have ended already, and it has what came since.
+            await remove(monitor)
+            throw error
+        }
+    }
+
+    /// Lets the processors run, again and again if need be; in the end the watchdog does.
+    private func goOn(_ monitor: QMPClient) async throws {
+        for attempt in 0..<5 {
+            if attempt > 0 { await monitor.loop.sleep(for: .milliseconds(200)) }
+            if (try? await monitor.resume()) != nil, (try? await monitor.status()) == "running" { return }
+        }
+        throw GuestError("QEMU does not let the guest run again after the snapshot")
     }
 
     private static func timestamp() -> String {
@@ -112,15 +164,15 @@ public final class FleecingSnapshot: @unchecked Sendable {
     }
 
     /// Everything that does not need the guest to be paused: scratch files and the new bitmaps.
-    private func prepare(_ wanted: [GuestDisk], _ monitor: QMPClient, _ options: Options) async throws {
+    private func prepare(_ wanted: [GuestDisk], _ monitor: QMPClient) async throws {
         let graph = try await monitor.blockGraph()
         let tag = name.suffix(4)
         try DurableFile.makeDirectory(options.scratchDirectory)
         for (index, disk) in wanted.enumerated() {
-            guard let drive = graph.drives.first(where: { $0.device == disk.device }), let attached = drive.node else {
+            guard graph.drives.contains(where: { $0.device == disk.device && $0.node != nil }) else {
                 throw GuestError("The disk '\(disk.name)' was detached meanwhile")
             }
-            let scratch = "\(options.scratchDirectory)/\(disk.name)-\(name)"
+            let scratch = "\(options.scratchDirectory)/\(options.label).\(disk.name)-\(name)"
             let fd = open(scratch, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
             guard fd >= 0 else { throw ChannelError.system("create the scratch file \(scratch)", errno) }
             let isSized = ftruncate(fd, off_t(disk.size)) == 0
@@ -134,8 +186,7 @@ public final class FleecingSnapshot: @unchecked Sendable {
                     bitmaps: [],
                     filter: "\(Self.prefix)c\(index)-\(tag)",
                     target: "\(Self.prefix)s\(index)-\(tag)",
-                    scratch: scratch,
-                    attached: attached
+                    scratch: scratch
                 )
             )
             guard isSized else { throw ChannelError.system("make the scratch file \(scratch)", number) }
@@ -147,26 +198,28 @@ public final class FleecingSnapshot: @unchecked Sendable {
                 ]
             )
         }
-        timeout = options.timeout
     }
-
-    private var timeout = 5
 
     /// Puts the filters in. The new bitmap is there before the filter, so that no write is missed; the old one is ended only
     /// afterwards.
     private func insert(_ monitor: QMPClient) async throws {
+        isInserted = true
+        let graph = try await monitor.blockGraph()
         try await monitor.transaction(
             disks.map { disk in
                 ("block-dirty-bitmap-add", ["node": .string(disk.disk.node), "name": .string(name)])
             }
         )
         for disk in disks {
+            guard let attached = graph.drives.first(where: { $0.device == disk.disk.device })?.node else {
+                throw GuestError("The disk '\(disk.disk.name)' was detached meanwhile")
+            }
             try await monitor.execute(
                 "blockdev-add",
                 [
-                    "driver": "copy-before-write", "node-name": .string(disk.filter), "file": .string(disk.attached),
+                    "driver": "copy-before-write", "node-name": .string(disk.filter), "file": .string(attached),
                     "target": .string(disk.target), "on-cbw-error": "break-snapshot",
-                    "cbw-timeout": .integer(Int64(timeout)),
+                    "cbw-timeout": .integer(Int64(options.timeout)),
                 ]
             )
             // The filter wants the disk for itself once somebody uses the filter: the guest goes first.
@@ -179,7 +232,8 @@ public final class FleecingSnapshot: @unchecked Sendable {
     }
 
     /// Ends the bitmaps of the snapshot before, whose changes all earlier ones get, too.
-    private func freezeBitmaps(_ monitor: QMPClient, keep: Int) async throws {
+    private func freezeBitmaps(_ monitor: QMPClient) async throws {
+        let keep = options.keptBitmaps
         for index in disks.indices {
             let node = disks[index].disk.node
             let state = try await monitor.execute("query-named-block-nodes", ["flat": true]).array
@@ -192,6 +246,13 @@ public final class FleecingSnapshot: @unchecked Sendable {
                 earlier.append((name, bitmap["recording"]?.bool ?? false))
             }
             earlier.sort { $0.name < $1.name }
+            if !earlier.isEmpty, !earlier.contains(where: \.isRecording) {
+                // Nothing has recorded since the last of them ended: they would tell less than the truth.
+                try await monitor.transaction(
+                    earlier.map { ("block-dirty-bitmap-remove", ["node": .string(node), "name": .string($0.name)]) }
+                )
+                continue
+            }
             func id(_ name: String) -> JSONValue { ["node": .string(node), "name": .string(name)] }
             var actions: [(String, JSONValue)] = []
             for bitmap in earlier where bitmap.isRecording {
@@ -209,50 +270,76 @@ public final class FleecingSnapshot: @unchecked Sendable {
             // Removing cannot be part of a transaction with merging from it in all versions, so the order decides.
             let removals = actions.filter { $0.0 == "block-dirty-bitmap-remove" }
             try await monitor.transaction(actions.filter { $0.0 != "block-dirty-bitmap-remove" })
-            try await monitor.transaction(removals)
+            // One bitmap too many does no harm.
+            _ = try? await monitor.transaction(removals)
             disks[index].bitmaps = earlier.suffix(max(keep, 1)).map { (node, $0.name) }
         }
     }
 
     /// Takes everything out of the guest but the bitmaps, and removes the scratch files.
-    public func remove(_ monitor: QMPClient) async {
-        for disk in disks {
-            _ = try? await monitor.removeNode(disk.node)
-            _ = try? await monitor.attach(disk.attached, to: disk.disk.device)
-            _ = try? await monitor.removeNode(disk.filter)
-            _ = try? await monitor.removeNode(disk.target)
-            unlink(disk.scratch)
+    ///
+    /// - Returns: what could not be taken out.
+    @discardableResult
+    public func remove(_ monitor: QMPClient) async -> [String] {
+        guard !disks.isEmpty else { return [] }
+        let left = await Self.takeOut(monitor) { name in
+            self.disks.contains { name == $0.node || name == $0.filter || name == $0.target }
         }
+        for disk in disks where !left.contains(disk.target) { unlink(disk.scratch) }
+        disks = []
+        return left
+    }
+
+    /// Removes the scratch files of a guest that has ended.
+    public func discard() {
+        for disk in disks { unlink(disk.scratch) }
         disks = []
     }
 
-    /// Takes out what an export that was killed has left in a guest.
+    /// Takes nodes out of a guest. A device that has one of our filters gets what is below the filter now: the guest may
+    /// have another image there than it had when the filter was put in.
     ///
-    /// - Returns: whether there was anything.
-    @discardableResult
-    public static func clear(_ monitor: QMPClient) async throws -> Bool {
-        var found = false
-        let exports = try await monitor.blockExports()
-        for export in exports where export.id.hasPrefix(prefix) {
-            try await monitor.removeNBDExport(export.id)
-            found = true
-        }
-        if found, exports.allSatisfy({ $0.id.hasPrefix(prefix) }) { _ = try? await monitor.stopNBDServer() }
-        let graph = try await monitor.blockGraph()
-        let own = graph.nodes.values.filter { $0.name.hasPrefix(prefix) }
+    /// - Returns: the nodes that are still there.
+    private static func takeOut(_ monitor: QMPClient, _ isOurs: (String) -> Bool) async -> [String] {
+        guard let before = try? await monitor.blockGraph() else { return [] }
+        let own = before.nodes.values.filter { isOurs($0.name) }
         for node in own where node.driver == "snapshot-access" { _ = try? await monitor.removeNode(node.name) }
+        guard let graph = try? await monitor.blockGraph() else { return own.map(\.name) }
         for drive in graph.drives {
-            guard let name = drive.node, name.hasPrefix(prefix), let below = graph.nodes[name]?.children["file"] else {
-                continue
+            guard let name = drive.node, isOurs(name), let below = graph.nodes[name]?.children["file"] else { continue }
+            _ = try? await monitor.attach(below, to: drive.device)
+        }
+        for driver in ["copy-before-write", ""] {
+            for node in own where driver.isEmpty ? node.driver != "snapshot-access" : node.driver == driver {
+                _ = try? await monitor.removeNode(node.name)
             }
-            try await monitor.attach(below, to: drive.device)
         }
-        for node in own where node.driver == "copy-before-write" { _ = try? await monitor.removeNode(node.name) }
-        for node in own where !["snapshot-access", "copy-before-write"].contains(node.driver) {
-            _ = try? await monitor.removeNode(node.name)
-            if node.name.hasPrefix("\(prefix)s") { unlink(node.file) }
+        let after = try? await monitor.blockGraph()
+        return own.map(\.name).filter { after?.nodes[$0] != nil || after == nil }
+    }
+
+    /// Takes out what an export that was killed has left in a guest. Nobody else may be exporting the guest.
+    ///
+    /// - Parameters:
+    ///   - monitor: the guest's monitor.
+    ///   - label: whose scratch files are removed.
+    ///   - directories: where scratch files are.
+    public static func clear(_ monitor: QMPClient, label: String, directories: [String]) async throws {
+        for export in try await monitor.blockExports() where export.id.hasPrefix(prefix) {
+            try await monitor.removeNBDExport(export.id)
         }
-        return found || !own.isEmpty
+        let left = await takeOut(monitor) { $0.hasPrefix(prefix) }
+        guard left.isEmpty else {
+            throw GuestError(
+                "An earlier export has left nodes in the guest that QEMU does not let go: \(left.joined(separator: ", "))"
+            )
+        }
+        for directory in directories {
+            for name in DurableFile.list(directory)
+            where name.hasPrefix("\(label).") && name.contains("-\(bitmapPrefix)") {
+                unlink("\(directory)/\(name)")
+            }
+        }
     }
 
     /// Whether a bitmap of QEMU is one of a snapshot's.

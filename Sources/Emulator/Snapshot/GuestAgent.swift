@@ -1,5 +1,3 @@
-internal import CLinux
-internal import Glibc
 public import IO
 
 /// The agent inside of a guest (`qemu-ga`), reached through a character device: it freezes and thaws file systems.
@@ -65,20 +63,22 @@ public final class GuestAgent: @unchecked Sendable {
     }
 
     /// Freezes the guest's file systems and returns how many (`guest-fsfreeze-freeze`).
-    public func freeze() async throws -> Int {
-        Int(try await execute("guest-fsfreeze-freeze", timeout: .seconds(20)).integer ?? 0)
+    ///
+    /// - Parameter timeout: how long it may take; the connection is of no use afterwards when the time is over.
+    public func freeze(timeout: Duration = .seconds(10)) async throws -> Int {
+        Int(try await execute("guest-fsfreeze-freeze", timeout: timeout).integer ?? 0)
     }
 
-    /// Thaws them again (`guest-fsfreeze-thaw`).
-    public func thaw() async throws { _ = try await execute("guest-fsfreeze-thaw", timeout: .seconds(10)) }
+    /// Thaws them again and returns how many were frozen (`guest-fsfreeze-thaw`).
+    @discardableResult
+    public func thaw() async throws -> Int {
+        Int(try await execute("guest-fsfreeze-thaw", timeout: .seconds(10)).integer ?? 0)
+    }
 
     /// "thawed" or "frozen" (`guest-fsfreeze-status`).
     public func status() async throws -> String {
         try await execute("guest-fsfreeze-status", timeout: .seconds(5)).string ?? ""
     }
-
-    /// The connection's descriptor, for a watchdog that outlives this process.
-    public var descriptor: Int32 { channel.descriptor }
 
     /// Ends the connection; nothing is thawed by that.
     public func close() { channel.close() }

@@ -155,12 +155,16 @@ final class CopyPlan: Sendable {
         for (index, extent) in extents.enumerated() {
             offset = min(offset + extent.length, size)
             var end = offset
+            var isZero = extent.isZero
             if end % granule != 0, end != size {
                 let down = end / granule * granule
                 let up = min(down + granule, size)
                 if index == extents.count - 1 {
                     // What lies behind is not known yet; it is asked about again, from a boundary on.
-                    end = down > (result.last?.end ?? position) ? down : up
+                    let fits = down > (result.last?.end ?? position)
+                    end = fits ? down : up
+                    // Only a part of this granule is known.
+                    if !fits { isZero = false }
                 } else {
                     end = extent.isZero ? down : up
                 }
@@ -169,7 +173,7 @@ final class CopyPlan: Sendable {
             guard end > start else { continue }
             // A piece that is zero only in part is data.
             let isPartly = end - start < granule && end != size
-            result.append((end, extent.isZero && !isPartly))
+            result.append((end, isZero && !isPartly))
         }
         return result
     }

@@ -21,10 +21,10 @@ public final class GuestExport: @unchecked Sendable {
         public var isSnapshot = false
         /// Whether clients may write, where the guest's device shares its disk.
         public var isWritable = false
-        /// Where the scratch files of a snapshot are.
-        public var scratchDirectory: String
+        /// Where the scratch files of a snapshot are; nil for a place of their own that QEMU's user can reach.
+        public var scratchDirectory: String?
         /// How long a write of the guest may wait for the scratch file, in seconds.
-        public var timeout = 5
+        public var timeout = 4
         /// How long file systems may stay frozen, in seconds.
         public var freezeLimit = 10
         /// How many bitmaps of earlier snapshots are kept.
@@ -36,7 +36,7 @@ public final class GuestExport: @unchecked Sendable {
 
         /// Makes options.
         public init(
-            scratchDirectory: String,
+            scratchDirectory: String?,
             program: String,
             authorize: @escaping @Sendable (String) -> @Sendable (TLSPeer?) -> ExportAccess
         ) {
@@ -62,6 +62,8 @@ public final class GuestExport: @unchecked Sendable {
     private let loops: EventLoopGroup
     private var snapshot: FleecingSnapshot?
     private var directory = ""
+    private var hasServer = false
+    private var scratch = ""
     private var lock: FileLock?
     private var ids: [String] = []
 
@@ -110,7 +112,7 @@ public final class GuestExport: @unchecked Sendable {
     }
 
     private func show(_ monitor: QMPClient, _ process: EmulatorProcess, _ options: Options) async throws {
-        try await FleecingSnapshot.clear(monitor)
+        try await Self.clear(record, store, monitor, scratch: options.scratchDirectory)
         let all = try await monitor.disks()
         let wanted = all.filter {
             options.disks.isEmpty ? !$0.isReadOnly || $0.isLocal : options.disks.contains($0.name)
@@ -125,22 +127,31 @@ public final class GuestExport: @unchecked Sendable {
         // QEMU makes its socket as its own user.
         var status = stat()
         let owner = stat("/proc/\(process.pid)", &status) == 0 ? status.st_uid : geteuid()
-        directory = try Self.makeDirectory(owner: owner)
+        directory = try Self.makeDirectory(owner: owner, in: "/tmp")
+        if options.isSnapshot {
+            if let wanted = options.scratchDirectory {
+                scratch = wanted
+            } else {
+                // The state directory is not for others.
+                scratch =
+                    owner == geteuid()
+                    ? store.scratchDirectory : try Self.makeDirectory(owner: owner, in: "/var/tmp")
+            }
+            try await takeSnapshot(of: wanted.filter { !$0.isReadOnly }, monitor, owner, options)
+        }
+        // Last, so that little can happen between it and the exports by which it is known to be ours.
+        try DurableFile.write(Array(directory.utf8), to: store.exportRecord(of: record.name))
         do {
             try await monitor.startNBDServer(socket: "\(directory)/nbd.sock", connections: 0)
         } catch let error as QMPError where error.code == .refused {
-            rmdir(directory)
-            directory = ""
             throw GuestError(
                 "QEMU of guest '\(record.name)' has one NBD server, which something else uses already; it was left alone "
                     + "(\(error.message))"
             )
         }
-        if options.isSnapshot {
-            try await takeSnapshot(of: wanted.filter { !$0.isReadOnly }, monitor, owner, options)
-        }
+        hasServer = true
         for (index, disk) in wanted.enumerated() {
-            let shown = snapshot?.disks.first { $0.disk.device == disk.device }
+            let shown = snapshot?.disks.first { $0.disk.node == disk.node }
             let id = "xde-\(index)"
             let name = "\(record.name)/\(disk.name)"
             let bitmaps = shown?.bitmaps ?? []
@@ -174,9 +185,42 @@ public final class GuestExport: @unchecked Sendable {
         }
     }
 
-    private static func makeDirectory(owner: UInt32) throws -> String {
-        var template = Array("/tmp/crossdock-XXXXXX".utf8CString)
-        guard mkdtemp(&template) != nil else { throw ChannelError.system("make a directory under /tmp", errno) }
+    /// Takes out what an export of a guest that was killed has left. The caller has the export's lock.
+    ///
+    /// - Parameters:
+    ///   - record: the guest.
+    ///   - store: where it is recorded.
+    ///   - monitor: its monitor.
+    ///   - scratch: where its scratch files may be, besides the usual place.
+    static func clear(
+        _ record: GuestRecord,
+        _ store: GuestStore,
+        _ monitor: QMPClient,
+        scratch: String? = nil
+    ) async throws {
+        let directories = [store.scratchDirectory] + (scratch.map { [$0] } ?? [])
+        try await FleecingSnapshot.clear(monitor, label: record.name, directories: directories)
+        let path = store.exportRecord(of: record.name)
+        guard let bytes = (try? DurableFile.read(path)) ?? nil else { return }
+        let directory = String(decoding: bytes, as: UTF8.self)
+        // Whoever answers at that path is the server that was started for us: nobody else knows the path.
+        let probe = try? await SocketChannel.connect(to: .unix(path: "\(directory)/nbd.sock"), on: monitor.loop)
+        probe?.close()
+        if probe != nil, try await monitor.blockExports().isEmpty { try await monitor.stopNBDServer() }
+        remove(directory)
+        unlink(path)
+    }
+
+    /// The directory belongs to QEMU's user: only what is known to be in it is removed.
+    private static func remove(_ directory: String) {
+        guard directory.hasPrefix("/tmp/crossdock-") else { return }
+        unlink("\(directory)/nbd.sock")
+        rmdir(directory)
+    }
+
+    private static func makeDirectory(owner: UInt32, in parent: String) throws -> String {
+        var template = Array("\(parent)/crossdock-XXXXXX".utf8CString)
+        guard mkdtemp(&template) != nil else { throw ChannelError.system("make a directory under \(parent)", errno) }
         let path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
         if owner != geteuid(), chown(path, owner, gid_t.max) != 0 {
             let number = errno
@@ -193,53 +237,81 @@ public final class GuestExport: @unchecked Sendable {
         _ owner: UInt32,
         _ options: Options
     ) async throws {
-        var agent: GuestAgent?
-        if let socket = try await monitor.guestAgentSocket() {
-            do {
-                let path = DurableFile.resolve(socket, in: record.commandLine.directory)
-                agent = try await GuestAgent.connect(to: path, on: loop)
-            } catch {
-                warnings.append("The file systems of guest '\(record.name)' were not frozen: \(error)")
-            }
-        }
-        let isRunning = try await monitor.status() == "running"
-        let watchdog = try SnapshotWatchdog(
-            agent: agent,
-            monitor: isRunning ? monitor : nil,
-            seconds: options.freezeLimit,
-            program: options.program
-        )
-        if let agent {
-            do {
-                frozen = try await agent.freeze()
-            } catch {
-                warnings.append("The file systems of guest '\(record.name)' were not frozen: \(error)")
-            }
-        }
-        var settings = FleecingSnapshot.Options(scratchDirectory: options.scratchDirectory, owner: owner)
+        var settings = FleecingSnapshot.Options(scratchDirectory: scratch, label: record.name, owner: owner)
         settings.timeout = options.timeout
         settings.keptBitmaps = options.keptBitmaps
-        let result: Result<FleecingSnapshot, any Error>
-        do {
-            result = .success(try await FleecingSnapshot.take(of: disks, monitor, settings))
-        } catch { result = .failure(error) }
-        var isThawed = true
-        if let agent {
-            do {
-                try await agent.thaw()
-            } catch {
-                // The watchdog still has the connection, and its own time.
-                isThawed = false
-                warnings.append("The file systems of guest '\(record.name)' could not be thawed yet: \(error)")
-            }
-            agent.close()
+        let prepared = try await FleecingSnapshot.prepare(of: disks, monitor, settings)
+        snapshot = prepared
+        let socket = try await monitor.guestAgentSocket().map {
+            DurableFile.resolve($0, in: record.commandLine.directory)
         }
-        let status = try? await monitor.status()
-        if isThawed, !isRunning || status == "running" { watchdog.dismiss() }
-        let taken = try result.get()
-        snapshot = taken
-        bitmap = taken.name
-        pause = taken.pause
+        let thawing = try socket.map {
+            try SnapshotWatchdog(agent: $0, monitor: nil, seconds: options.freezeLimit + 15, program: options.program)
+        }
+        var agent = try await freeze(socket, options)
+        var running: SnapshotWatchdog?
+        let path = store.agentMonitor(of: record)
+        let result: Result<Void, any Error>
+        do {
+            result = .success(
+                try await prepared.take(monitor) {
+                    running = try SnapshotWatchdog(agent: nil, monitor: path, seconds: 15, program: options.program)
+                }
+            )
+        } catch { result = .failure(error) }
+        if let socket, frozen != nil {
+            let thawed = await thaw(socket, &agent)
+            if thawed == 0 {
+                // They thawed by themselves, or through something else, perhaps before the moment.
+                warnings.append(
+                    "The file systems of guest '\(record.name)' were not frozen any more when the snapshot was taken"
+                )
+                frozen = nil
+            }
+            if thawed != nil { thawing?.dismiss() }
+        } else {
+            thawing?.dismiss()
+        }
+        agent?.close()
+        if (try? await monitor.status()) != "paused" || running == nil { running?.dismiss() }
+        try result.get()
+        bitmap = prepared.name
+        pause = prepared.pause
+    }
+
+    /// Freezes what can be frozen; what cannot is a warning.
+    private func freeze(_ socket: String?, _ options: Options) async throws -> GuestAgent? {
+        guard let socket else { return nil }
+        do {
+            let agent = try await GuestAgent.connect(to: socket, on: loop)
+            do {
+                frozen = try await agent.freeze(timeout: .seconds(options.freezeLimit))
+                return agent
+            } catch {
+                // It may be under way all the same.
+                agent.close()
+                var none: GuestAgent?
+                _ = await thaw(socket, &none)
+                none?.close()
+                throw error
+            }
+        } catch {
+            warnings.append("The file systems of guest '\(record.name)' were not frozen: \(error)")
+            return nil
+        }
+    }
+
+    /// Thaws, over a new connection when the old one is of no use any more.
+    ///
+    /// - Returns: how many file systems were frozen; nil when nobody answers, which leaves it to the watchdog.
+    private func thaw(_ socket: String, _ agent: inout GuestAgent?) async -> Int? {
+        for _ in 0..<3 {
+            if let current = agent, let count = try? await current.thaw() { return count }
+            agent?.close()
+            agent = try? await GuestAgent.connect(to: socket, on: loop)
+        }
+        warnings.append("The file systems of guest '\(record.name)' could not be thawed yet; a watchdog goes on trying")
+        return nil
     }
 
     /// Whether the guest's QEMU still runs.
@@ -260,8 +332,9 @@ public final class GuestExport: @unchecked Sendable {
         do {
             let monitor = try await QMPClient.connect(to: store.agentMonitor(of: record), on: loop)
             defer { monitor.close() }
+            let before = warnings.count
             await takeBack(monitor)
-            return nil
+            return warnings.count > before ? warnings.last : nil
         } catch {
             return
                 "The export's nodes stay in guest '\(record.name)' until the next export or its end, since its monitor does not "
@@ -274,14 +347,22 @@ public final class GuestExport: @unchecked Sendable {
         exports = []
         for id in ids { _ = try? await monitor.removeNBDExport(id) }
         ids = []
-        if !directory.isEmpty { _ = try? await monitor.stopNBDServer() }
-        await snapshot?.remove(monitor)
+        // Somebody may have put exports of their own on it meanwhile.
+        if hasServer, (try? await monitor.blockExports().isEmpty) == true { _ = try? await monitor.stopNBDServer() }
+        hasServer = false
+        let left = await snapshot?.remove(monitor) ?? []
+        if !left.isEmpty {
+            warnings.append("QEMU does not let go of \(left.joined(separator: ", ")); the next export tries again")
+        }
         snapshot = nil
         discardFiles()
     }
 
     private func discardFiles() {
-        if !directory.isEmpty { DurableFile.remove(directory) }
+        snapshot?.discard()
+        if scratch.hasPrefix("/var/tmp/crossdock-") { rmdir(scratch) }
+        if !directory.isEmpty { Self.remove(directory) }
         directory = ""
+        unlink(store.exportRecord(of: record.name))
     }
 }

@@ -66,7 +66,7 @@ struct ExportCommand: AsyncParsableCommand {
             valueName: "s"
         )
     )
-    var cbwTimeout: Int = 5
+    var cbwTimeout: Int = 4
 
     @Option(help: ArgumentHelp("How long the guest's file systems may stay frozen.", valueName: "s"))
     var freezeLimit: Int = 10
@@ -97,8 +97,7 @@ struct ExportCommand: AsyncParsableCommand {
                 return record
             }
             var options = GuestExport.Options(
-                scratchDirectory: scratchDir.map { DurableFile.resolve($0, in: currentDirectory) }
-                    ?? "\(common.stateDirectory)/scratch",
+                scratchDirectory: scratchDir.map { DurableFile.resolve($0, in: currentDirectory) },
                 program: DurableFile.resolve("/proc/self/exe", in: "/"),
                 authorize: try authorization(objects, credentials)
             )
@@ -154,11 +153,24 @@ struct ExportCommand: AsyncParsableCommand {
         let exports = ExportTable()
         let served = try await control.run { open.map(\.exports) }
         for export in served.flatMap({ $0 }) { exports.add(export) }
+        let names = Set(served.flatMap { $0 }.map(\.name)).union(guests)
+        for rule in tlsAuthz where rule.contains("=") {
+            let name = String(rule.prefix { $0 != "=" })
+            guard names.contains(name) else {
+                throw GuestError(
+                    "There is no export '\(name)' for --tls-authz \(rule); there are \(names.sorted().joined(separator: ", "))"
+                )
+            }
+        }
+        var limits = NBDServer.Limits()
+        // Each connection may have requests in memory; the guests are on the same host.
+        limits.connections = 128
         let server = NBDServer(
             exports: exports,
             credentials: credentials,
             mode: .required,
             loops: loops,
+            limits: limits,
             log: { [common] in common.log(.warning, $0) }
         )
         let loop = loops.loops[0]
@@ -210,6 +222,9 @@ struct ExportCommand: AsyncParsableCommand {
             let parts = text.split(separator: "=", maxSplits: 1).map(String.init)
             let (name, id) = parts.count == 2 ? (parts[0], parts[1]) : ("", text)
             _ = try objects.authorizer(id)
+            guard !rules.contains(where: { $0.name == name }) else {
+                throw CredentialError("--tls-authz is given twice for \(name.isEmpty ? "all exports" : "'\(name)'")")
+            }
             rules.append((name, AccessControl(objects: objects, authorization: id)))
         }
         if rules.isEmpty, !credentials.verifiesPeer {
@@ -242,7 +257,7 @@ struct ExportCommand: AsyncParsableCommand {
 }
 
 /// Lets a guest go on when its export cannot; started by `crossdock export`.
-struct SnapshotWatchdogCommand: ParsableCommand {
+struct SnapshotWatchdogCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "snapshot-watchdog",
         abstract: "Lets a guest go on that was stopped for a snapshot.",
@@ -250,9 +265,12 @@ struct SnapshotWatchdogCommand: ParsableCommand {
     )
 
     @Option var parent: Int32
-    @Option var agent: Int32 = -1
-    @Option var monitor: Int32 = -1
+    @Option var agent: String?
+    @Option var monitor: String?
     @Option var seconds: Int
 
-    func run() { SnapshotWatchdog.watch(parent: parent, agent: agent, monitor: monitor, seconds: seconds) }
+    func run() async throws {
+        let loop = EventLoop(name: "watchdog")
+        await SnapshotWatchdog.watch(parent: parent, agent: agent, monitor: monitor, seconds: seconds, on: loop)
+    }
 }

@@ -116,7 +116,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
             var options = copyOptions()
             try checkResume()
             let old = try resume.flatMap { try CopyJournal.load($0) }
-            if let old { try old.check(against: try journal(size), path: resume ?? "") }
+            if let old { try old.check(against: try journal(size, from.backEnd), path: resume ?? "") }
             if let context = changes {
                 guard from.backEnd.traits.contexts.contains(context) else {
                     let offered = from.backEnd.traits.contexts.filter { $0 != MetaContext.allocation }
@@ -132,7 +132,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
             }
             let to = try await openTarget(loops, size: size, isResumed: old != nil || bitmap != nil)
             if to.isBlank { options.targetIsZero = true }
-            var record = try resume.map { _ in try journal(size) }
+            var record = try resume.map { _ in try journal(size, from.backEnd) }
             if let old {
                 options.position = old.position
                 record?.position = old.position
@@ -296,9 +296,10 @@ struct NBDCopyCommand: AsyncParsableCommand {
     }
 
     /// The record of this copy, at its beginning.
-    private func journal(_ size: UInt64) throws -> CopyJournal {
+    private func journal(_ size: UInt64, _ from: any BackEnd) throws -> CopyJournal {
         func name(_ text: String) -> String { NBDURI.isURI(text) || text == "null:" ? text : Self.canonical(text) }
-        var stamp = ""
+        // A server that tells what an export shows tells when it shows something else: another snapshot.
+        var stamp = (from as? RemoteExport)?.info.summary ?? ""
         var status = stat()
         if !NBDURI.isURI(source), stat(source, &status) == 0, status.st_mode & S_IFMT == S_IFREG {
             stamp = "\(status.st_ino) \(status.st_mtim.tv_sec).\(status.st_mtim.tv_nsec)"
