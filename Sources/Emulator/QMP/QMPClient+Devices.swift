@@ -84,4 +84,29 @@ extension QMPClient {
         }
         return nil
     }
+
+    /// The I/O thread that serves a disk's device, or its controller; nil when QEMU's main thread does.
+    public func ioThread(of device: String) async throws -> String? {
+        let suffix = "/virtio-backend"
+        var path = device.hasSuffix(suffix) ? String(device.dropLast(suffix.count)) : device
+        for _ in 0..<4 {
+            if let thread = try await property("iothread", of: path)?.string, !thread.isEmpty { return thread }
+            // A disk of a SCSI controller: the controller is where its bus is.
+            guard let bus = try await property("parent_bus", of: path)?.string else { return nil }
+            let parts = bus.split(separator: "/")
+            guard let root = parts.firstIndex(where: { $0.hasPrefix("peripheral") }), parts.count > root + 1 else {
+                return nil
+            }
+            let parent = "/" + parts[...(root + 1)].joined(separator: "/")
+            guard parent != path else { return nil }
+            path = parent
+        }
+        return nil
+    }
+
+    /// Whether QEMU is at least of a version.
+    public func isAtLeast(_ major: Int, _ minor: Int) -> Bool {
+        let parts = version.split(separator: ".").compactMap { Int($0) }
+        return parts.count >= 2 && (parts[0], parts[1]) >= (major, minor)
+    }
 }

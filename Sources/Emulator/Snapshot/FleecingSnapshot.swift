@@ -80,8 +80,7 @@ public final class FleecingSnapshot: @unchecked Sendable {
         _ options: Options
     ) async throws -> FleecingSnapshot {
         // The timeout is in nanoseconds in 32 bits there (fixed in 9.1).
-        let version = monitor.version.split(separator: ".").compactMap { Int($0) }
-        if options.timeout > 4, version.count < 2 || (version[0], version[1]) < (9, 1) {
+        if options.timeout > 4, !monitor.isAtLeast(9, 1) {
             throw GuestError(
                 "QEMU \(monitor.version) takes at most 4 s as the time that a write may wait for the scratch file"
             )

@@ -124,6 +124,15 @@ public final class GuestExport: @unchecked Sendable {
             )
         }
         guard !wanted.isEmpty else { throw GuestError("Guest '\(record.name)' has no disks") }
+        for disk in wanted where !monitor.isAtLeast(9, 1) {
+            // There a client that leaves such an export ends QEMU, and the guest with it (nbd_blockdev_client_closed).
+            guard let thread = try await monitor.ioThread(of: disk.device) else { continue }
+            throw GuestError(
+                "The disk '\(disk.name)' of guest '\(record.name)' is served by the I/O thread "
+                    + "\(thread.split(separator: "/").last ?? ""), and QEMU \(monitor.version) aborts when a reader of such a disk "
+                    + "leaves; choose other disks with --disk, or use QEMU 9.1"
+            )
+        }
         // QEMU makes its socket as its own user.
         var status = stat()
         let owner = stat("/proc/\(process.pid)", &status) == 0 ? status.st_uid : geteuid()
