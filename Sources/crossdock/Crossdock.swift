@@ -18,6 +18,7 @@ struct Crossdock: AsyncParsableCommand {
         version: "crossdock 0.1.0",
         subcommands: [
             DestinationCommand.self, MigrateCommand.self, ExportCommand.self, SnapshotWatchdogCommand.self,
+            ExportWatchdogCommand.self,
             StatusCommand.self, RecoverCommand.self, GuestCommand.self,
             ObjectCommand.self, PKICommand.self, SecretCommand.self, NBDCommand.self,
             SourceAgentCommand.self,

@@ -281,6 +281,28 @@ struct ExportEndToEnd {
         #expect(DurableFile.list("\(lab.state("a"))/scratch").isEmpty)
     }
 
+    /// QEMU waits for the replies of a drained export to be read, by whoever reads them on its host.
+    @Test func anExportThatStandsStillIsEndedBeforeItHoldsUpTheGuest() async throws {
+        let lab = try Lab()
+        try await lab.startIdleGuest(disks: [try await lab.makeImage("disk.raw", megabytes: 512, data: 200)])
+        let served = try await Served(lab, ["web1"])
+        let reader = try ChildProcess(["nbdcopy", "--requests=64", served.uri("web1/virtio0"), "null:"])
+        try await eventually("the reader reads") {
+            try await lab.monitor("a") { monitor in
+                try await !monitor.blockExports().isEmpty
+            }
+        }
+        served.process.signal(SIGSTOP)
+        // However long QEMU waits, it is not longer than the watchdog does.
+        try await lab.monitor("a") { monitor in
+            try await monitor.execute("stop", timeout: .seconds(60))
+            try await monitor.resume()
+        }
+        try await eventually(seconds: 60, "the export has ended") { !served.process.isRunning }
+        #expect(try await lab.monitor("a") { try await $0.status() } == "running")
+        reader.signal(SIGKILL)
+    }
+
     @Test func theUsersOwnNBDServerIsLeftAlone() async throws {
         let lab = try Lab()
         try await lab.startIdleGuest(disks: [try await lab.makeImage("disk.raw", megabytes: 16, data: 1)])

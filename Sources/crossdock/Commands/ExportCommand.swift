@@ -107,8 +107,12 @@ struct ExportCommand: AsyncParsableCommand {
             options.timeout = cbwTimeout
             options.freezeLimit = freezeLimit
             options.keptBitmaps = keepBitmaps
+            // A suspended export would hold up its guests.
+            for number in [SIGTSTP, SIGTTIN, SIGTTOU] { Glibc.signal(number, SIG_IGN) }
             let loops = EventLoopGroup(name: "nbd")
             let control = EventLoop(name: "control")
+            let heartbeat = try Heartbeat(loops, program: options.program)
+            defer { heartbeat.end() }
             var open: [GuestExport] = []
             let result: Result<Void, any Error>
             do {
@@ -273,4 +277,18 @@ struct SnapshotWatchdogCommand: AsyncParsableCommand {
         let loop = EventLoop(name: "watchdog")
         await SnapshotWatchdog.watch(parent: parent, agent: agent, monitor: monitor, seconds: seconds, on: loop)
     }
+}
+
+/// Ends an export that stands still; started by `crossdock export`.
+struct ExportWatchdogCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "export-watchdog",
+        abstract: "Ends an export that stands still, before its guests do.",
+        shouldDisplay: false
+    )
+
+    @Option var parent: Int32
+    @Option var pipe: Int32
+
+    func run() { Heartbeat.watch(parent: parent, pipe: pipe) }
 }
