@@ -5,7 +5,8 @@ internal import TestSupport
 /// What comes from a QEMU that may be anything.
 enum EmulatorFuzz {
     private static let loop = EventLoop(name: "fuzz-qmp")
-    private static let greeting = Array(#"{"QMP":{"version":{"qemu":{"major":7,"minor":2}},"capabilities":["oob"]}}"#.utf8) + [10]
+    private static let greeting =
+        Array(#"{"QMP":{"version":{"qemu":{"major":7,"minor":2}},"capabilities":["oob"]}}"#.utf8) + [10]
 
     /// A whole conversation: the inspection of a guest whose monitor answers what the input says.
     ///

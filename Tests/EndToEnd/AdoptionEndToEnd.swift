@@ -600,4 +600,45 @@ struct AdoptionEndToEnd {
         let refused = try await lab.migrate(more: ["--qmp", lab.directory.file("foreign.sock")])
         #expect(refused.code == 10 && refused.errors.contains(reason), "\(refused.all)")
     }
+
+    @Test func aQEMUThatHangsOrWhoseSocketIsGoneIsSaidClearlyAndInTime() async throws {
+        let lab = try Lab()
+        let socket = lab.directory.file("foreign.sock")
+        let guest = try await lab.startForeignGuest(["-machine", "pc,accel=tcg", "-m", "64", "-nodefaults"])
+        guest.signal(SIGSTOP)
+        let hanging = try await lab.crossdock(
+            ["guest", "adopt", "web1", "--qmp", socket, "--state-dir", lab.state("a")],
+            seconds: 30
+        )
+        #expect(hanging.code == 0 && hanging.errors.contains("does not answer"), "\(hanging.all)")
+        try await lab.startDestination()
+        for more in [["--dry-run"], ["--qmp", socket]] {
+            let refused = try await lab.migrate(more: more)
+            #expect(refused.code == 10 && refused.errors.contains("another client"), "\(refused.all)")
+        }
+        guest.signal(SIGCONT)
+        unlink(socket)
+        let gone = try await lab.migrate()
+        #expect(gone.code == 10 || gone.code == 15, "\(gone.all)")
+        #expect(gone.errors.contains(socket) && gone.errors.contains("No such file"), "\(gone.all)")
+        let listed = try await lab.crossdock(["guest", "list", "--state-dir", lab.state("a")], seconds: 30)
+        #expect(listed.code == 0 && listed.output.contains("unknown"), "\(listed.all)")
+    }
+
+    /// Processes come and go while /proc is read.
+    @Test func processesThatEndWhileTheyAreLookedAtDoNoHarm() async throws {
+        let lab = try Lab()
+        let guest = try await lab.startForeignGuest(["-machine", "none", "-nodefaults"])
+        let socket = lab.directory.file("foreign.sock")
+        let others = try ChildProcess([
+            "sh", "-c",
+            "while :; do qemu-system-x86_64 --version >/dev/null & qemu-system-i386 --version >/dev/null; wait; done",
+        ])
+        for _ in 0..<100 { #expect(try RunningEmulator.find(monitor: socket).process.pid == guest.pid) }
+        for pid in DurableFile.list("/proc").compactMap({ Int32($0) }) where pid != guest.pid {
+            // Whatever it is, it is read or refused.
+            _ = try? RunningEmulator(pid: pid)
+        }
+        others.signal(SIGKILL)
+    }
 }

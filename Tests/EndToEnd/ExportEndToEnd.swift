@@ -75,15 +75,15 @@ struct ExportEndToEnd {
     @Test func runningDisksOfSeveralGuestsAreServedReadOnlyOverTLS() async throws {
         let lab = try Lab()
         let (first, second) = (
-            try await lab.makeImage("first.raw", megabytes: 32, data: 4), lab.directory.file("second.qcow2")
+            try await lab.makeImage("first.raw", megabytes: 32, data: 4), lab.directory.file("second.vmdk")
         )
         _ = try await shell(
-            "qemu-img create -q -f qcow2 \(second) 48M; qemu-io -c 'write -P 9 1M 1M' \(second) >/dev/null"
+            "qemu-img create -q -f vmdk \(second) 48M; qemu-io -f vmdk -c 'write -P 9 1M 1M' \(second) >/dev/null"
         )
         try await lab.startIdleGuest("web1", disks: [first])
         let command = ["qemu-system-x86_64", "-machine", "pc,accel=tcg", "-m", "64", "-nodefaults", "-display", "none"]
         let more = [
-            "-blockdev", "driver=qcow2,node-name=q0,file.driver=file,file.filename=\(second)", "-device",
+            "-blockdev", "driver=vmdk,node-name=q0,file.driver=file,file.filename=\(second)", "-device",
             "virtio-blk-pci,drive=q0,id=data",
         ]
         let started = try await lab.crossdock(
