@@ -345,7 +345,11 @@ public final class OutgoingMigration: @unchecked Sendable {
         guard let process = found.process, process.isRunning else {
             throw MigrationError(.guest, "Guest '\(plan.guest)' does not run, so it cannot be migrated live")
         }
-        return try await QMPClient.connect(to: guests.agentMonitor(of: found), on: loop)
+        do {
+            return try await QMPClient.connect(to: guests.agentMonitor(of: found), on: loop)
+        } catch let error as ChannelError {
+            throw MigrationError(.guest, "The monitor of guest '\(plan.guest)' cannot be reached: \(error.message)")
+        }
     }
 
     /// Ends the journals of earlier migrations of this guest whose agents died before the release: this one takes over.

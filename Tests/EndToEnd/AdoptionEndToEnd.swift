@@ -619,7 +619,7 @@ struct AdoptionEndToEnd {
         guest.signal(SIGCONT)
         unlink(socket)
         let gone = try await lab.migrate()
-        #expect(gone.code == 10 || gone.code == 15, "\(gone.all)")
+        #expect(gone.code == 10, "\(gone.all)")
         #expect(gone.errors.contains(socket) && gone.errors.contains("No such file"), "\(gone.all)")
         let listed = try await lab.crossdock(["guest", "list", "--state-dir", lab.state("a")], seconds: 30)
         #expect(listed.code == 0 && listed.output.contains("unknown"), "\(listed.all)")

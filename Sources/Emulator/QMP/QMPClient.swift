@@ -87,8 +87,8 @@ public final class QMPClient: @unchecked Sendable {
         on loop: EventLoop,
         timeout: Duration = .seconds(10)
     ) async throws -> QMPClient {
-        let channel = try await SocketChannel.connect(to: .unix(path: path), on: loop, timeout: timeout)
         do {
+            let channel = try await SocketChannel.connect(to: .unix(path: path), on: loop, timeout: timeout)
             return try await connect(over: channel, timeout: timeout)
         } catch let error as ChannelError where error.code == .timedOut {
             throw QMPError(

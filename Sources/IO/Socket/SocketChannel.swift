@@ -96,6 +96,12 @@ public final class SocketChannel: Channel, @unchecked Sendable {
                 let number = errno
                 guard number == EAGAIN, ContinuousClock.now < end else {
                     Glibc.close(fd)
+                    if number == EAGAIN {
+                        throw ChannelError(
+                            .timedOut,
+                            "Nobody accepts connections at the socket \(path), although it is there"
+                        )
+                    }
                     throw ChannelError.system("connect to the socket \(path)", number)
                 }
                 await loop.sleep(for: .milliseconds(20))
