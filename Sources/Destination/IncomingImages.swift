@@ -56,8 +56,11 @@ final class IncomingImages: @unchecked Sendable {
     ) async throws {
         try DurableFile.makeDirectory(directory)
         let isDevice = Self.deviceSize(path) != nil
-        if !isDevice { try await Self.make(disk, path, backing, secret, header) }
+        guard isDevice || !DurableFile.exists(path) else {
+            throw ChannelError.system("create the image \(path)", EEXIST)
+        }
         do {
+            if !isDevice { try await Self.make(disk, path, backing, secret, header) }
             var image = StorageDaemon.Image(path: path, format: disk.format)
             image.secret = secret
             let digests = try ChunkDigests(size: disk.size, isBlank: !isDevice && backing == nil)

@@ -355,8 +355,12 @@ final class IncomingMigration: @unchecked Sendable {
     private func keptBacking(_ offer: Message.Offer, _ rehearsed: Message.Rehearsed) async -> Set<String> {
         var kept: Set<String> = []
         for disk in offer.disks where !disk.backing.isEmpty {
-            var isSame = true
-            for file in disk.backing {
+            // What a source could have put here itself is not taken for an image of this host.
+            let isOwn = disk.backing.allSatisfy {
+                DurableFile.resolve($0.path, in: "/").hasPrefix(agent.configuration.imageDirectory + "/") == false
+            }
+            var isSame = isOwn && disk.backing.last.map { ImageHeader.isAlone($0.path) } ?? false
+            for file in disk.backing where isSame {
                 var known = file
                 known.digest = rehearsed.backing[file.path] ?? ""
                 if await !Self.matches(file.path, known) {
@@ -383,7 +387,9 @@ final class IncomingMigration: @unchecked Sendable {
             names.count == offer.disks.count, names.allSatisfy(MigrationStore.isID),
             offer.disks.allSatisfy(Self.isPlausible), offer.disks.reduce(0, { $0 + $1.size }) <= 1 << 50,
             offer.sizes.count < 4096, offer.sizes.values.allSatisfy({ $0 <= 1 << 50 }), offer.memory <= 1 << 46,
-            Set(offer.files.map(\.path)).count == offer.files.count
+            Set(offer.files.map(\.path)).count == offer.files.count,
+            offer.files.allSatisfy({ $0.digest.utf8.count == 64 && $0.digest.allSatisfy(\.isHexDigit) }),
+            offer.files.allSatisfy({ !$0.path.hasPrefix("header:") || $0.size <= 64 << 20 })
         else { throw GuestError("The offer is malformed") }
         guard let lock = try agent.migrations.lock(guest: offer.guest) else {
             throw GuestError("Guest '\(offer.guest)' is being migrated on this host already")
@@ -621,9 +627,21 @@ final class IncomingMigration: @unchecked Sendable {
                 guard let path = files[reference.path] else {
                     throw GuestError("The file \(reference.path) of \(reference.option) is not in the offer")
                 }
+                guard ImageHeader.isAlone(path) else {
+                    throw GuestError(
+                        "The file \(reference.path) of \(reference.option) refers to other files of this host"
+                    )
+                }
                 return .init(path: path)
             case .output: return .init(path: self.output(reference.path, offer, &outputs))
-            case .backing: return .init(path: reference.path)
+            case .backing:
+                // What is under a disk is what was compared, and nothing else.
+                guard
+                    offer.disks.contains(where: { disk in
+                        keepsBacking.contains(disk.name) && disk.backing.contains { $0.path == reference.path }
+                    })
+                else { throw GuestError("The image \(reference.path) is not under a disk of the offer") }
+                return .init(path: reference.path)
             }
         }
         var arguments = relocation.arguments
@@ -809,6 +827,9 @@ final class IncomingMigration: @unchecked Sendable {
         _ = try? await finalDigests?.value
         try? journal?.append(.rolledBack(reason: reason))
         secrets = [:]
+        for file in offer?.files ?? [] where file.path.hasPrefix("header:") && file.digest.allSatisfy(\.isHexDigit) {
+            unlink("\(agent.configuration.imageDirectory)/.files/\(file.digest)")
+        }
         if let shadow {
             self.shadow = nil
             await shadow.stop()

@@ -157,7 +157,25 @@ struct RelocationTests {
         ["-drive", "file=json:{}"], ["-drive", "file=blkdebug:/x:/etc/shadow"],
         ["-drive", "driver=quorum,children.0.file.filename=/a"],
         ["-device", "x,sysfsdev=/sys/x"], ["-netdev", "stream,id=n,addr.type=unix,addr.path=/s"],
-        ["-chardev", "socket,id=c,path=/run/dbus.sock"], ["-no-such-option", "x"],
+        ["-chardev", "socket,id=c,path=/run/dbus.sock"], ["-no-such-option", "x"], ["-L", "/root"], ["-s"],
+        ["-monitor", "tcp:0.0.0.0:4444,server=on,wait=off"], ["-qmp", "tcp::1,server"],
+        ["-serial", "mon:telnet::1,server"],
+        ["-netdev", #"{"type":"user","id":"n","guestfwd":[{"str":"tcp:10.0.2.9:80-\u0063md:x"}]}"#],
+        ["-netdev", "user,id=n,guestfwd=tcp:10.0.2.9:80-file:/etc/x"],
+        ["-netdev", "dgram,id=n,local.type=unix,local.path=/etc/x"],
+        ["-serial", "tcp::0,server=on,wait=off,logfile=/etc/x"], ["-serial", "unix:a,server=on,path=/etc/passwd"],
+        ["-serial", "unix:a"], ["-serial", "unix:a,server,backend=file"], ["-serial", "unix:a,server=on,server=off"],
+        ["-drive", "if=none,driver=host_device,filename=/dev/sda"], ["-drive", "file=/a,file.filename=/b"],
+        ["-drive", "format=raw,file.driver=raw,file.file.driver=file,file.file.filename=/etc/shadow"],
+        ["-drive", "file.driver=nbd,file.server.type=unix,file.server.path=/s"],
+        ["-drive", "file=rbd:p/i:conf=/etc/x"],
+        ["-drive", "file=/a,file=/b"], ["-drive", "file=/a,readonly=on,backing.file.filename=/etc/shadow"],
+        ["-mem-path", "/etc/x"], ["-object", "memory-backend-file,id=m,size=1M,mem-path=/dev/hugepages/../../etc/x"],
+        ["-display", "vnc=unix:/etc/passwd"], ["-display", "dbus,addr=x"], ["-vnc", "password=off,vnc=unix:/etc/x"],
+        ["-device", "ipmi-bmc-sim,frudatafile=../../etc/x"], ["-device", "virtio-input-host-pci,evdev=x"],
+        ["-set", "device.x.driver=usb-host"],
+        ["-smbios", "type=11,path=/a,path=/b"], ["-audiodev", #"{"driver":"\u0077av","id":"a","path":"\u002fetc"}"#],
+        ["-blockdev", "driver=qcow2,node-name=r,read-only=on,file.driver=file,file.filename=/a,backing=b"],
     ])
     func whatBelongsToThisHostIsRefusedByName(_ words: [String]) {
         let error = #expect(throws: GuestError.self) { try relocate(words) }
@@ -192,6 +210,21 @@ struct RelocationTests {
                 "-device", "virtio-blk-pci,drive=n", "-netdev", "hubport,id=t,hubid=1", "-device", "e1000,netdev=t",
                 "-chardev", "null,id=c", "-serial", "null", "-object", "memory-backend-memfd,id=m,size=64M,share=on",
                 "-object", "iothread,id=i", "-bios", "/scratch/65536", "-display", "none",
+            ]
+        )
+    }
+
+    @Test func monitorsOfOthersAreLeftOutWithTheirDevices() throws {
+        #expect(
+            try relocate([
+                "-chardev", "socket,id=charmonitor,fd=23,server=on,wait=off", "-mon",
+                "chardev=charmonitor,mode=control",
+                "-chardev", "socket,id=qmp-event,path=/var/run/events.sock,reconnect=5", "-mon",
+                "chardev=qmp-event,mode=control",
+                "-chardev", "socket,id=own,path=/run/own.sock,server=on,wait=off", "-mon", "chardev=own,mode=control",
+            ]) == [
+                "-chardev", "socket,id=own,path=<output:/run/own.sock>,server=on,wait=off", "-mon",
+                "chardev=own,mode=control",
             ]
         )
     }

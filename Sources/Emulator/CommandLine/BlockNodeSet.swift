@@ -89,6 +89,12 @@ struct BlockNodeSet {
         let underneath = Set(nodes.flatMap { backing(of: $0) })
         let known = Set(nodes).union(underneath)
         for index in definitions.indices {
+            var keys: Set<String> = []
+            for leaf in definitions[index].leaves {
+                let here = Place(definition: index, prefix: "")
+                if let reason = OptionPolicy.checkLeaf(leaf) { throw refusal(here, reason) }
+                guard keys.insert(leaf.key).inserted else { throw refusal(here, "'\(leaf.key)' is given twice") }
+            }
             // Nothing may be in a definition that is not looked at below.
             for prefix in definitions[index].prefixes(of: "driver") {
                 let node = Place(definition: index, prefix: prefix)
@@ -130,6 +136,13 @@ struct BlockNodeSet {
         var above: [Place] = []
         while let next = parent(above.last ?? node), !above.contains(next) { above.append(next) }
         let isReadOnly = ([node] + above).contains { definitions[$0.definition].isOn($0.key("read-only")) }
+        if isReadOnly,
+            let top = above.first(where: {
+                !backing(of: $0).isEmpty || definitions[$0.definition].has($0.key("backing"))
+            })
+        {
+            throw refusal(top, "a read-only disk with a backing file cannot be placed on another host")
+        }
         let placement = try place(.init(kind: isReadOnly ? .file : .disk, path: path, option: "-blockdev"))
         definitions[node.definition].set(node.key("filename"), .string(placement.path))
         if value(node, "driver") == "host_device", !placement.isDevice, placement.path != path {

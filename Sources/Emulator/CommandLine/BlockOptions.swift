@@ -62,7 +62,7 @@ struct BlockOptions {
     }
 
     /// Whether a truth value is set.
-    func isOn(_ key: String) -> Bool { ["on", "true", "yes", "y"].contains(self[key] ?? "off") }
+    func isOn(_ key: String) -> Bool { ["on", "true", "yes", "y", "1"].contains(self[key] ?? "off") }
 
     /// Whether there is anything under a key, a value or an object.
     func has(_ key: String) -> Bool {
@@ -86,6 +86,26 @@ struct BlockOptions {
             if !found.contains(name) { found.append(name) }
         }
         return found
+    }
+
+    /// Every value with its whole key, in the order in which they are given; a key may be there twice.
+    var leaves: [(key: String, value: String)] {
+        guard let json else { return pairs }
+        return Self.leaves(in: json, "")
+    }
+
+    private static func leaves(in value: JSONValue, _ prefix: String) -> [(key: String, value: String)] {
+        let key = String(prefix.dropLast())
+        return switch value {
+        case .object(let members):
+            members.sorted { $0.key < $1.key }.flatMap { leaves(in: $0.value, "\(prefix)\($0.key).") }
+        case .array(let items): items.enumerated().flatMap { leaves(in: $0.element, "\(prefix)\($0.offset).") }
+        case .string(let text): [(key, text)]
+        case .bool(let flag): [(key, flag ? "on" : "off")]
+        case .integer(let number): [(key, "\(number)")]
+        case .number(let number): [(key, "\(number)")]
+        case .null: [(key, "")]
+        }
     }
 
     /// Where a name occurs, at any depth: "" or "file." or "file.file.".

@@ -21,7 +21,8 @@ extension GuestCommandLine {
     ]
     /// Devices that are part of this host.
     private static let hostDevices = [
-        "vfio-", "vhost-user-", "usb-host", "pci-assign", "ivshmem-doorbell", "vhost-scsi",
+        "vfio-", "vhost-", "usb-host", "usb-mtp", "pci-assign", "ivshmem-doorbell", "virtio-input-host", "ccid-card-",
+        "guest-loader", "u2f-", "ipmi-bmc-extern", "tpm-", "xen-", "pvrdma", "virtio-9p",
     ]
     /// Displays that are windows of whoever started the guest.
     private static let windows = ["gtk", "sdl", "curses", "cocoa", "spice-app"]
@@ -44,9 +45,12 @@ extension GuestCommandLine {
         try nodes.relocate(place)
         var result = Relocation(arguments: [program], changes: [], secrets: [])
         var definition = 0
+        let publicMonitors = isAtHome ? [] : Self.publicMonitors(options)
         for option in options {
             let new: [GuestOption]
-            if option.name == "blockdev" {
+            if Self.isPart(option, of: publicMonitors) {
+                new = []
+            } else if option.name == "blockdev" {
                 new = nodes.text(definition).map { [GuestOption("blockdev", $0)] } ?? []
                 definition += 1
             } else if let secret = Self.carriedSecret(option) {
@@ -63,6 +67,26 @@ extension GuestCommandLine {
             }
         }
         return result
+    }
+
+    /// The character devices of monitors that are not sockets of the guest's own: those of a management program, or open to
+    /// others. On the other host nobody answers there, and nobody should.
+    private static func publicMonitors(_ options: [GuestOption]) -> Set<String> {
+        var ids: Set<String> = []
+        for option in options where option.name == "mon" {
+            guard let id = option.value("chardev") ?? BlockOptions.first(option.argument ?? "") else { continue }
+            let device = options.first { $0.name == "chardev" && $0.value("id") == id }
+            if device.map({ !OptionPolicy.isPrivate(monitor: $0) }) ?? true { ids.insert(id) }
+        }
+        return ids
+    }
+
+    private static func isPart(_ option: GuestOption, of monitors: Set<String>) -> Bool {
+        switch option.name {
+        case "mon": monitors.contains(option.value("chardev") ?? BlockOptions.first(option.argument ?? "") ?? "")
+        case "chardev": option.value("id").map(monitors.contains) ?? false
+        default: false
+        }
     }
 
     /// The id of a secret whose value travels outside of the command line: `-object secret,id=ID` and nothing more.
@@ -210,6 +234,9 @@ extension GuestCommandLine {
             throw GuestError("A guest with -drive \(argument) cannot be moved: its writes go to a temporary file")
         }
         let isReadOnly = options["media"] == "cdrom" || options.isOn("readonly") || options.isOn("read-only")
+        if isReadOnly, options.has("backing") {
+            throw GuestError("A guest with -drive \(argument) cannot be moved: a read-only disk with a backing file")
+        }
         guard let key = ["file", "file.filename"].first(where: { options[$0] != nil }), let value = options[key],
             !value.isEmpty
         else { return argument }
@@ -239,8 +266,11 @@ extension GuestCommandLine {
 
     /// Whether a file name of `-drive` is a disk on the network.
     static func isNetwork(_ value: String) -> Bool {
-        ["nbd:", "nbds:", "iscsi:", "http:", "https:", "ftp:", "ftps:", "rbd:", "ssh:", "gluster:", "nfs:"]
-            .contains { value.hasPrefix($0) }
+        [
+            "nbd:", "nbds:", "nbd+tcp:", "gluster+tcp:", "iscsi:", "http:", "https:", "ftp:", "ftps:", "rbd:", "ssh:",
+            "gluster:", "nfs:",
+        ]
+        .contains { value.hasPrefix($0) }
     }
 
     // MARK: character devices and displays

@@ -121,7 +121,7 @@ extension GuestCommandLine {
             case "audiodev":
                 if let id = option.value("id") { result.append(GuestOption("audiodev", "none,id=\(id)")) }
             case "fw_cfg", "smbios":
-                if option.value("file") == nil { result.append(option) }
+                if option.value("file") == nil, option.value("path") == nil { result.append(option) }
             case "boot":
                 if option.value("splash") == nil { result.append(option) }
             default: result.append(option)

@@ -222,10 +222,7 @@ private struct GuestInspector {
 
     /// Memory in a file of this host becomes memory without a file; a directory of huge pages stays what it is.
     private mutating func makeMemoryAnonymous() throws {
-        func isDirectory(_ path: String) -> Bool {
-            var status = stat()
-            return stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFDIR
-        }
+        func isDirectory(_ path: String) -> Bool { OptionPolicy.isHugePages(path) }
         for index in options.indices where options[index].name == "object" {
             var settings = try BlockOptions(parsing: options[index].argument ?? "", implied: "qom-type")
             guard settings["qom-type"] == "memory-backend-file", let path = settings["mem-path"],
@@ -380,7 +377,7 @@ private struct GuestInspector {
                 }
             }
             let option = GuestOption("object", parts.joined(separator: ","))
-            options.insert(option, at: 0)
+            options.append(option)
             note("-object \(parts[0]): added at run time")
         }
     }
@@ -548,7 +545,10 @@ private struct GuestInspector {
         }
         try await freezeProcessor()
         var counts: [String: Int] = [:]
+        // QEMU lists them in no order; their numbers are the order of the command line.
+        func number(_ member: QMPClient.ObjectMember) -> Int { Int(member.name.filter(\.isNumber)) ?? 0 }
         let anonymous = try await monitor.members(of: "/machine/peripheral-anon").filter { $0.childType != nil }
+            .sorted { number($0) < number($1) }
         for index in options.indices where options[index].name == "device" {
             let settings = try BlockOptions(parsing: options[index].argument ?? "", implied: "driver")
             guard let driver = settings["driver"] else { continue }
@@ -703,6 +703,13 @@ private struct GuestInspector {
             if disk.isEncrypted { result.keySecret[reference.path] = keySecret(reference.path) }
             result.diskOfPath[reference.path] = disk
             result.sizes[reference.path] = disk.size
+        }
+        let files = Set(try result.commandLine.paths().filter { $0.kind == .file }.map { resolve($0.path) })
+        for disk in result.disks
+        where disk.isLocal && disk.isReadOnly && !claimed.contains(disk.node) && !files.contains(disk.path) {
+            throw GuestError(
+                "The disc \(disk.path) (\(disk.name)) was put in at run time and cannot be described; eject it first"
+            )
         }
         for disk in result.disks where disk.isLocal && !disk.isReadOnly && !claimed.contains(disk.node) {
             throw GuestError("The disk \(disk.path) (\(disk.name)) is not in the guest's command line; detach it first")

@@ -63,6 +63,8 @@ public final class GuestExport: @unchecked Sendable {
     private var snapshot: FleecingSnapshot?
     private var directory = ""
     private var hasServer = false
+    /// Whether a freeze was sent and no thaw answered.
+    private var mayBeFrozen = false
     private var scratch = ""
     private var lock: FileLock?
     private var ids: [String] = []
@@ -146,10 +148,10 @@ public final class GuestExport: @unchecked Sendable {
                     owner == geteuid()
                     ? store.scratchDirectory : try Self.makeDirectory(owner: owner, in: "/var/tmp")
             }
-            try await takeSnapshot(of: wanted.filter { !$0.isReadOnly }, monitor, owner, options)
         }
-        // Last, so that little can happen between it and the exports by which it is known to be ours.
-        try DurableFile.write(Array(directory.utf8), to: store.exportRecord(of: record.name))
+        // Before anything is in the guest, so that the next export knows what to look for.
+        try DurableFile.write(Array("\(directory)\n\(scratch)".utf8), to: store.exportRecord(of: record.name))
+        if options.isSnapshot { try await takeSnapshot(of: wanted.filter { !$0.isReadOnly }, monitor, owner, options) }
         do {
             try await monitor.startNBDServer(socket: "\(directory)/nbd.sock", connections: 0)
         } catch let error as QMPError where error.code == .refused {
@@ -207,16 +209,22 @@ public final class GuestExport: @unchecked Sendable {
         _ monitor: QMPClient,
         scratch: String? = nil
     ) async throws {
-        let directories = [store.scratchDirectory] + (scratch.map { [$0] } ?? [])
-        try await FleecingSnapshot.clear(monitor, label: record.name, directories: directories)
         let path = store.exportRecord(of: record.name)
-        guard let bytes = (try? DurableFile.read(path)) ?? nil else { return }
-        let directory = String(decoding: bytes, as: UTF8.self)
+        let lines = ((try? DurableFile.read(path)) ?? nil).map {
+            String(decoding: $0, as: UTF8.self).split(separator: "\n", omittingEmptySubsequences: false).map(
+                String.init
+            )
+        }
+        let noted = lines.flatMap { $0.count > 1 && !$0[1].isEmpty ? $0[1] : nil }
+        let directories = [store.scratchDirectory] + [scratch, noted].compactMap { $0 }
+        try await FleecingSnapshot.clear(monitor, label: record.name, directories: directories)
+        guard let directory = lines?.first else { return }
         // Whoever answers at that path is the server that was started for us: nobody else knows the path.
         let probe = try? await SocketChannel.connect(to: .unix(path: "\(directory)/nbd.sock"), on: monitor.loop)
         probe?.close()
         if probe != nil, try await monitor.blockExports().isEmpty { try await monitor.stopNBDServer() }
         remove(directory)
+        if let noted, noted.hasPrefix("/var/tmp/crossdock-") { rmdir(noted) }
         unlink(path)
     }
 
@@ -268,16 +276,19 @@ public final class GuestExport: @unchecked Sendable {
                 }
             )
         } catch { result = .failure(error) }
-        if let socket, frozen != nil {
+        if let socket, mayBeFrozen {
             let thawed = await thaw(socket, &agent)
-            if thawed == 0 {
+            if thawed == 0, (frozen ?? 0) > 0 {
                 // They thawed by themselves, or through something else, perhaps before the moment.
                 warnings.append(
                     "The file systems of guest '\(record.name)' were not frozen any more when the snapshot was taken"
                 )
                 frozen = nil
             }
-            if thawed != nil { thawing?.dismiss() }
+            if thawed != nil {
+                mayBeFrozen = false
+                thawing?.dismiss()
+            }
         } else {
             thawing?.dismiss()
         }
@@ -294,13 +305,14 @@ public final class GuestExport: @unchecked Sendable {
         do {
             let agent = try await GuestAgent.connect(to: socket, on: loop)
             do {
+                mayBeFrozen = true
                 frozen = try await agent.freeze(timeout: .seconds(options.freezeLimit))
                 return agent
             } catch {
                 // It may be under way all the same.
                 agent.close()
                 var none: GuestAgent?
-                _ = await thaw(socket, &none)
+                if await thaw(socket, &none) != nil { mayBeFrozen = false }
                 none?.close()
                 throw error
             }
