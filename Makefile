@@ -37,6 +37,8 @@ bench: release
 	python3 Benchmarks/mirror.py .build/release/crossdock
 	python3 Benchmarks/nbd.py .build/release/crossdock --json .build/nbd-bench.json --markdown .build/nbd-bench.md
 	Benchmarks/channels
+	python3 Benchmarks/rehearsal.py .build/release/crossdock
+	python3 Benchmarks/export.py .build/release/crossdock
 
 # What takes too long for every run of the tests: 2^24 records over one session, and the fuzzers.
 soak: release

@@ -229,6 +229,76 @@ struct RelocationTests {
         )
     }
 
+    /// What management programs write.
+    @Test(arguments: [
+        [
+            "-id", "100", "-name", "vm,debug-threads=on", "-no-shutdown", "-pidfile", "/var/run/100.pid", "-daemonize",
+            "-chardev", "socket,id=qmp,path=/var/run/100.qmp,server=on,wait=off", "-mon", "chardev=qmp,mode=control",
+            "-chardev", "socket,id=qmp-event,path=/var/run/qmeventd.sock,reconnect=5", "-mon",
+            "chardev=qmp-event,mode=control",
+            "-smbios", "type=1,uuid=f3b4d5e6-0000-4000-8000-000000000000", "-smp", "2,sockets=1,cores=2,maxcpus=2",
+            "-nodefaults",
+            "-boot", "menu=on,strict=on,reboot-timeout=1000,splash=/usr/share/bootsplash.jpg",
+            "-vnc", "unix:/var/run/100.vnc,password=on", "-cpu", "kvm64,enforce,+kvm_pv_eoi,+sep", "-m", "2048",
+            "-object", "iothread,id=iothread-virtioscsi0", "-device",
+            "pci-bridge,id=pci.1,chassis_nr=1,bus=pci.0,addr=0x1e",
+            "-device", "vmgenid,guid=53b1c1a8-0000-4000-8000-000000000000", "-device",
+            "usb-tablet,id=tablet,bus=uhci.0,port=1",
+            "-chardev", "socket,path=/var/run/100.qga,server=on,wait=off,id=qga0", "-device",
+            "virtio-serial,id=qga0,bus=pci.0,addr=0x8",
+            "-device", "virtserialport,chardev=qga0,name=org.qemu.guest_agent.0",
+            "-iscsi", "initiator-name=iqn.1993-08.org.debian:01:abc", "-drive",
+            "if=none,id=drive-ide2,media=cdrom,aio=io_uring",
+            "-device", "ide-cd,bus=ide.1,unit=0,drive=drive-ide2,id=ide2,bootindex=101",
+            "-drive",
+            "file=/dev/pve/vm-100-disk-0,if=none,id=drive-scsi0,format=raw,cache=none,aio=io_uring,detect-zeroes=on",
+            "-device", "scsi-hd,bus=virtioscsi0.0,channel=0,scsi-id=0,lun=0,drive=drive-scsi0,id=scsi0,bootindex=100",
+            "-netdev", "type=tap,id=net0,ifname=tap100i0,script=no,downscript=no,vhost=on", "-machine",
+            "type=pc-i440fx-7.2",
+            "-device", "virtio-net-pci,mac=BC:24:11:00:00:01,netdev=net0,bus=pci.0,addr=0x12,id=net0",
+        ],
+        [
+            "-name", "guest=web,debug-threads=on", "-S", "-object", #"{"qom-type":"secret","id":"masterKey0"}"#,
+            "-machine", "pc-q35-7.2,usb=off,vmport=off,dump-guest-core=off,memory-backend=pc.ram", "-accel", "kvm",
+            "-cpu", "host,migratable=on", "-m", "2048", "-overcommit", "mem-lock=off", "-smp",
+            "2,sockets=2,cores=1,threads=1",
+            "-object", #"{"qom-type":"memory-backend-ram","id":"pc.ram","size":2147483648}"#, "-no-user-config",
+            "-nodefaults",
+            "-chardev", "socket,id=charmonitor,fd=23,server=on,wait=off", "-mon",
+            "chardev=charmonitor,id=monitor,mode=control",
+            "-rtc", "base=utc,driftfix=slew", "-global", "kvm-pit.lost_tick_policy=delay", "-no-hpet", "-no-shutdown",
+            "-global", "ICH9-LPC.disable_s3=1", "-boot", "strict=on",
+            "-device",
+            #"{"driver":"pcie-root-port","port":16,"chassis":1,"id":"pci.1","bus":"pcie.0","multifunction":true,"addr":"0x2"}"#,
+            "-blockdev",
+            #"{"driver":"file","filename":"/images/web.qcow2","node-name":"libvirt-1-storage","auto-read-only":true,"discard":"unmap"}"#,
+            "-blockdev",
+            #"{"node-name":"libvirt-1-format","read-only":false,"driver":"qcow2","file":"libvirt-1-storage","backing":null}"#,
+            "-device",
+            #"{"driver":"virtio-blk-pci","bus":"pci.4","addr":"0x0","drive":"libvirt-1-format","id":"virtio-disk0","bootindex":1}"#,
+            "-netdev", "tap,ifname=vnet0,script=no,downscript=no,vhost=on,id=hostnet0",
+            "-device",
+            #"{"driver":"virtio-net-pci","netdev":"hostnet0","id":"net0","mac":"52:54:00:00:00:01","bus":"pci.1","addr":"0x0"}"#,
+            "-chardev", "pty,id=charserial0", "-device",
+            #"{"driver":"isa-serial","chardev":"charserial0","id":"serial0","index":0}"#,
+            "-chardev", "spicevmc,id=charchannel1,name=vdagent", "-audiodev", #"{"id":"audio1","driver":"spice"}"#,
+            "-spice", "port=5900,addr=127.0.0.1,disable-ticketing=on,image-compression=off,seamless-migration=on",
+            "-device",
+            #"{"driver":"qxl-vga","id":"video0","max_outputs":1,"ram_size":67108864,"bus":"pcie.0","addr":"0x1"}"#,
+            "-device", #"{"driver":"virtio-balloon-pci","id":"balloon0","bus":"pci.5","addr":"0x0"}"#,
+            "-object", #"{"qom-type":"rng-random","id":"objrng0","filename":"/dev/urandom"}"#,
+            "-device", #"{"driver":"virtio-rng-pci","rng":"objrng0","id":"rng0","bus":"pci.6","addr":"0x0"}"#,
+            "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny", "-msg",
+            "timestamp=on",
+        ],
+    ])
+    func theLinesOfManagementProgramsAreTaken(_ words: [String]) throws {
+        let moved = try relocate(words, format: words.contains { $0.contains("qcow2") } ? "qcow2" : "raw")
+        #expect(!moved.contains { $0.contains("qmp-event") || $0.contains("charmonitor") }, "\(moved)")
+        let line = GuestCommandLine(arguments: ["qemu-system-x86_64"] + moved, directory: "/")
+        _ = try line.shadow(.init(sizes: [:], memory: 1 << 20, memoryID: "pc.ram")) { "/scratch/\($0)" }
+    }
+
     @Test func secretsInClearAreLeftOutOfWhatIsKept() {
         let line = GuestCommandLine(
             arguments: [

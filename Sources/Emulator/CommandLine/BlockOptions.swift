@@ -69,7 +69,7 @@ struct BlockOptions {
         guard let json else { return pairs.contains { $0.key == key || $0.key.hasPrefix("\(key).") } }
         var value: JSONValue? = json
         for part in key.split(separator: ".") { value = value?[String(part)] }
-        return value != nil
+        return value != nil && value != .null
     }
 
     /// The names directly under a key; "" for the outermost.

@@ -123,7 +123,7 @@ private struct GuestInspector {
             options = try result.commandLine.options()
             try readConfigurations()
             dropWhatIsOver()
-            try resolveDescriptors()
+            try await resolveDescriptors()
             try makeMemoryAnonymous()
             try await followHotPlug(graph)
             try followMedia(graph)
@@ -184,7 +184,24 @@ private struct GuestInspector {
         }
     }
 
-    private mutating func resolveDescriptors() throws {
+    private mutating func resolveDescriptors() async throws {
+        if options.contains(where: { $0.name == "chardev" && $0.value("fd") != nil }) {
+            let devices = try await monitor.execute("query-chardev").array
+            for index in options.indices where options[index].name == "chardev" {
+                var settings = try BlockOptions(parsing: options[index].argument ?? "", implied: "backend")
+                guard settings["fd"] != nil, settings["backend"] == "socket", let id = settings["id"],
+                    var name = devices.first(where: { $0["label"]?.string == id })?["filename"]?.string
+                else { continue }
+                if name.hasPrefix("disconnected:") { name = String(name.dropFirst(13)) }
+                guard name.hasPrefix("unix:"), name.contains("server") else { continue }
+                settings.remove("fd")
+                settings.set("path", .string(String(name.dropFirst(5).prefix { $0 != "," })))
+                note(
+                    "-chardev \(options[index].argument ?? ""): its descriptor is the socket \(settings["path"] ?? "")"
+                )
+                options[index].argument = settings.text
+            }
+        }
         if !sets.isEmpty {
             options.removeAll { $0.name == "add-fd" }
             for index in options.indices {
