@@ -2,14 +2,22 @@
 #define CROSSDOCK_CGCRYPT_SHIM_H
 
 #include <gcrypt.h>
+#include <pthread.h>
+
+/* Each module that includes this has the lock; weak, it is one for the process. */
+__attribute__((weak)) pthread_mutex_t xd_gcry_lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* gcry_control is variadic, which Swift cannot call. Secure memory stays off: the keys that libgcrypt holds are wiped
-   when a handle is closed, and its pool of locked memory is small. Calling it again changes nothing. */
+   when a handle is closed, and its pool of locked memory is small. Calling it again changes nothing. libgcrypt aborts when
+   two threads initialise it at once. */
 static inline void xd_gcry_initialize(void) {
-    if (gcry_control(GCRYCTL_INITIALIZATION_FINISHED_P)) return;
-    (void)gcry_check_version(NULL);
-    (void)gcry_control(GCRYCTL_DISABLE_SECMEM, 0);
-    (void)gcry_control(GCRYCTL_INITIALIZATION_FINISHED, 0);
+    (void)pthread_mutex_lock(&xd_gcry_lock);
+    if (!gcry_control(GCRYCTL_INITIALIZATION_FINISHED_P)) {
+        (void)gcry_check_version(NULL);
+        (void)gcry_control(GCRYCTL_DISABLE_SECMEM, 0);
+        (void)gcry_control(GCRYCTL_INITIALIZATION_FINISHED, 0);
+    }
+    (void)pthread_mutex_unlock(&xd_gcry_lock);
 }
 
 /* Macros around gcry_md_ctl and gcry_cipher_ctl. */
