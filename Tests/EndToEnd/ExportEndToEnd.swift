@@ -144,6 +144,23 @@ struct ExportEndToEnd {
         #expect(moved.code == 0, "\(moved.all)")
     }
 
+    @Test func clientsWriteOnlyWhereTheyWereLetAndTheDeviceShares() async throws {
+        let lab = try Lab()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
+        let new = try await lab.makeImage("new.raw", megabytes: 16, data: 3)
+        let device = ["-drive", "file=\(disk),format=raw,if=none,id=one", "-device"]
+        try await lab.startIdleGuest(disks: [], more: device + ["virtio-blk-pci,drive=one,share-rw=on"])
+        let reading = try await Served(lab, ["web1"])
+        let refused = try await Tool.run([Lab.crossdock, "nbd", "copy", new, reading.uri("web1/one")])
+        #expect(refused.code != 0, "\(refused.all)")
+        #expect(try await reading.stop().code == 0)
+        let writing = try await Served(lab, ["web1"], ["--writable"])
+        _ = try await shell("\(Lab.crossdock) nbd copy \(new) '\(writing.uri("web1/one"))'")
+        #expect(try await writing.stop().code == 0)
+        let (there, here) = (try ChunkDigests.digest(of: disk), try ChunkDigests.digest(of: new))
+        #expect(there == here)
+    }
+
     @Test func eachExportHasItsOwnReaders() async throws {
         let lab = try Lab()
         let disks = [
