@@ -25,7 +25,7 @@ extension GuestCommandLine {
         "guest-loader", "u2f-", "ipmi-bmc-extern", "tpm-", "xen-", "pvrdma", "virtio-9p",
     ]
     /// Displays that are windows of whoever started the guest.
-    private static let windows = ["gtk", "sdl", "curses", "cocoa", "spice-app"]
+    static let windows = ["gtk", "sdl", "curses", "cocoa", "spice-app"]
     /// Objects that are part of this host.
     private static let hostObjects = ["input-linux", "memory-backend-epc", "x-remote-object", "x-vfio-user-server"]
 

@@ -46,7 +46,6 @@ enum OptionPolicy {
         "spiceport",
         "qemu-vdagent", "testdev",
     ]
-    private static let windows = ["none", "gtk", "sdl", "curses", "cocoa", "spice-app"]
     /// What a disk may consist of.
     static let blockDrivers: Set<String> = [
         "raw", "qcow2", "qed", "luks", "file", "host_device", "host_cdrom", "throttle", "copy-on-read", "preallocate",
@@ -91,7 +90,7 @@ enum OptionPolicy {
                 throw refusal(option, "only directories of huge pages are the same elsewhere")
             }
         case "display":
-            guard windows.contains(String(argument.prefix { $0 != "," })) else {
+            guard (GuestCommandLine.windows + ["none"]).contains(String(argument.prefix { $0 != "," })) else {
                 throw refusal(option, "it opens something on this host that is no window")
             }
         case "global":

@@ -173,7 +173,6 @@ private struct GuestInspector {
         }
     }
 
-    /// Descriptors that QEMU inherited become what they are descriptors of.
     /// What is behind `/dev/fdset/N`. QEMU keeps copies of the descriptors under other numbers than it was given.
     private mutating func readDescriptorSets() async throws {
         for set in try await monitor.execute("query-fdsets").array {
@@ -184,18 +183,18 @@ private struct GuestInspector {
         }
     }
 
+    /// Descriptors that QEMU inherited become what they are descriptors of.
     private mutating func resolveDescriptors() async throws {
         if options.contains(where: { $0.name == "chardev" && $0.value("fd") != nil }) {
             let devices = try await monitor.execute("query-chardev").array
             for index in options.indices where options[index].name == "chardev" {
                 var settings = try BlockOptions(parsing: options[index].argument ?? "", implied: "backend")
                 guard settings["fd"] != nil, settings["backend"] == "socket", let id = settings["id"],
-                    var name = devices.first(where: { $0["label"]?.string == id })?["filename"]?.string
+                    let socket = devices.first(where: { $0["label"]?.string == id }).flatMap(CharacterSocket.init),
+                    socket.isServer
                 else { continue }
-                if name.hasPrefix("disconnected:") { name = String(name.dropFirst(13)) }
-                guard name.hasPrefix("unix:"), name.contains("server") else { continue }
                 settings.remove("fd")
-                settings.set("path", .string(String(name.dropFirst(5).prefix { $0 != "," })))
+                settings.set("path", .string(socket.path))
                 note(
                     "-chardev \(options[index].argument ?? ""): its descriptor is the socket \(settings["path"] ?? "")"
                 )
@@ -239,11 +238,10 @@ private struct GuestInspector {
 
     /// Memory in a file of this host becomes memory without a file; a directory of huge pages stays what it is.
     private mutating func makeMemoryAnonymous() throws {
-        func isDirectory(_ path: String) -> Bool { OptionPolicy.isHugePages(path) }
         for index in options.indices where options[index].name == "object" {
             var settings = try BlockOptions(parsing: options[index].argument ?? "", implied: "qom-type")
             guard settings["qom-type"] == "memory-backend-file", let path = settings["mem-path"],
-                !isDirectory(resolve(path)), !settings.isOn("pmem"), !settings.isOn("readonly")
+                !OptionPolicy.isHugePages(resolve(path)), !settings.isOn("pmem"), !settings.isOn("readonly")
             else { continue }
             let keepers = ["nvdimm", "virtio-pmem-pci", "virtio-pmem", "ivshmem-plain"]
             if let id = settings["id"],
@@ -262,7 +260,8 @@ private struct GuestInspector {
             note("-object memory-backend-file,mem-path=\(path): anonymous memory takes the file's place")
             options[index].argument = settings.text
         }
-        for path in options.filter({ $0.name == "mem-path" }).compactMap(\.argument) where !isDirectory(resolve(path)) {
+        for path in options.filter({ $0.name == "mem-path" }).compactMap(\.argument)
+        where !OptionPolicy.isHugePages(resolve(path)) {
             note("-mem-path \(path): anonymous memory takes the file's place")
             options.removeAll { $0.name == "mem-path" && $0.argument == path }
         }
@@ -404,15 +403,13 @@ private struct GuestInspector {
         let automatic = ["compat_monitor", "serial", "parallel", "gdb", "debugcon", "crossdock-"]
         for device in try await monitor.execute("query-chardev").array {
             guard let label = device["label"]?.string, !known.contains(label),
-                !automatic.contains(where: label.hasPrefix), var name = device["filename"]?.string
+                !automatic.contains(where: label.hasPrefix), let name = device["filename"]?.string
             else { continue }
-            if name.hasPrefix("disconnected:") { name = String(name.dropFirst(13)) }
             let argument: String
-            if name.hasPrefix("unix:") {
-                let path = name.dropFirst(5).prefix { $0 != "," }
+            if let socket = CharacterSocket(device) {
                 argument =
-                    "socket,id=\(label),path=\(KeyValue.escape(String(path)))"
-                    + (name.contains("server") ? ",server=on,wait=off" : "")
+                    "socket,id=\(label),path=\(KeyValue.escape(socket.path))"
+                    + (socket.isServer ? ",server=on,wait=off" : "")
             } else if name == "null" {
                 argument = "null,id=\(label)"
             } else if name.hasPrefix("pty:") || name.hasPrefix("pty") {
@@ -703,7 +700,8 @@ private struct GuestInspector {
 
     private mutating func matchDisks(_ graph: BlockGraph) throws {
         var claimed: Set<String> = []
-        for reference in try result.commandLine.paths() {
+        let references = try result.commandLine.paths()
+        for reference in references {
             let path = resolve(reference.path)
             result.resolved[reference.path] = path
             if reference.kind == .file || reference.kind == .disk {
@@ -721,7 +719,7 @@ private struct GuestInspector {
             result.diskOfPath[reference.path] = disk
             result.sizes[reference.path] = disk.size
         }
-        let files = Set(try result.commandLine.paths().filter { $0.kind == .file }.map { resolve($0.path) })
+        let files = Set(references.filter { $0.kind == .file }.map { resolve($0.path) })
         for disk in result.disks
         where disk.isLocal && disk.isReadOnly && !claimed.contains(disk.node) && !files.contains(disk.path) {
             throw GuestError(
@@ -761,7 +759,7 @@ private struct GuestInspector {
         }
         for option in options where option.name == "drive" || option.name == "blockdev" {
             guard let settings = try? BlockOptions(parsing: option.argument ?? "", implied: "driver"),
-                !settings.prefixes(of: "offset").isEmpty || settings["offset"] != nil
+                settings.leaves.contains(where: { $0.key == "offset" || $0.key.hasSuffix(".offset") })
             else { continue }
             block(
                 "The disk of -\(option.name) \(option.argument ?? "") is a slice of a file, which cannot be described"

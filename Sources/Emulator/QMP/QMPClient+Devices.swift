@@ -1,3 +1,20 @@
+/// The Unix socket of a character device, as `query-chardev` tells of it: `disconnected:unix:PATH,server=on`.
+struct CharacterSocket {
+    /// The path.
+    let path: String
+    /// Whether QEMU opened it.
+    let isServer: Bool
+
+    /// Reads an element of the answer; nil for a device that is no Unix socket.
+    init?(_ device: JSONValue) {
+        guard var name = device["filename"]?.string else { return nil }
+        if name.hasPrefix("disconnected:") { name = String(name.dropFirst("disconnected:".count)) }
+        guard name.hasPrefix("unix:") else { return nil }
+        path = String(name.dropFirst("unix:".count).prefix { $0 != "," })
+        isServer = name.contains("server")
+    }
+}
+
 extension QMPClient {
     /// A member of an object of QEMU's object model.
     struct ObjectMember {
@@ -75,10 +92,8 @@ extension QMPClient {
                     let label = try await property("chardev", of: path)?.string
                 else { continue }
                 for device in try await execute("query-chardev").array where device["label"]?.string == label {
-                    guard device["frontend-open"]?.bool == true, var name = device["filename"]?.string else { continue }
-                    // Something else uses the agent when its connection is not waiting.
-                    if name.hasPrefix("disconnected:") { name = String(name.dropFirst(13)) }
-                    if name.hasPrefix("unix:") { return String(name.dropFirst(5).prefix { $0 != "," }) }
+                    guard device["frontend-open"]?.bool == true else { continue }
+                    if let socket = CharacterSocket(device) { return socket.path }
                 }
             }
         }

@@ -59,8 +59,6 @@ public final class FleecingSnapshot: @unchecked Sendable {
     public static let bitmapPrefix = "crossdock-"
 
     private let options: Options
-    /// Whether the guest's devices have the filters.
-    private var isInserted = false
 
     private init(_ options: Options) {
         self.options = options
@@ -202,7 +200,6 @@ public final class FleecingSnapshot: @unchecked Sendable {
     /// Puts the filters in. The new bitmap is there before the filter, so that no write is missed; the old one is ended only
     /// afterwards.
     private func insert(_ monitor: QMPClient) async throws {
-        isInserted = true
         let graph = try await monitor.blockGraph()
         try await monitor.transaction(
             disks.map { disk in
@@ -235,6 +232,7 @@ public final class FleecingSnapshot: @unchecked Sendable {
         let keep = options.keptBitmaps
         for index in disks.indices {
             let node = disks[index].disk.node
+            func id(_ name: String) -> JSONValue { ["node": .string(node), "name": .string(name)] }
             let state = try await monitor.execute("query-named-block-nodes", ["flat": true]).array
                 .first { $0["node-name"]?.string == node }
             var earlier: [(name: String, isRecording: Bool)] = []
@@ -248,11 +246,10 @@ public final class FleecingSnapshot: @unchecked Sendable {
             if !earlier.isEmpty, !earlier.contains(where: \.isRecording) {
                 // Nothing has recorded since the last of them ended: they would tell less than the truth.
                 try await monitor.transaction(
-                    earlier.map { ("block-dirty-bitmap-remove", ["node": .string(node), "name": .string($0.name)]) }
+                    earlier.map { ("block-dirty-bitmap-remove", id($0.name)) }
                 )
                 continue
             }
-            func id(_ name: String) -> JSONValue { ["node": .string(node), "name": .string(name)] }
             var actions: [(String, JSONValue)] = []
             for bitmap in earlier where bitmap.isRecording {
                 actions.append(("block-dirty-bitmap-disable", id(bitmap.name)))
@@ -265,12 +262,11 @@ public final class FleecingSnapshot: @unchecked Sendable {
                     )
                 }
             }
-            for old in earlier.dropLast(max(keep, 1)) { actions.append(("block-dirty-bitmap-remove", id(old.name))) }
-            // Removing cannot be part of a transaction with merging from it in all versions, so the order decides.
-            let removals = actions.filter { $0.0 == "block-dirty-bitmap-remove" }
-            try await monitor.transaction(actions.filter { $0.0 != "block-dirty-bitmap-remove" })
-            // One bitmap too many does no harm.
-            _ = try? await monitor.transaction(removals)
+            try await monitor.transaction(actions)
+            // Removing cannot be part of a transaction with merging from it in all versions. One bitmap too many does no harm.
+            _ = try? await monitor.transaction(
+                earlier.dropLast(max(keep, 1)).map { ("block-dirty-bitmap-remove", id($0.name)) }
+            )
             disks[index].bitmaps = earlier.suffix(max(keep, 1)).map { (node, $0.name) }
         }
     }
