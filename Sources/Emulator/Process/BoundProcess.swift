@@ -13,10 +13,7 @@ final class BoundProcess: Sendable {
 
     /// A directory for a process that is about to be started.
     static func makeDirectory() throws -> String {
-        let parent = ProcessInfo.processInfo.environment["TMPDIR"] ?? "/tmp"
-        var template = Array("\(parent)/crossdock-XXXXXX".utf8CString)
-        guard mkdtemp(&template) != nil else { throw ChannelError.system("make a directory under \(parent)", errno) }
-        return String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        try DurableFile.makePrivateDirectory(in: ProcessInfo.processInfo.environment["TMPDIR"] ?? "/tmp")
     }
 
     /// Starts it. Blocks: run it on the pool, whose threads stay as long as this process, which is what the child's life

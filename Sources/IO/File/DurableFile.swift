@@ -66,6 +66,17 @@ public enum DurableFile {
         }
     }
 
+    /// Makes a new directory, `crossdock-` and something random, that only this user may enter.
+    ///
+    /// - Parameter parent: where.
+    /// - Returns: its path.
+    /// - Throws: `ChannelError` that names the parent.
+    public static func makePrivateDirectory(in parent: String) throws -> String {
+        var template = Array("\(parent)/crossdock-XXXXXX".utf8CString)
+        guard mkdtemp(&template) != nil else { throw ChannelError.system("make a directory under \(parent)", errno) }
+        return String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+
     /// Makes a directory and its parents, private to their owner; existing ones stay as they are.
     public static func makeDirectory(_ path: String) throws {
         var status = stat()

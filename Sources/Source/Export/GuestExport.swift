@@ -236,9 +236,7 @@ public final class GuestExport: @unchecked Sendable {
     }
 
     private static func makeDirectory(owner: UInt32, in parent: String) throws -> String {
-        var template = Array("\(parent)/crossdock-XXXXXX".utf8CString)
-        guard mkdtemp(&template) != nil else { throw ChannelError.system("make a directory under \(parent)", errno) }
-        let path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        let path = try DurableFile.makePrivateDirectory(in: parent)
         if owner != geteuid(), chown(path, owner, gid_t.max) != 0 {
             let number = errno
             rmdir(path)
