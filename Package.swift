@@ -23,13 +23,18 @@ let package = Package(
     targets: [
         .systemLibrary(name: "CGnuTLS", pkgConfig: "gnutls", providers: [.apt(["libgnutls28-dev"])]),
         .systemLibrary(name: "CGcrypt", pkgConfig: "libgcrypt", providers: [.apt(["libgcrypt20-dev"])]),
+        .systemLibrary(name: "CXXHash", pkgConfig: "libxxhash", providers: [.apt(["libxxhash-dev"])]),
         .systemLibrary(name: "CSSH", pkgConfig: "libssh", providers: [.apt(["libssh-dev"])]),
         .target(name: "CLinux"),
         .target(name: "IO", dependencies: ["CLinux", "CGcrypt", "CSSH"], swiftSettings: settings),
         .target(name: "TLS", dependencies: ["IO", "CGnuTLS", "CGcrypt", "CLinux"], swiftSettings: settings),
         .target(name: "NBD", dependencies: ["TLS", "IO", "CLinux"], swiftSettings: settings),
         .target(name: "Emulator", dependencies: ["TLS", "IO", "CLinux"], swiftSettings: settings),
-        .target(name: "Migration", dependencies: ["NBD", "Emulator", "TLS", "IO", "CLinux"], swiftSettings: settings),
+        .target(
+            name: "Migration",
+            dependencies: ["NBD", "Emulator", "TLS", "IO", "CLinux", "CXXHash"],
+            swiftSettings: settings
+        ),
         .target(
             name: "Source",
             dependencies: ["Migration", "NBD", "Emulator", "TLS", "IO", "CLinux"],

@@ -27,6 +27,8 @@ public final class DestinationAgent: @unchecked Sendable {
         /// The id of the authorisation that each peer is checked against, QEMU's `tls-authz`; nil for everybody whom the
         /// credentials trust.
         public var authorization: String?
+        /// How long a source that was lost in the middle of its copy is waited for.
+        public var patience = Duration.seconds(300)
         /// What the operator reads.
         public var log: Log
 
@@ -62,6 +64,8 @@ public final class DestinationAgent: @unchecked Sendable {
     /// The loop of the control port and of everything that decides.
     public let loop: EventLoop
     let dataLoops: EventLoopGroup
+    /// Which life of the agent this is.
+    let generation = EmulatorProcess.bootID.prefix(8) + "-" + MigrationStore.makeID()
     private var control: Listener?
     private var nbd: Listener?
     private var monitor: ObjectMonitor?
@@ -130,7 +134,12 @@ public final class DestinationAgent: @unchecked Sendable {
             objects: configuration.objects,
             log: log,
             loop: loop
-        )
+        ) { id, name in
+            guard let migration = self.incoming[id] else {
+                throw MigrationError(.guest, "No guest of migration '\(id)' waits on this host")
+            }
+            return try await migration.take(by: name)
+        }
         Task(executorPreference: loop) { await server.serve(nbd) }
         Task(executorPreference: loop) { await self.accept(control) }
         log(.info, "listening on \(control.address), NBD on \(nbd.address), images in \(configuration.imageDirectory)")
@@ -145,9 +154,12 @@ public final class DestinationAgent: @unchecked Sendable {
     /// Takes up the migrations that an earlier agent of this state directory did not finish.
     private func restore() async {
         for id in migrations.ids() {
-            guard let records = try? Journal.read(migrations.journal(of: id)), case .accepted = records.first else {
+            let records: [JournalRecord]
+            do { records = try Journal.read(migrations.journal(of: id)) } catch {
+                log(.error, "Migration \(id): \(error)")
                 continue
             }
+            guard case .accepted = records.first else { continue }
             guard let migration = IncomingMigration.restore(id, agent: self) else {
                 if !records.contains(.prepared), !records.isRolledBack {
                     // The agent ended before anything was made.

@@ -27,9 +27,12 @@ final class IncomingImages: @unchecked Sendable {
     private let directory: String
     private let loops: EventLoopGroup
     private let isStopped = Atomic<Bool>(false)
+    /// Changes with every agent: what an earlier one acknowledged and did not make durable may be gone.
+    private let generation: String
 
-    init(directory: String, exports: ExportTable, loops: EventLoopGroup) {
+    init(directory: String, generation: String, exports: ExportTable, loops: EventLoopGroup) {
         self.directory = directory
+        self.generation = generation
         self.exports = exports
         self.loops = loops
     }
@@ -84,16 +87,61 @@ final class IncomingImages: @unchecked Sendable {
                 }
                 served = ObservedBackEnd(open.contents, observer: digests)
             }
-            let export = Export(name: name, summary: "\(disk.name) of an incoming guest", backEnd: served) {
-                $0?.name == peer ? .readWrite : .denied("It is of another migration")
-            }
-            images.append(
-                Image(disk: disk, path: path, export: export, isDevice: isDevice, open: open, digests: digests)
-            )
-            exports.add(export)
+            add(disk, path, name, served, isDevice, open, digests, peer)
         } catch {
             if !isDevice { unlink(path) }
             throw error
+        }
+    }
+
+    private func add(
+        _ disk: Message.Offer.Disk,
+        _ path: String,
+        _ name: String,
+        _ served: any BackEnd,
+        _ isDevice: Bool,
+        _ open: DiskImage,
+        _ digests: ChunkDigests,
+        _ peer: TLSPeerName
+    ) {
+        let summary = "\(disk.name) of an incoming guest, generation \(generation)"
+        let export = Export(name: name, summary: summary, backEnd: served) {
+            $0?.name == peer ? .readWrite : .denied("It is of another migration")
+        }
+        images.append(Image(disk: disk, path: path, export: export, isDevice: isDevice, open: open, digests: digests))
+        exports.add(export)
+    }
+
+    /// Goes on with an image that an earlier agent made and was still filling.
+    ///
+    /// - Throws: `ChannelError` or `GuestError` that names the file.
+    func reopen(_ disk: Message.Offer.Disk, at path: String, export name: String, for peer: TLSPeerName) async throws {
+        guard disk.keySecret == nil else {
+            throw GuestError("The secret of the image \(path) ended with the agent that knew it")
+        }
+        let digests = try ChunkDigests(size: disk.size, isBlank: false)
+        let isDevice = Self.deviceSize(path) != nil
+        if disk.format == "raw" {
+            var options = RawFile.Options()
+            options.observer = digests
+            if isDevice { options.length = disk.size }
+            let file = try RawFile(path: path, options)
+            try file.lock()
+            add(disk, path, name, file, isDevice, DiskImage(file), digests, peer)
+        } else {
+            // The daemon of the earlier agent ends with it, but not at the same moment.
+            var attempts = 0
+            while true {
+                do {
+                    let open = try await DiskImage.open(.init(path: path, format: disk.format), on: loops)
+                    let served = ObservedBackEnd(open.contents, observer: digests)
+                    return add(disk, path, name, served, isDevice, open, digests, peer)
+                } catch let error as GuestError {
+                    attempts += 1
+                    if attempts > 20 { throw error }
+                    _ = await BlockingPool.shared.value { usleep(250_000) }
+                }
+            }
         }
     }
 
@@ -179,6 +227,28 @@ final class IncomingImages: @unchecked Sendable {
     /// Lets a pass end early, since its result is no longer wanted. From any thread.
     func stopDigests() { isStopped.store(true, ordering: .relaxed) }
 
+    /// Lets the next pass go to its end again.
+    func allowDigests() { isStopped.store(false, ordering: .relaxed) }
+
+    /// Whether something was written since it was read.
+    var isStale: Bool { images.contains { $0.digests.isStale } }
+
+    /// Has everything read once more.
+    func markAll() { for image in images { image.digests.markAll() } }
+
+    /// Compares what was read with what the source says. Right once the digests are updated.
+    ///
+    /// - Returns: the disks that differ.
+    func mismatches(_ proofs: [String: DiskProof]) async -> [String] {
+        var found: [String] = []
+        for image in images {
+            guard let proof = proofs[image.disk.name] else { continue }
+            let digests = image.digests
+            if await !BlockingPool.shared.value({ digests.matches(proof) }) { found.append(image.disk.name) }
+        }
+        return found
+    }
+
     /// The digests by disk name; right once the exports are closed and the digests updated.
     func digests() async throws -> [String: String] {
         var result: [String: String] = [:]
@@ -210,6 +280,13 @@ final class IncomingImages: @unchecked Sendable {
         for image in images {
             if let file = image.file { file.unlock() } else { await image.open?.close() }
         }
+    }
+
+    /// Ends the exports without touching the images.
+    func forget() async {
+        await closeExports()
+        for image in images { await image.open?.close() }
+        images = []
     }
 
     /// Removes the images, when the migration was given up.

@@ -23,6 +23,8 @@ final class IncomingMigration: @unchecked Sendable {
         var offer: Message.Offer
         /// What this host knew of a guest of the same name, which had left it earlier.
         var previous: GuestRecord?
+        /// Whether READY was said: a source that was lost may come back and go on.
+        var isReady: Bool?
     }
 
     let id: String
@@ -54,6 +56,19 @@ final class IncomingMigration: @unchecked Sendable {
     private var runsHere = false
     /// Whether the only connection was lost while a step was under way.
     private var isCutOff = false
+    /// Whether READY was said.
+    private var isReady = false
+    /// Whether QEMU was told to take a stream: it takes one only once.
+    private var hasListened = false
+    /// Ends the wait for a source that was lost.
+    private var absence: LoopTimer?
+    /// Takes digests of what has settled while the memory comes.
+    private var settling: Task<Void, Never>?
+    /// What the source says of its disks.
+    private var proofs: [String: DiskProof] = [:]
+    private var isFull = false
+    /// Why this migration was given up, once that is durable: the guest can never run here by it.
+    private var refusal: String?
 
     init(_ id: String, peer: TLSPeer, agent: DestinationAgent) {
         self.id = id
@@ -66,10 +81,15 @@ final class IncomingMigration: @unchecked Sendable {
         let migration = IncomingMigration(id, peer: peer, agent: agent)
         if let records = try? Journal.read(agent.migrations.journal(of: id)),
             case .accepted(_, peer.name, _) = records.first,
-            let digests = records.ownerDigests
+            records.ownerDigests != nil || records.isRolledBack
         {
-            migration.state = .done
-            migration.ownedDigests = digests
+            if let digests = records.ownerDigests {
+                migration.state = .done
+                migration.ownedDigests = digests
+            } else {
+                migration.state = .aborted
+                for case .rolledBack(let reason) in records { migration.refusal = reason }
+            }
         }
         return migration
     }
@@ -82,9 +102,14 @@ final class IncomingMigration: @unchecked Sendable {
     // MARK: The conversation
 
     func serve(_ connection: MessageConnection) async {
+        absence?.cancel()
+        // The source has one: what is still there of an earlier one is a connection whose loss was not noticed here.
+        for earlier in connections {
+            earlier.channel.abort(ChannelError(.closed, "The source has connected again"))
+        }
         connections.append(connection)
         do {
-            try await connection.send(.welcome(.init(state: state.rawValue)))
+            try await connection.send(.welcome(.init(state: state.rawValue, nbdPort: agent.nbdPort)))
             try await withThrowingDiscardingTaskGroup { group in
                 do {
                     while true {
@@ -116,7 +141,7 @@ final class IncomingMigration: @unchecked Sendable {
                     isCutOff = connections.count == 1
                     if isCutOff {
                         files?.abandon(error)
-                        if state == .offered { images?.stopDigests() }
+                        if state == .offered, !isReady { images?.stopDigests() }
                     }
                     throw error
                 }
@@ -131,9 +156,28 @@ final class IncomingMigration: @unchecked Sendable {
         // Whoever lost the connection before PREPARED rolls back; so does the other side.
         if connections.isEmpty {
             switch state {
+            case .offered where isReady: waitForSource()
             case .new, .offered: await giveUp("The connection to the source was lost")
             case .owner: if runsHere { finish() } else { tryAgain() }
             case .prepared, .done, .aborted: break
+            }
+        }
+    }
+
+    /// The source may come back: the link was cut, or its network card was changed.
+    private func waitForSource() {
+        log(
+            .warning,
+            "Migration \(id): the connection to the source was lost; waiting for \(agent.configuration.patience)"
+        )
+        absence?.cancel()
+        absence = agent.loop.schedule(after: agent.configuration.patience) {
+            guard self.state == .offered, self.connections.isEmpty else { return }
+            Task(executorPreference: self.agent.loop) {
+                await self.order.acquire()
+                defer { self.order.release() }
+                guard self.state == .offered, self.connections.isEmpty else { return }
+                await self.giveUp("The source did not come back within \(self.agent.configuration.patience)")
             }
         }
     }
@@ -161,6 +205,8 @@ final class IncomingMigration: @unchecked Sendable {
         let words = EmulatorProcess.tail(of: agent.guests.log(of: offer.guest))
         let reason = "QEMU on the destination ended: \(words.isEmpty ? "it said nothing" : words)"
         log(.warning, "Migration \(id): \(reason)")
+        // A QEMU whose stream was cut ends with EIO, and one that was killed without a word: the next STREAM starts another.
+        if isReady, words.isEmpty || words.contains("Input/output error") { return }
         for connection in connections {
             Task(executorPreference: agent.loop) { try? await connection.send(.abort(reason)) }
         }
@@ -168,7 +214,7 @@ final class IncomingMigration: @unchecked Sendable {
 
     private func handle(_ message: Message, _ connection: MessageConnection) async throws {
         switch (message, state) {
-        case (.secrets(let values), .new):
+        case (.secrets(let values), .new), (.secrets(let values), .offered):
             for (id, text) in values {
                 guard var bytes = Base64.decode(text.utf8) else {
                     throw GuestError("A secret of the offer is not Base64")
@@ -180,22 +226,36 @@ final class IncomingMigration: @unchecked Sendable {
         case (.mirrored, .offered):
             try await images?.updateDigests(isUrgent: false)
             try await connection.send(.mirrored)
-        case (.stream, .offered):
+        case (.stream, .offered) where isReady:
+            let monitor = try await freshEmulator()
             unlink(incomingSocket)
-            try await monitor?.migrateIncoming(socket: incomingSocket)
+            hasListened = true
+            try await monitor.migrateIncoming(socket: incomingSocket)
+            settle()
             try await connection.send(.stream)
-        case (.prepared, .offered), (.prepared, .prepared):
-            try await prepare()
-            try await connection.send(.prepared)
-        case (.release, .prepared), (.release, .owner), (.release, .done):
-            if state != .done { try await own() }
-            try await connection.send(.owned(.init(digests: ownedDigests)))
+        case (.prepared(let prepared), .offered), (.prepared(let prepared), .prepared):
+            try await prepare(prepared)
+            try await connection.send(.prepared(.init()))
+        case (.release(let release), .prepared), (.release(let release), .owner), (.release(let release), .done):
+            do {
+                if state != .done { try await own(release) }
+                try await connection.send(.owned(.init(digests: ownedDigests)))
+            } catch let refused as Refusal {
+                try await connection.send(.refused(refused.reasons.joined(separator: "; ")))
+            }
+        case (.release, .aborted):
+            guard let refusal else { throw GuestError("The end of this migration could not be made durable") }
+            try await connection.send(.refused(refusal))
         case (.done, .owner), (.done, .done):
             finish()
             try await connection.send(.done)
-        case (.abort(let reason), .new), (.abort(let reason), .offered), (.abort(let reason), .prepared):
+        case (.abort(let reason), .new), (.abort(let reason), .offered):
             await giveUp(reason)
             try await connection.send(.abort(reason))
+        case (.abort(let reason), .prepared):
+            try await refuse(reason)
+            try await connection.send(.abort(reason))
+        case (.abort(let reason), .aborted): try await connection.send(.abort(reason))
         default:
             throw ChannelError(.protocolViolation, "\(message.name) is not due in state \(state.rawValue)")
         }
@@ -246,6 +306,8 @@ final class IncomingMigration: @unchecked Sendable {
             let found = try await findFiles(offer, connection)
             let keeps = await keptBacking(offer, rehearsed)
             try await startGuest(offer, files: found, keepsBacking: keeps)
+            isReady = true
+            try save(offer)
             let exports = Dictionary(uniqueKeysWithValues: offer.disks.map { ($0.name, exportName($0)) })
             try await connection.send(
                 .ready(.init(nbdPort: agent.nbdPort, exports: exports, keepsBacking: keeps.sorted()))
@@ -588,7 +650,7 @@ final class IncomingMigration: @unchecked Sendable {
     }
 
     private func startGuest(_ offer: Message.Offer, files: [String: String], keepsBacking: Set<String>) async throws {
-        let images = IncomingImages(directory: imageDirectory(offer), exports: agent.exports, loops: agent.dataLoops)
+        let images = makeImages(offer)
         self.images = images
         // Before anything is made: a later agent finds here what it has to clean up.
         try save(offer)
@@ -656,14 +718,50 @@ final class IncomingMigration: @unchecked Sendable {
             commandLine: GuestCommandLine(arguments: arguments, directory: run)
         )
         if !needed.isEmpty { record.secrets = needed.keys.sorted() }
+        _ = try await startEmulator(record)
+    }
+
+    private func makeImages(_ offer: Message.Offer) -> IncomingImages {
+        IncomingImages(
+            directory: imageDirectory(offer),
+            generation: agent.generation,
+            exports: agent.exports,
+            loops: agent.dataLoops
+        )
+    }
+
+    /// A QEMU that can take the stream: the one that waits, or another one in the place of one that took a part of it.
+    private func freshEmulator() async throws -> QMPClient {
+        if let monitor, monitor.isConnected, !hasListened { return monitor }
+        guard let offer, let known = try record ?? agent.guests.load(offer.guest) else {
+            throw GuestError("The record of the guest is gone")
+        }
+        if let monitor {
+            monitor.onDisconnect = nil
+            monitor.close()
+        }
+        monitor = nil
+        await known.process?.terminate(grace: .seconds(1))
+        log(.info, "Migration \(id): a new QEMU waits for the memory of guest '\(offer.guest)'")
+        return try await startEmulator(known)
+    }
+
+    private func startEmulator(_ known: GuestRecord) async throws -> QMPClient {
+        guard let offer else { throw GuestError("There is no offer") }
+        var record = known
+        var needed: [String: SecretBytes] = [:]
+        for id in record.secrets ?? [] {
+            guard let secret = secrets[id] else { throw GuestError("The secret '\(id)' of the guest did not come") }
+            needed[id] = secret
+        }
         hasStarted = true
+        hasListened = false
         let monitor = try await agent.guests.start(
             &record,
             extra: ["-S", "-incoming", "defer"],
             key: needed.isEmpty ? nil : try MasterKey(sealing: needed),
             on: agent.loop
         )
-        secrets = [:]
         self.record = record
         guard state == .offered else {
             monitor.close()
@@ -675,13 +773,15 @@ final class IncomingMigration: @unchecked Sendable {
         var capabilities = ["events", "return-path", "late-block-activate"]
         if offer.hasUUID { capabilities.append("validate-uuid") }
         try await monitor.setCapabilities(capabilities, to: true)
+        return monitor
     }
 
     private func save(_ offer: Message.Offer) throws {
         let saved = Saved(
             peer: peer,
             offer: offer,
-            previous: previous
+            previous: previous,
+            isReady: isReady
         )
         try DurableFile.write(try JSONText.encode(saved), to: "\(directory)/incoming.json")
     }
@@ -701,41 +801,139 @@ final class IncomingMigration: @unchecked Sendable {
 
     // MARK: PREPARED, RELEASE
 
-    private func prepare() async throws {
+    /// Reads back what the guest still writes, so that little is left for the pause.
+    private func settle() {
+        guard settling == nil, let images else { return }
+        settling = Task(executorPreference: agent.loop) {
+            while self.state == .offered, !Task.isCancelled {
+                await self.agent.loop.sleep(for: .milliseconds(500))
+                if self.state == .offered, !Task.isCancelled, images.isStale {
+                    try? await images.updateDigests(isUrgent: false)
+                }
+            }
+        }
+    }
+
+    private func endSettling() async {
+        settling?.cancel()
+        images?.stopDigests()
+        await settling?.value
+        settling = nil
+        images?.allowDigests()
+    }
+
+    private func prepare(_ prepared: Message.Prepared) async throws {
         guard state == .offered, let images, let journal else { return }
+        guard monitor?.isConnected == true, record?.process?.isRunning == true else {
+            throw GuestError("QEMU does not run any more")
+        }
+        await endSettling()
         await images.closeExports()
         try await images.flush()
+        proofs = prepared.proofs
+        isFull = prepared.isFull
+        // For an agent that takes this one's place. A host that falls takes QEMU with it, and then nothing is compared.
+        try? saveProofs()
         try journal.append(.prepared)
         state = .prepared
-        // The last digests are taken while the source sends the rest of the memory.
+        secrets = [:]
+        if isFull { images.markAll() }
+        takeFinalDigests(images)
+    }
+
+    /// The last digests are taken while the source sends the rest of the memory.
+    private func takeFinalDigests(_ images: IncomingImages) {
         finalDigests = Task(executorPreference: agent.loop) { try await images.updateDigests(isUrgent: true) }
     }
 
-    private func own() async throws {
+    private var proofsFile: String { "\(directory)/proofs.json" }
+
+    private func saveProofs() throws {
+        let bytes = try JSONText.encode(Message.Prepared(proofs: proofs, isFull: isFull))
+        let fd = Glibc.open(proofsFile, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
+        guard fd >= 0 else { throw ChannelError.system("create \(proofsFile)", errno) }
+        defer { close(fd) }
+        try DurableFile.append(bytes, to: fd, path: proofsFile)
+    }
+
+    /// Gives a migration up that the source may have released, or may release yet: it will never run here, durably.
+    private func refuse(_ reason: String) async throws {
+        guard let journal else { throw GuestError("The journal of this migration is not open") }
+        try journal.append(.rolledBack(reason: reason))
+        refusal = reason
+        await giveUp(reason)
+    }
+
+    private func own(_ release: Message.Release = .init()) async throws {
         guard let journal, let offer else {
             throw ChannelError(.protocolViolation, "RELEASE for a migration that is not there")
         }
-        if monitor?.isConnected != true {
-            // An earlier agent was connected, or the connection broke; QEMU has outlived it.
-            monitor = try await QMPClient.connect(to: agent.guests.agentMonitor(of: offer.guest), on: agent.loop)
-        }
-        guard let monitor, var record else {
-            throw ChannelError(.protocolViolation, "RELEASE for a guest that is not there")
-        }
         if state == .prepared {
-            try await waitUntilLoaded(monitor)
-            do {
-                try await finalDigests?.value
-                ownedDigests = finalDigests == nil ? [:] : try await images?.digests() ?? [:]
-            } catch {
-                // The guest is complete here and nowhere else by now; the source reports that nothing was compared.
-                log(.error, "Migration \(id): the images could not be read back: \(error)")
-                ownedDigests = [:]
+            if let reason = try await flaw(release) {
+                // The guest is whole where it came from, and nothing has happened here.
+                log(.error, "Migration \(id): guest '\(offer.guest)' is refused: \(reason)")
+                try await refuse(reason)
+                throw Refusal(reasons: [reason])
             }
             try journal.append(.owner(digests: ownedDigests))
             state = .owner
-            log(.info, "Migration \(id): this host owns guest '\(record.name)' now")
+            log(.info, "Migration \(id): this host owns guest '\(offer.guest)' now")
         }
+        try await resumeGuest()
+    }
+
+    /// An operator says that the source will never run the guest: it belongs here, if it is here.
+    func take(by operatorName: String) async throws -> String {
+        await order.acquire()
+        defer { order.release() }
+        guard state == .prepared, let journal, let offer else {
+            throw GuestError("Migration \(id) is in the state '\(state.rawValue)': there is nothing to decide here")
+        }
+        if let reason = try await flaw(.init()) { throw GuestError("The guest cannot run here: \(reason)") }
+        try journal.append(.taken(by: operatorName))
+        state = .owner
+        log(.warning, "Migration \(id): \(operatorName) has taken guest '\(offer.guest)' for this host")
+        try await resumeGuest()
+        if connections.isEmpty { finish() }
+        return offer.guest
+    }
+
+    /// What is wrong with the guest as it is here; nil when it may run.
+    private func flaw(_ release: Message.Release) async throws -> String? {
+        guard let offer, let process = record?.process, process.isRunning else {
+            return "QEMU of the guest has ended on the destination"
+        }
+        do {
+            try await waitUntilLoaded(try await connectMonitor())
+        } catch let error where !process.isRunning {
+            let words = EmulatorProcess.tail(of: agent.guests.log(of: offer.guest))
+            return "QEMU of the guest has ended on the destination: \(words.isEmpty ? "\(error)" : words)"
+        }
+        guard let finalDigests, let images else { return nil }
+        do {
+            try await finalDigests.value
+            ownedDigests = try await images.digests()
+        } catch { return "The images on the destination cannot be read back: \(error)" }
+        var wrong = await images.mismatches(proofs)
+        for (name, digest) in release.digests where ownedDigests[name] != digest { wrong.append(name) }
+        guard !wrong.isEmpty else { return nil }
+        let names = Set(wrong).sorted().joined(separator: ", ")
+        return
+            "What the destination has of \(names) is not what the source sent: it was damaged on the way or on the disk"
+    }
+
+    private func connectMonitor() async throws -> QMPClient {
+        if let monitor, monitor.isConnected { return monitor }
+        // An earlier agent was connected, or the connection broke; QEMU has outlived it.
+        guard let record else { throw GuestError("The record of the guest is gone") }
+        let monitor = try await QMPClient.connect(to: agent.guests.agentMonitor(of: record), on: agent.loop)
+        self.monitor = monitor
+        return monitor
+    }
+
+    private func resumeGuest() async throws {
+        guard var record else { throw ChannelError(.protocolViolation, "RELEASE for a guest that is not there") }
+        let monitor = try await connectMonitor()
         await images?.release()
         try await run(monitor)
         runsHere = true
@@ -803,6 +1001,7 @@ final class IncomingMigration: @unchecked Sendable {
         guard state == .owner else { return }
         state = .done
         unlink("\(directory)/incoming.json")
+        unlink(proofsFile)
         unlink(incomingSocket)
         monitor?.close()
         monitor = nil
@@ -815,6 +1014,7 @@ final class IncomingMigration: @unchecked Sendable {
     /// The agent ends: what the source can still take back by itself is given up, everything else waits for the next
     /// agent with its QEMU and its images.
     func agentStops() async {
+        absence?.cancel()
         if state == .new || state == .offered { await giveUp("The destination agent was stopped") }
     }
 
@@ -823,9 +1023,17 @@ final class IncomingMigration: @unchecked Sendable {
         guard state == .new || state == .offered || state == .prepared else { return }
         let began = journal != nil
         state = .aborted
+        absence?.cancel()
         finalDigests?.cancel()
+        images?.stopDigests()
         _ = try? await finalDigests?.value
-        try? journal?.append(.rolledBack(reason: reason))
+        await settling?.value
+        if let journal, refusal == nil {
+            do {
+                try journal.append(.rolledBack(reason: reason))
+                refusal = reason
+            } catch { log(.error, "Migration \(id): \(error)") }
+        }
         secrets = [:]
         for file in offer?.files ?? [] where file.path.hasPrefix("header:") && file.digest.allSatisfy(\.isHexDigit) {
             unlink("\(agent.configuration.imageDirectory)/.files/\(file.digest)")
@@ -846,6 +1054,7 @@ final class IncomingMigration: @unchecked Sendable {
             }
             await images?.delete()
             unlink("\(directory)/incoming.json")
+            unlink(proofsFile)
             log(.info, "Migration \(id): gave up guest '\(offer.guest)': \(reason)")
         }
         images = nil
@@ -862,6 +1071,7 @@ final class IncomingMigration: @unchecked Sendable {
         let migration = IncomingMigration(id, peer: saved.peer, agent: agent)
         migration.offer = saved.offer
         migration.previous = saved.previous
+        migration.isReady = saved.isReady ?? false
         migration.hasStarted = true
         return migration
     }
@@ -882,11 +1092,7 @@ final class IncomingMigration: @unchecked Sendable {
             guestLock = lock
             journal = try Journal(opening: agent.migrations.journal(of: id))
             record = try agent.guests.load(offer.guest)
-            let images = IncomingImages(
-                directory: imageDirectory(offer),
-                exports: agent.exports,
-                loops: agent.dataLoops
-            )
+            let images = makeImages(offer)
             self.images = images
             if let digests = records.ownerDigests {
                 state = .owner
@@ -906,16 +1112,44 @@ final class IncomingMigration: @unchecked Sendable {
                 for disk in offer.disks {
                     try images.adopt(disk, at: imagePath(disk, offer), export: exportName(disk))
                 }
+                if let bytes = try DurableFile.read(proofsFile),
+                    let saved = JSONText.decode(Message.Prepared.self, from: bytes)
+                {
+                    (proofs, isFull) = (saved.proofs, saved.isFull)
+                }
+                takeFinalDigests(images)
                 log(.warning, "Migration \(id): waiting for the source's word on guest '\(offer.guest)'")
             } else {
                 state = .offered
+                if isReady, !records.isRolledBack, await reopen(offer, images) {
+                    waitForSource()
+                    return
+                }
                 for disk in offer.disks where DurableFile.exists(imagePath(disk, offer)) {
                     try? images.adopt(disk, at: imagePath(disk, offer), export: exportName(disk))
                 }
+                for case .rolledBack(let reason) in records { refusal = reason }
                 await giveUp("The destination agent ended before the guest was released")
             }
         } catch {
             log(.error, "Migration \(id): cannot be taken up: \(error)")
+        }
+    }
+
+    /// Exports the images of an earlier agent again, so that the source can go on. QEMU is started when it is needed.
+    private func reopen(_ offer: Message.Offer, _ images: IncomingImages) async -> Bool {
+        do {
+            for disk in offer.disks {
+                try await images.reopen(disk, at: imagePath(disk, offer), export: exportName(disk), for: peer.name)
+            }
+            if let record, record.process?.isRunning == true { _ = try? await connectMonitor() }
+            // Whether it has taken a part of a stream is not known.
+            hasListened = true
+            return true
+        } catch {
+            log(.warning, "Migration \(id): cannot go on: \(error)")
+            await images.forget()
+            return false
         }
     }
 }

@@ -13,9 +13,13 @@ public final class ObjectMonitor: @unchecked Sendable {
     private let objects: ObjectStore
     private let listener: Listener
     private let log: Log
+    private let take: Take
     private var clients = 0
     /// How many may be connected at once.
     private static let limit = 16
+
+    /// Lets a guest run here by an operator's word: the migration's id, and who says so. Returns the guest's name.
+    public typealias Take = @Sendable (String, String) async throws -> String
 
     /// Where the socket of an agent is.
     public static func path(stateDirectory: String) -> String { "\(stateDirectory)/control.sock" }
@@ -25,15 +29,17 @@ public final class ObjectMonitor: @unchecked Sendable {
         path: String,
         objects: ObjectStore,
         log: Log,
-        loop: EventLoop
+        loop: EventLoop,
+        take: @escaping Take
     ) async throws -> ObjectMonitor {
         let listener = try await Listener.listen(on: .unix(path: path), loop: loop)
-        let monitor = ObjectMonitor(objects: objects, listener: listener, log: log)
+        let monitor = ObjectMonitor(objects: objects, listener: listener, log: log, take: take)
         Task(executorPreference: loop) { await monitor.accept() }
         return monitor
     }
 
-    private init(objects: ObjectStore, listener: Listener, log: Log) {
+    private init(objects: ObjectStore, listener: Listener, log: Log, take: @escaping Take) {
+        self.take = take
         self.objects = objects
         self.listener = listener
         self.log = log
@@ -131,9 +137,15 @@ public final class ObjectMonitor: @unchecked Sendable {
                 for failure in result.failures { log(.error, "\(failure)") }
                 if let failure = result.failures.first { throw failure }
                 return ["return": ["reloaded": .array(result.reloaded.map { .string($0) })]]
+            case "take-ownership":
+                guard let id = arguments["migration"]?.string, let by = arguments["by"]?.string else {
+                    throw CredentialError("Parameters 'migration' and 'by' are needed")
+                }
+                return ["return": ["guest": .string(try await take(id, by))]]
             case "query-commands":
                 let names = [
                     "object-add", "object-del", "object-reload", "qmp_capabilities", "qom-list", "query-commands",
+                    "take-ownership",
                 ]
                 return ["return": .array(names.map { ["name": .string($0)] })]
             default:

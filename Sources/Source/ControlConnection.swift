@@ -17,6 +17,8 @@ final class ControlConnection: @unchecked Sendable {
     private var isPinging = false
     private var lastHeard = ContinuousClock.now
     private(set) var failure: MigrationError?
+    /// Whether it ended because of the link, or of a destination that was silent: another one may go on where it stopped.
+    private(set) var isLost = false
     /// What ends a wait for an answer from outside; the connection stays usable.
     var interruption: MigrationError? { didSet { arrived.signal() } }
     /// Told once when the connection fails or the destination gives up.
@@ -124,7 +126,7 @@ final class ControlConnection: @unchecked Sendable {
                 }
             }
         } catch {
-            fail(MigrationError(.failed, "The connection to the destination was lost: \(error)"))
+            fail(MigrationError(.failed, "The connection to the destination was lost: \(error)"), isLost: true)
         }
     }
 
@@ -141,14 +143,15 @@ final class ControlConnection: @unchecked Sendable {
                 }
             }
             if ContinuousClock.now - lastHeard > Self.patience {
-                fail(MigrationError(.failed, "The destination has been silent for \(Self.patience)"))
+                fail(MigrationError(.failed, "The destination has been silent for \(Self.patience)"), isLost: true)
             }
         }
     }
 
-    private func fail(_ error: MigrationError) {
+    private func fail(_ error: MigrationError, isLost: Bool = false) {
         guard failure == nil else { return }
         failure = error
+        self.isLost = isLost
         connection.close()
         arrived.signal()
         onFailure?(error)
@@ -169,7 +172,7 @@ final class ControlConnection: @unchecked Sendable {
     /// The next message that is no answer to a ping.
     func next(timeout: Duration) async throws -> Message {
         let timer = loop.schedule(after: timeout) {
-            self.fail(MigrationError(.failed, "The destination did not answer within \(timeout)"))
+            self.fail(MigrationError(.failed, "The destination did not answer within \(timeout)"), isLost: true)
         }
         defer { timer.cancel() }
         while inbox.isEmpty {

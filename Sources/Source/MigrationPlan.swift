@@ -26,6 +26,12 @@ public struct MigrationPlan: Sendable, Codable {
     public var monitor: String?
     /// The format of the images at the destination; nil for that of the source.
     public var format: String?
+    /// How long an outage of the link or the destination is waited for, in seconds.
+    public var patience = 300
+    /// How many bytes each disk's mirror keeps in memory at most.
+    public var mirrorMemory = 64 << 20
+    /// Whether both sides read all of each disk, with the guest paused, before it is released.
+    public var verifiesFully = false
     /// Whether only the rehearsal is wanted.
     public var isRehearsal = false
 

@@ -22,17 +22,55 @@ extension OutgoingMigration {
                     options: NBDClientOptions(export: export, credentials: credentials, hostname: plan.host),
                     connections: plan.connections,
                     size: disk.offer.size,
+                    endurance: .init(patience: .seconds(plan.patience), memory: plan.mirrorMemory),
                     on: dataLoops.next()
-                )
+                ) { [weak self] reason in
+                    guard let self else { return }
+                    self.loop.execute { self.mirrorOutage(index, reason) }
+                }
             } catch let error as ChannelError {
                 throw MigrationError(.failed, "Cannot reach the export of \(disk.offer.name): \(error.message)")
             }
         }
     }
 
+    /// The destination of a mirror is away or has no space, which is waited for, or is back.
+    private func mirrorOutage(_ index: Int, _ reason: String?) {
+        let name = disks[index].offer.name
+        disks[index].isAway = reason != nil
+        if let reason {
+            warn("\(name): \(reason). The guest runs on; trying again for \(plan.patience) s")
+        } else {
+            warn("\(name): the copy goes on")
+        }
+    }
+
+    /// Whether the destination cannot be reached, or has no space, at the moment.
+    var isAway: Bool { isReconnecting || disks.contains(where: \.isAway) }
+
+    /// What the relays say of the disks, for the destination to compare with what it has.
+    func proofs() async throws -> [String: DiskProof] {
+        var proofs: [String: DiskProof] = [:]
+        for disk in disks {
+            guard let relay = disk.relay else { continue }
+            let proof = try await relay.rest()
+            // What QEMU did not write in whole chunks is known to nobody but QEMU.
+            let unknown = keepsBacking.contains(disk.offer.name) ? 0 : proof.unknown
+            if proof.runs.count > DiskProof.maximumRuns || unknown > 0 {
+                warn(
+                    "\(unknown) chunks of \(disk.offer.name) cannot be compared before the guest moves; --verify=full compares all"
+                )
+            }
+            if proof.runs.count <= DiskProof.maximumRuns { proofs[disk.offer.name] = proof }
+        }
+        return proofs
+    }
+
     /// Starts the mirrors and waits until all have caught up.
     func mirrorDisks() async throws {
         guard let monitor else { return }
+        // From here on there is something in QEMU that must not be left alone.
+        try startWatchdog(monitor)
         let speed = plan.bandwidth / UInt64(max(disks.count, 1))
         for index in disks.indices {
             let disk = disks[index]
@@ -67,6 +105,9 @@ extension OutgoingMigration {
             if fits(remaining, dataMeter.peak) {
                 if disks.allSatisfy(\.isReady) { break }
                 // QEMU keeps a job that is limited in its speed waiting before it says that it is ready.
+                convergence.reset()
+            } else if isAway {
+                // An outage says nothing about the guest, and has a limit of its own.
                 convergence.reset()
             } else if convergence.hasFailed(remaining: remaining, rate: meter.rate) {
                 throw notConverged("disks", remaining, meter.rate)
@@ -124,11 +165,10 @@ extension OutgoingMigration {
 
     /// Lets the destination take the digests of everything that has settled, while the guest runs on.
     func verifyDisks() async throws {
-        guard let control else { return }
         // The time depends on the disks: a gigabyte a second is slow for SHA-256, and a silent destination is noticed
         // by its missing pongs.
         let bytes = disks.reduce(0) { $0 + $1.offer.size }
-        let answer = try await control.ask(.mirrored, timeout: .seconds(60 + Int(bytes >> 26)))
+        let answer = try await ask(.mirrored, timeout: .seconds(60 + Int(bytes >> 26)))
         guard case .mirrored = answer else {
             throw MigrationError(.failed, "The destination answered MIRRORED with \(answer.name)")
         }
@@ -137,6 +177,7 @@ extension OutgoingMigration {
 
     /// Ends the mirrors while the guest is paused: QEMU sends what is left and flushes the destination.
     func closeMirrors(_ monitor: QMPClient) async throws {
+        areMirrorsWhole = false
         for disk in disks where disk.hasJob { try await monitor.cancelMirror(disk.jobName(plan.id), force: false) }
         for index in disks.indices where disks[index].hasJob {
             let name = disks[index].jobName(plan.id)

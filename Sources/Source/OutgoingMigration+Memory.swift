@@ -5,9 +5,10 @@ internal import Migration
 extension OutgoingMigration {
     /// Sends the memory until QEMU has paused the guest for the switchover.
     func sendMemory() async throws {
-        guard let monitor, let control, let record else { return }
-        let socket = "\(migrations.directory(of: plan.id))/stream.sock"
-        guard case .stream = try await control.ask(.stream, timeout: .seconds(30)) else {
+        guard let monitor, let record else { return }
+        let attempt = memoryAttempts
+        let socket = "\(migrations.directory(of: plan.id))/stream\(attempt).sock"
+        guard case .stream = try await ask(.stream, timeout: .seconds(30)) else {
             throw MigrationError(.failed, "The destination does not wait for the memory")
         }
         let stream = try await OutgoingStream.start(
@@ -17,7 +18,7 @@ extension OutgoingMigration {
             on: dataLoops.next()
         ) { [weak self] reason in
             guard let self else { return }
-            self.loop.execute { self.streamEnded(reason) }
+            self.loop.execute { self.streamEnded(reason, attempt) }
         }
         self.stream = stream
         var capabilities = ["events", "return-path", "pause-before-switchover", "auto-converge"]
@@ -28,8 +29,10 @@ extension OutgoingMigration {
             "max-bandwidth", "downtime-limit", "throttle-trigger-threshold", "cpu-throttle-initial",
             "cpu-throttle-increment", "max-cpu-throttle",
         ]
-        let earlier = try await monitor.execute("query-migrate-parameters").object
-        earlierParameters = earlier.filter { changed.contains($0.key) }
+        if earlierParameters.isEmpty {
+            let earlier = try await monitor.execute("query-migrate-parameters").object
+            earlierParameters = earlier.filter { changed.contains($0.key) }
+        }
         // The downtime limit is the gate: QEMU does not pause the guest while the disks have too much to send. The
         // throttle is kept from working until the rounds show that it is needed.
         try await monitor.setMigrationParameters([
@@ -46,11 +49,62 @@ extension OutgoingMigration {
     }
 
     /// A stream that breaks after QEMU has finished is how streams end.
-    private func streamEnded(_ reason: String) {
+    private func streamEnded(_ reason: String, _ attempt: Int) {
         Task(executorPreference: loop) {
             if let state = try? await self.monitor?.migrationState(), state.status == "completed" { return }
-            self.fail(MigrationError(.failed, reason))
+            if attempt == self.memoryAttempts { self.memoryFailed(reason) }
         }
+    }
+
+    /// The memory did not get through. As long as the mirrors are whole it is sent again, from its start.
+    func memoryFailed(_ reason: String) {
+        guard areMirrorsWhole, memoryAttempts < Self.memoryAttemptsLimit else {
+            return fail(MigrationError(.failed, reason))
+        }
+        if memoryFault == nil { memoryFault = MemoryLost(reason: reason) }
+        wake()
+    }
+
+    /// Sends the memory and switches over, several times when the link breaks meanwhile.
+    func moveMemory() async throws {
+        while true {
+            do {
+                enter("memory")
+                try await sendMemory()
+                enter("switchover")
+                try await switchOver()
+                return
+            } catch let lost as MemoryLost {
+                guard areMirrorsWhole, fault == nil else { throw fault ?? MigrationError(.failed, lost.reason) }
+                try await prepareRetry(lost.reason)
+            }
+        }
+    }
+
+    /// The guest runs on as if nothing had been tried, and the disks are still mirrored.
+    private func prepareRetry(_ reason: String) async throws {
+        guard let monitor else { return }
+        memoryAttempts += 1
+        stream?.abort(reason)
+        deadline?.cancel()
+        try await monitor.cancelMigration()
+        while true {
+            let state = try await monitor.migrationState()
+            if ["cancelled", "failed", "none"].contains(state.status) { break }
+            guard state.status != "completed" else { throw MigrationError(.failed, reason) }
+            await loop.sleep(for: .milliseconds(5))
+            if let fault { throw fault }
+        }
+        guard await resume(monitor) else { throw MigrationError(.failed, reason) }
+        stoppedAt = nil
+        isAtSwitchover = false
+        memoryFault = nil
+        watchdog?.guestRuns()
+        warn("The memory did not get through: \(reason). The guest runs on here; sending it again")
+        let pause = Duration.milliseconds(200 << min(memoryAttempts, 5))
+        let end = ContinuousClock.now + pause
+        while ContinuousClock.now < end { try await wait(end - .now) }
+        _ = try await connectedControl()
     }
 
     private func followMemory(_ monitor: QMPClient) async throws {
@@ -64,17 +118,19 @@ extension OutgoingMigration {
         while !isAtSwitchover {
             let state = try await monitor.migrationState()
             if state.status == "failed" || state.status == "cancelled" {
-                throw MigrationError(.failed, "QEMU could not send the memory: \(state.error ?? state.status)")
+                memoryFailed("QEMU could not send the memory: \(state.error ?? state.status)")
             }
+            try checkMemory()
             try await refreshJobs(monitor)
             disksMeter.add(diskDataBytes)
-            let mayOpen = fits(diskRemaining, max(disksMeter.peak, diskRate))
+            // The guest is not paused for a destination that is away.
+            let mayOpen = !isAway && fits(diskRemaining, max(disksMeter.peak, diskRate))
             if mayOpen != gateIsOpen {
                 gateIsOpen = mayOpen
                 let limit = mayOpen ? plan.downtimeLimit : 1
                 try await monitor.setMigrationParameters(["downtime-limit": .integer(Int64(limit))])
             }
-            if mayOpen {
+            if mayOpen || isAway {
                 diskConvergence.reset()
             } else if diskConvergence.hasFailed(remaining: diskRemaining, rate: disksMeter.rate) {
                 throw notConverged("disks", diskRemaining, disksMeter.rate)
@@ -110,10 +166,12 @@ extension OutgoingMigration {
     ///
     /// When this returns RELEASED is durable.
     func switchOver() async throws {
-        guard let monitor, let control, let journal else { return }
+        guard let monitor, let journal else { return }
+        try checkMemory()
         try await closeMirrors(monitor)
+        let prepared = Message.Prepared(proofs: try await proofs(), isFull: plan.verifiesFully)
         mayBePrepared = true
-        guard case .prepared = try await control.ask(.prepared, timeout: .milliseconds(plan.blackoutDeadline)) else {
+        guard case .prepared = try await ask(.prepared(prepared), timeout: .milliseconds(plan.blackoutDeadline)) else {
             throw MigrationError(.failed, "The destination is not prepared")
         }
         if let fault { throw fault }
@@ -136,8 +194,17 @@ extension OutgoingMigration {
             }
             try await wait(.milliseconds(2))
         }
+        if plan.verifiesFully {
+            for disk in disks { fullDigests[disk.offer.name] = await digest(of: disk, at: disk.path) }
+        }
         if let fault { throw fault }
-        try journal.append(.released)
+        do {
+            try journal.append(.released)
+        } catch let error as JournalError {
+            isInDoubt = error.kind == .doubtful
+            throw MigrationError(.failed, "\(error)")
+        }
         isReleased = true
+        watchdog?.guestIsReleased()
     }
 }

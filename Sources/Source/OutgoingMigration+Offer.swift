@@ -22,7 +22,7 @@ extension OutgoingMigration {
         report.disks = offer.disks.map { .init(name: $0.name, size: $0.size) }
         let (control, welcome) = try await ControlConnection.open(plan, credentials: credentials, on: loop)
         self.control = control
-        control.onFailure = { [weak self] in self?.fail($0) }
+        watch(control)
         guard welcome.state == "new" else {
             throw MigrationError(
                 .refused,
@@ -37,9 +37,8 @@ extension OutgoingMigration {
             self.journal = journal
             try saveDisks()
         }
-        if !inspection.secrets.isEmpty, !plan.isRehearsal {
-            try await control.send(.secrets(inspection.secrets.mapValues { $0.withBytes { Base64.encode($0) } }))
-        }
+        if !plan.isRehearsal { secrets = inspection.secrets }
+        try await sendSecrets(control)
         try await control.send(.offer(offer))
         try await rehearse(offer, inspection, link, monitor, control)
         if plan.isRehearsal { return }
@@ -58,7 +57,15 @@ extension OutgoingMigration {
         }
         let ready = try readiness(answer)
         keepsBacking = Set(ready.keepsBacking)
+        isAwaited = true
+        isResumable = true
         try await connectDisks(ready)
+    }
+
+    /// A destination agent keeps them in memory only, so each new one has to be told.
+    func sendSecrets(_ control: ControlConnection) async throws {
+        if secrets.isEmpty { return }
+        try await control.send(.secrets(secrets.mapValues { $0.withBytes { Base64.encode($0) } }))
     }
 
     /// The destination's word that all is well.

@@ -31,6 +31,8 @@ public final class OutgoingMigration: @unchecked Sendable {
 
     /// What ended the migration from outside the main flow.
     private(set) var fault: MigrationError?
+    /// Why the memory has to be sent again.
+    var memoryFault: MemoryLost?
     private let changed = AsyncCondition()
     var record: GuestRecord?
     var monitor: QMPClient?
@@ -50,12 +52,29 @@ public final class OutgoingMigration: @unchecked Sendable {
     var hasMigrationStarted = false
     var isReleased = false
     var mayBePrepared = false
+    /// Whether RELEASED could be written, but perhaps not durably: nobody may run the guest before the destination has given up.
+    var isInDoubt = false
+    /// Whether every disk is still mirrored, so that the memory can be sent again.
+    var areMirrorsWhole = true
+    /// How often the memory was sent in vain.
+    var memoryAttempts = 0
+    static let memoryAttemptsLimit = 20
+    /// Whether the destination has said READY: it then waits for a source that it has lost.
+    var isAwaited = false
+    /// Whether a lost connection to the destination is made again.
+    var isResumable = false
+    var watchdog: SwitchoverWatchdog?
+    /// The guest's secrets; wiped with the migration.
+    var secrets: [String: SecretBytes] = [:]
+    /// The digests of the images, read in full while the guest is paused.
+    var fullDigests: [String: String] = [:]
+    private(set) var isReconnecting = false
     var enabledCapabilities: [String] = []
     var earlierParameters: [String: JSONValue] = [:]
-    private var deadline: LoopTimer?
-    private var isRolledBack = false
-    private static let superseded = "Its source agent ended; a later migration followed"
-    private var guestLock: FileLock?
+    var deadline: LoopTimer?
+    var isRolledBack = false
+    static let superseded = "Its source agent ended; a later migration followed"
+    var guestLock: FileLock?
 
     /// Makes a migration.
     ///
@@ -100,13 +119,102 @@ public final class OutgoingMigration: @unchecked Sendable {
 
     /// Waits for an event or for the time to pass.
     ///
-    /// - Throws: the reason to stop, if there is one.
+    /// - Throws: the reason to stop, if there is one, or `MemoryLost`.
     func wait(_ time: Duration) async throws {
-        if let fault { throw fault }
+        try checkMemory()
         let timer = loop.schedule(after: time) { self.changed.signal() }
         defer { timer.cancel() }
         await changed.wait()
+        try checkMemory()
+    }
+
+    func wake() { changed.signal() }
+
+    func checkMemory() throws {
         if let fault { throw fault }
+        if let memoryFault { throw memoryFault }
+    }
+
+    // MARK: The connection to the destination
+
+    func watch(_ control: ControlConnection) {
+        control.onFailure = { [weak self, unowned control] error in
+            guard let self else { return }
+            guard self.isResumable, control.isLost, !self.isReleased, self.fault == nil else { return self.fail(error) }
+            self.reconnect(error)
+        }
+    }
+
+    /// The link may come back, and the destination's agent: the guest runs on meanwhile.
+    private func reconnect(_ error: MigrationError) {
+        guard !isReconnecting else { return }
+        isReconnecting = true
+        warn("\(error.message). The guest runs on here; trying again for \(plan.patience) s")
+        Task(executorPreference: loop) {
+            defer {
+                self.isReconnecting = false
+                self.changed.signal()
+            }
+            let end = ContinuousClock.now + .seconds(self.plan.patience)
+            var last = error
+            var pause = Duration.milliseconds(100)
+            while self.fault == nil, !self.isReleased {
+                do {
+                    return try await self.connectAgain()
+                } catch let error as MigrationError {
+                    last = error
+                    if error.code != .unreachable { return self.fail(error) }
+                } catch { last = MigrationError(.failed, "\(error)") }
+                guard ContinuousClock.now < end else {
+                    return self.fail(
+                        MigrationError(
+                            .failed,
+                            "\(self.plan.host) was lost and could not be reached again within \(self.plan.patience) s: \(last.message)"
+                        )
+                    )
+                }
+                await self.loop.sleep(for: pause)
+                pause = min(pause * 2, .seconds(1))
+            }
+        }
+    }
+
+    private func connectAgain() async throws {
+        let (next, welcome) = try await ControlConnection.open(plan, credentials: credentials, on: loop)
+        guard fault == nil, !isReleased else { return next.close() }
+        guard ["offered", "prepared"].contains(welcome.state) else {
+            next.close()
+            throw MigrationError(.failed, "The destination has given the migration up meanwhile")
+        }
+        try await sendSecrets(next)
+        report.reconnects += 1
+        control = next
+        watch(next)
+        for disk in disks { disk.relay?.move(to: plan.address.with(port: welcome.nbdPort)) }
+        warn("Connected to \(plan.host) again")
+    }
+
+    /// The connection, once there is one.
+    func connectedControl() async throws -> ControlConnection {
+        while true {
+            try checkMemory()
+            if let control, control.failure == nil { return control }
+            guard isReconnecting else { throw control?.failure ?? MigrationError(.failed, "There is no connection") }
+            await changed.wait()
+        }
+    }
+
+    /// Sends a message and waits for its answer, again when the connection is lost meanwhile: each may be said twice.
+    func ask(_ message: Message, timeout: Duration) async throws -> Message {
+        while true {
+            let control = try await connectedControl()
+            do {
+                return try await control.ask(message, timeout: timeout)
+            } catch let error as MigrationError {
+                if let fault { throw fault }
+                guard control.isLost, isResumable else { throw error }
+            }
+        }
     }
 
     // MARK: Events
@@ -166,11 +274,8 @@ public final class OutgoingMigration: @unchecked Sendable {
             try await mirrorDisks()
             enter("verify")
             try await verifyDisks()
-            enter("memory")
-            try await sendMemory()
-            enter("switchover")
-            try await switchOver()
-            await handOver()
+            try await moveMemory()
+            if let refusal = await handOver() { return await takeBack(refusal) }
             enter("done")
             await finish()
         } catch {
@@ -194,6 +299,8 @@ public final class OutgoingMigration: @unchecked Sendable {
             guard let relay = disks[index].relay, index < report.disks.count else { continue }
             report.disks[index].bytesSent = relay.counters.bytesSent
             report.disks[index].zeroBytes = relay.counters.zeroBytes
+            report.reconnects += relay.counters.reconnects
+            report.bytesResent += relay.counters.bytesResent
         }
         report.ramBytesSent = stream?.bytesSent ?? 0
         report.totalMS = milliseconds(since: began)
@@ -204,80 +311,14 @@ public final class OutgoingMigration: @unchecked Sendable {
         stream?.abort("The migration is over")
         await shadow?.stop()
         control?.close()
+        watchdog?.dismiss()
         monitor?.close()
+        secrets = [:]
         guestLock = nil
         if let text = try? MigrationReportFile.save(report, migrations) { warn(text) }
         var event = event("finished")
         event.report = report
         emit(event)
-        return report
-    }
-
-    /// Ends a migration whose source agent has died, from what its journal says.
-    ///
-    /// Without RELEASED the guest belongs to this host: jobs and nodes that are left are removed, a paused guest is
-    /// resumed, the destination is told. With RELEASED it belongs to the destination, which is asked until it confirms.
-    ///
-    /// - Returns: the report.
-    /// - Throws: `MigrationError` with `busy` when the agent still lives, `guest` when there is nothing to recover.
-    public func recover() async throws -> MigrationReport { try await loop.run { try await self.resumeFromJournal() } }
-
-    private func resumeFromJournal() async throws -> MigrationReport {
-        guard let lock = try migrations.lock(guest: plan.guest) else {
-            throw MigrationError(.busy, "The source agent of migration \(plan.id) still works; see 'crossdock status'")
-        }
-        guestLock = lock
-        let records = try Journal.read(migrations.journal(of: plan.id))
-        guard case .offered = records.first, !records.isRolledBack, !records.contains(.confirmed) else {
-            throw MigrationError(.guest, "Migration \(plan.id) has nothing to recover; see 'crossdock status'")
-        }
-        journal = try Journal(opening: migrations.journal(of: plan.id))
-        guard try migrations.latest(of: plan.guest) == plan.id else {
-            // A later migration has decided about the guest: neither QEMU nor the images are this one's to touch.
-            if !records.contains(.released) { try journal?.append(.rolledBack(reason: Self.superseded)) }
-            throw MigrationError(.guest, "Migration \(plan.id) was followed by a later one of guest '\(plan.guest)'")
-        }
-        guard let known = try guests.load(plan.guest) else {
-            throw MigrationError(.guest, "The record of guest '\(plan.guest)' is gone")
-        }
-        record = known
-        if known.process?.isRunning == true {
-            // Without its monitor nothing can be said about the guest, so nothing is decided.
-            let connected = try await QMPClient.connect(to: guests.agentMonitor(of: known), on: loop)
-            monitor = connected
-        }
-        if records.contains(.released) {
-            isReleased = true
-            for (index, saved) in savedDisks().enumerated() {
-                let name = "disk\(index)"
-                var disk = SourceDisk(
-                    offer: .init(name: name, size: saved.size, allocated: 0, path: saved.path),
-                    node: "",
-                    path: saved.path
-                )
-                disk.format = saved.format
-                disk.isSealed = saved.isSealed
-                disks.append(disk)
-                report.disks.append(.init(name: name, size: saved.size))
-            }
-            await handOver()
-            await finish()
-        } else {
-            mayBePrepared = true
-            fault = MigrationError(.failed, "The source agent ended before the guest was released")
-            if let monitor {
-                hasMigrationStarted = ["setup", "active", "pre-switchover", "device", "completed"]
-                    .contains(try await monitor.migrationState().status)
-                try? await clearLeftovers(monitor)
-            }
-            await rollBack(fault ?? MigrationError(.failed, ""))
-            // The roll-back is what was asked for; what is left of it is in the warnings.
-            report.code = isRolledBack ? 0 : MigrationError.Code.failed.rawValue
-        }
-        control?.close()
-        monitor?.close()
-        guestLock = nil
-        if let text = try? MigrationReportFile.save(report, migrations) { warn(text) }
         return report
     }
 
@@ -356,10 +397,9 @@ public final class OutgoingMigration: @unchecked Sendable {
     private func closeSuperseded() throws {
         for id in migrations.ids() {
             let records = try Journal.read(migrations.journal(of: id))
-            guard case .offered(plan.guest, _, _) = records.first, !records.contains(.released), !records.isRolledBack
-            else {
-                continue
-            }
+            guard case .offered(plan.guest, _, _) = records.first, !records.isReleased, !records.isRolledBack,
+                !records.contains(.confirmed)
+            else { continue }
             try Journal(opening: migrations.journal(of: id)).append(.rolledBack(reason: Self.superseded))
         }
     }
@@ -401,8 +441,7 @@ public final class OutgoingMigration: @unchecked Sendable {
         case "MIGRATION":
             switch event.data["status"]?.string {
             case "pre-switchover": isAtSwitchover = true
-            case "failed":
-                if stream != nil { fail(MigrationError(.failed, "QEMU reports that the migration failed")) }
+            case "failed": if stream != nil { memoryFailed("QEMU reports that the migration failed") }
             default: break
             }
         case "BLOCK_JOB_READY":
@@ -439,13 +478,29 @@ public final class OutgoingMigration: @unchecked Sendable {
             // QEMU may wait for the mirror or the stream; both end now, so that it answers again.
             for disk in self.disks { disk.relay?.abort(reason) }
             self.stream?.abort(reason)
+            guard let monitor = self.monitor else { return }
+            let nodes = self.disks.filter(\.hasTarget).map { $0.targetNode(self.plan.id) }
+            Task(executorPreference: self.loop) {
+                async let yanked: Void? = try? monitor.yank(nodes: nodes, migration: true)
+                // At pre-switchover QEMU does not notice that its stream is closed.
+                async let cancelled: Void? = try? monitor.cancelMigration()
+                _ = await (yanked, cancelled)
+            }
         }
+        watchdog?.guestStopped(at: instant)
+    }
+
+    /// Starts the process that looks after the guest when this one cannot.
+    func startWatchdog(_ monitor: QMPClient) throws {
+        guard watchdog == nil else { return }
+        watchdog = try SwitchoverWatchdog(plan, monitor: monitor.descriptor, beating: loop)
     }
 
     // MARK: release
 
-    /// The decision. When this returns the guest belongs to the destination and runs there.
-    private func handOver() async {
+    /// The decision. When this returns nil the guest belongs to the destination and runs there; otherwise the destination
+    /// will never run it, and this is why.
+    func handOver() async -> String? {
         deadline?.cancel()
         control?.interruption = nil
         fence()
@@ -458,7 +513,10 @@ public final class OutgoingMigration: @unchecked Sendable {
                     control = try await ControlConnection.open(plan, credentials: credentials, on: loop).0
                 }
                 guard let control else { continue }
-                let answer = try await control.ask(.release, timeout: .seconds(30))
+                // A full comparison reads all that the destination has.
+                let patience = 30 + (fullDigests.isEmpty ? 0 : Int(disks.reduce(0) { $0 + $1.offer.size } >> 26))
+                let answer = try await control.ask(.release(.init(digests: fullDigests)), timeout: .seconds(patience))
+                if case .refused(let reason) = answer { return reason }
                 guard case .owned(let owned) = answer else {
                     throw MigrationError(.undecided, "it answered RELEASE with \(answer.name)")
                 }
@@ -468,7 +526,7 @@ public final class OutgoingMigration: @unchecked Sendable {
                     report.disks[index].digestDestination = owned.digests[disks[index].offer.name]
                 }
                 do { try journal?.append(.confirmed) } catch { warn("\(error)") }
-                return
+                return nil
             } catch {
                 warn(
                     "Guest '\(plan.guest)' was released to \(plan.host), which has not confirmed yet: \(error). It must "
@@ -482,7 +540,7 @@ public final class OutgoingMigration: @unchecked Sendable {
     }
 
     /// Puts the old images out of reach of whatever might start the guest again.
-    private func fence() {
+    func fence() {
         for disk in disks {
             let target = Fence.path(disk.path, plan.id)
             var status = stat()
@@ -491,6 +549,43 @@ public final class OutgoingMigration: @unchecked Sendable {
                 warn("Cannot rename \(disk.path), which must not be used any more: \(String(cString: strerror(errno)))")
             }
             try? DurableFile.syncDirectory(of: disk.path)
+        }
+    }
+
+    /// Gives the old images their names back.
+    func unfence() {
+        for disk in disks {
+            let fenced = Fence.path(disk.path, plan.id)
+            guard DurableFile.exists(fenced) else { continue }
+            guard !DurableFile.exists(disk.path) else {
+                warn("The image \(fenced) cannot get its name back: \(disk.path) is in the way")
+                continue
+            }
+            if rename(fenced, disk.path) != 0 {
+                warn("Cannot rename \(fenced) to \(disk.path): \(String(cString: strerror(errno)))")
+            }
+            try? DurableFile.syncDirectory(of: disk.path)
+        }
+    }
+
+    /// The destination will never run the guest: it belongs to this side again, once that is durable.
+    func takeBack(_ reason: String) async {
+        await decide(.reclaimed(reason: reason))
+        isReleased = false
+        unfence()
+        await rollBack(MigrationError(.failed, "The destination refused the guest at the end: \(reason)"))
+    }
+
+    /// Writes a record without which nothing can be done; a disk that is full may be emptied.
+    func decide(_ record: JournalRecord) async {
+        while true {
+            do {
+                try journal?.append(record)
+                return
+            } catch {
+                warn("Guest '\(plan.guest)' stays paused until this can be written: \(error)")
+                await loop.sleep(for: .seconds(1))
+            }
         }
     }
 
@@ -511,7 +606,7 @@ public final class OutgoingMigration: @unchecked Sendable {
     }
 
     /// Ends the old QEMU and compares the images.
-    private func finish() async {
+    func finish() async {
         rememberRelease()
         _ = try? await control?.ask(.done, timeout: .seconds(10))
         monitor?.onDisconnect = nil
@@ -545,18 +640,26 @@ public final class OutgoingMigration: @unchecked Sendable {
 
     // MARK: roll-back
 
-    private func rollBack(_ error: any Error) async {
+    func rollBack(_ error: any Error) async {
         let reason =
             fault ?? (error as? MigrationError)
             ?? MigrationError((error as? CredentialError) != nil ? .security : .failed, "\(error)")
         fault = reason
         deadline?.cancel()
+        isResumable = false
         control?.interruption = nil
         report.outcome = .rolledBack
         report.reason = reason.message
         report.code = reason.code.rawValue
         stream?.abort(reason.message)
         for disk in disks { disk.relay?.abort(reason.message) }
+        while isInDoubt {
+            warn(
+                "Whether guest '\(plan.guest)' was released could not be made durable. It stays paused until \(plan.host) "
+                    + "has given it up"
+            )
+            if await tellDestination(reason.message) { isInDoubt = false } else { await loop.sleep(for: .seconds(1)) }
+        }
         var isRestored = true
         if record?.process?.isRunning == true, hasMigrationStarted || disks.contains(where: \.hasTarget) {
             if monitor?.isConnected != true {
@@ -604,12 +707,16 @@ public final class OutgoingMigration: @unchecked Sendable {
         for disk in disks where disk.hasTarget { _ = try? await monitor.removeNode(disk.targetNode(plan.id)) }
         await forgetMigrationSettings(monitor)
         guard hasMigrationStarted, monitor.isConnected else { return monitor.isConnected }
-        // QEMU resumes a guest by itself after a failed or cancelled migration, but not after a completed one.
-        for _ in 0..<100 {
+        return await resume(monitor)
+    }
+
+    /// QEMU resumes a guest by itself after a failed or cancelled migration, but not after a completed one.
+    func resume(_ monitor: QMPClient) async -> Bool {
+        for _ in 0..<500 {
             guard let status = try? await monitor.status() else { break }
-            if status == "running" { break }
+            if status == "running" { return true }
             if status == "postmigrate" || status == "paused" { _ = try? await monitor.resume() }
-            await loop.sleep(for: .milliseconds(20))
+            await loop.sleep(for: .milliseconds(10))
         }
         return (try? await monitor.status()) == "running"
     }
@@ -629,9 +736,9 @@ public final class OutgoingMigration: @unchecked Sendable {
                 if case .abort = answer { return true }
             }
         }
-        // Before it was asked to prepare, the destination gives up by itself.
-        guard mayBePrepared else { return true }
-        let end = ContinuousClock.now + .seconds(30)
+        // Before it was ready, the destination gives up by itself at once, and before it was asked to prepare in a while.
+        guard mayBePrepared || isAwaited else { return true }
+        let end = ContinuousClock.now + .seconds(mayBePrepared ? 30 : 10)
         while ContinuousClock.now < end {
             if let (control, welcome) = try? await ControlConnection.open(plan, credentials: credentials, on: loop) {
                 defer { control.close() }
@@ -641,6 +748,7 @@ public final class OutgoingMigration: @unchecked Sendable {
             }
             await loop.sleep(for: .milliseconds(500))
         }
+        guard mayBePrepared else { return true }
         warn(
             "The destination \(plan.host) could not be told of the roll-back and keeps its copy, paused; run 'crossdock recover "
                 + "\(plan.id)' once it can be reached"

@@ -25,6 +25,8 @@ struct SourceDisk {
     var hasTarget = false
     /// Whether QEMU said that the copy has caught up once.
     var isReady = false
+    /// Whether its copy waits for the destination.
+    var isAway = false
     /// What the job said last.
     var job: BlockJob?
 

@@ -127,7 +127,7 @@ struct FailureTests {
         try await lab.startIdleGuest(disks: [try await lab.makeImage("disk.raw", megabytes: 64, data: 32)])
         let images = lab.directory.directory("small")
         try await lab.startDestination(images: images, mounting: "mount -t tmpfs -o size=48M none \(images)")
-        let migration = try lab.beginMigration(more: [])
+        let migration = try lab.beginMigration(more: ["--patience", "2s"])
         try await migration.wait(for: "the copy") { migration.output.contains("copying disks") }
         guard let agent = lab.destination?.pid else { return }
         let filled = try await Tool.run(
@@ -232,21 +232,21 @@ struct FailureTests {
     @Test func theDestinationAgentIsKilledDuringTheCopy() async throws {
         let lab = try await makeLab(data: 32)
         try await lab.startDestination()
-        let migration = try lab.beginMigration(more: ["--bandwidth", "1000000"])
+        let migration = try lab.beginMigration(more: ["--bandwidth", "1000000", "--patience", "2s"])
         try await migration.wait(for: "the copy") { migration.output.contains("copying disks") }
         lab.destination?.signal(SIGKILL)
         let result = try await migration.finish()
         #expect(result.code == MigrationError.Code.failed.rawValue, "\(result.all)")
         #expect(result.errors.contains("lost") && result.errors.contains("stays on this host"), "\(result.all)")
         #expect(try await lab.leftAtSource() == [])
-        // A killed agent cannot clean up; the next one does, from its journal. Until then the copy is nobody's to start.
+        // A killed agent cannot clean up; the next one does, when the source does not come back. Until then the copy is nobody's to start.
         try await eventually("the destination's QEMU is all that is left") {
             lab.guests("b").names() == ["web1"]
         }
         let early = try await lab.crossdock(["guest", "start", "web1", "--state-dir", lab.state("b")])
         #expect(early.code == 10 && early.errors.contains("is arriving from"), "\(early.all)")
-        try await lab.startDestination()
-        #expect(try lab.leftAtDestination() == [])
+        try await lab.startDestination(more: ["--patience", "1s"])
+        try await eventually("the next agent has cleaned up") { try lab.leftAtDestination() == [] }
         #expect(try await lab.migrate().code == 0)
     }
 
@@ -255,9 +255,13 @@ struct FailureTests {
         try await lab.startDestination()
         let migration = try lab.beginMigration(more: ["--bandwidth", "1000000"])
         try await migration.wait(for: "the copy") { migration.output.contains("copying disks") }
-        try lab.guests("b").load("web1")?.process?.signal(SIGKILL)
-        let result = try await migration.finish()
-        try await expectRefusal(lab, result, code: .failed, ["QEMU on the destination ended"])
+        let first = try lab.guests("b").load("web1")?.process
+        first?.signal(SIGKILL)
+        // It has nothing yet; another one takes the memory.
+        let result = try await migration.finish(seconds: 120)
+        #expect(result.code == 0, "\(result.all)")
+        #expect(try lab.guests("b").load("web1")?.process != first)
+        #expect(try await lab.monitor("b") { try await $0.status() } == "running")
     }
 
     @Test func theSourcesQEMUIsKilledDuringTheCopy() async throws {
@@ -272,14 +276,16 @@ struct FailureTests {
         try await eventually("the destination has cleaned up") { try lab.leftAtDestination() == [] }
     }
 
-    @Test func theSourceAgentIsKilledDuringTheCopyAndRecoverCleansUp() async throws {
+    /// Both processes that know of the migration die; only the journal is left.
+    @Test func theSourceAgentAndItsWatchdogAreKilledDuringTheCopyAndRecoverCleansUp() async throws {
         let lab = try await makeLab(data: 32)
-        try await lab.startDestination()
+        try await lab.startDestination(more: ["--patience", "1s"])
         let migration = try lab.beginMigration(more: ["--bandwidth", "1000000"])
-        try await migration.wait(for: "the copy") { migration.output.contains("copying disks") }
-        let id = DurableFile.list("\(lab.state("a"))/migrations").first ?? ""
-        let bytes = try DurableFile.read("\(lab.state("a"))/migrations/\(id)/agent.json") ?? []
-        try JSONDecoder().decode(EmulatorProcess.self, from: Data(bytes)).signal(SIGKILL)
+        try await migration.wait(for: "the copy") { try await lab.monitor("a") { try await $0.hasJobs } }
+        let watchdogs = Lab.processes(containing: "source-watchdog").filter { $0.line.contains(lab.state("a")) }
+        #expect(watchdogs.count == 1)
+        for watchdog in watchdogs { kill(watchdog.pid, SIGKILL) }
+        try lab.sourceAgent().signal(SIGKILL)
         let result = try await migration.finish()
         #expect(result.code == MigrationError.Code.undecided.rawValue, "\(result.all)")
         #expect(result.errors.contains("crossdock status"), "\(result.all)")
@@ -287,7 +293,7 @@ struct FailureTests {
         #expect(status.output.contains("interrupted") && status.output.contains("crossdock recover"), "\(status.all)")
         let recovered = try await lab.crossdock(["recover", "--state-dir", lab.state("a")])
         #expect(recovered.code == 0 && recovered.output.contains("belongs to this host"), "\(recovered.all)")
-        #expect(try await lab.monitor("a") { try await $0.execute("query-jobs").array.isEmpty })
+        #expect(try await lab.leftAtSource() == [])
         try await eventually("the destination has cleaned up") { try lab.leftAtDestination() == [] }
         let again = try await lab.migrate()
         #expect(again.code == 0, "\(again.all)")

@@ -163,11 +163,12 @@ final class Lab: @unchecked Sendable {
         credentials: [String]? = nil,
         before: [String] = [],
         environment: [String: String] = [:],
+        ports: (control: UInt16, nbd: UInt16) = (0, 0),
         more: [String] = []
     ) async throws -> UInt16 {
         let agent = try ChildProcess(
             prefix + before + [Self.crossdock, "destination", "--state-dir", state(side)]
-                + ["--listen", "127.0.0.1:0", "--nbd-listen", "127.0.0.1:0"]
+                + ["--listen", "127.0.0.1:\(ports.control)", "--nbd-listen", "127.0.0.1:\(ports.nbd)"]
                 + (credentials ?? self.credentials()) + more,
             environment: environment
         )
@@ -175,6 +176,23 @@ final class Lab: @unchecked Sendable {
         destinations[side] = agent
         try await agent.wait(for: "a destination agent") { agent.output.contains("listening on") }
         return controlPort(of: side)
+    }
+
+    /// Kills the destination agent and starts another one in its place, as a supervisor would.
+    func replaceDestination(more: [String] = []) async throws {
+        let ports = (control: controlPort, nbd: nbdPort)
+        destination?.signal(SIGKILL)
+        _ = try await destination?.finish()
+        try await startDestination(ports: ports, more: more)
+    }
+
+    /// The source agent of the only migration of host a.
+    func sourceAgent() throws -> EmulatorProcess {
+        let id = DurableFile.list("\(state("a"))/migrations").first ?? ""
+        guard let bytes = try DurableFile.read("\(state("a"))/migrations/\(id)/agent.json"),
+            let process = JSONText.decode(EmulatorProcess.self, from: bytes)
+        else { throw TestFailure("There is no source agent") }
+        return process
     }
 
     /// Starts a destination agent in a mount namespace of its own, after `mount` commands for its image directory.

@@ -1,6 +1,7 @@
 import Glibc
 import IO
 import Migration
+import TLS
 import TestSupport
 import Testing
 
@@ -32,7 +33,7 @@ struct JournalTests {
         try journal("1-a", [])
         var status = stat()
         #expect(stat(store.journal(of: "1-a"), &status) == 0)
-        #expect(status.st_size == 0 && Int(status.st_blocks) * 512 >= 65536)
+        #expect(status.st_size < 100 && Int(status.st_blocks) * 512 >= Journal.capacity)
     }
 
     /// A crash may leave any part of the last record, or damage a byte of it.
@@ -40,7 +41,8 @@ struct JournalTests {
         try journal("1-a", [.offered(guest: "web1", destination: "host-b", order: 0), .released])
         let path = store.journal(of: "1-a")
         let whole = try DurableFile.read(path) ?? []
-        let first = (whole.firstIndex(of: UInt8(ascii: "\n")) ?? 0) + 1
+        let header = (whole.firstIndex(of: UInt8(ascii: "\n")) ?? 0) + 1
+        let first = (whole[header...].firstIndex(of: UInt8(ascii: "\n")) ?? 0) + 1
         for length in first..<whole.count {
             try DurableFile.write(Array(whole[..<length]), to: path)
             #expect(try Journal.read(path).count == 1, "cut at \(length)")
@@ -51,6 +53,68 @@ struct JournalTests {
         #expect(try Journal.read(path).count == 1)
         try Journal(opening: path).append(.rolledBack(reason: "test"))
         #expect(try Journal.read(path).last == .rolledBack(reason: "test"))
+    }
+
+    /// A record that cannot be read may be the one that forbids to run the guest.
+    @Test func damageBeforeTheEndIsAnErrorAndNotTheEnd() throws {
+        try journal("1-a", [.offered(guest: "web1", destination: "host-b", order: 0), .released, .confirmed])
+        let path = store.journal(of: "1-a")
+        let whole = try DurableFile.read(path) ?? []
+        let text = String(decoding: whole, as: UTF8.self)
+        guard let released = text.utf8.firstRange(of: "released".utf8) else { throw TestFailure("no record") }
+        var damaged = whole
+        damaged[text.utf8.distance(from: text.startIndex, to: released.lowerBound)] ^= 1
+        try DurableFile.write(damaged, to: path)
+        let error = #expect(throws: JournalError.self) { try Journal.read(path) }
+        #expect(error?.kind == .unreadable && error?.records.count == 1)
+        #expect(throws: JournalError.self) { try store.release(of: "web1") }
+        // Another guest's affairs go on.
+        #expect(try store.release(of: "web2") == nil)
+        #expect(try store.nextOrder() == 1)
+        #expect(throws: JournalError.self) { try Journal(opening: path) }
+    }
+
+    @Test func aJournalOfALaterVersionIsNotTouched() throws {
+        try journal("1-a", [.offered(guest: "web1", destination: "host-b", order: 0)])
+        let path = store.journal(of: "1-a")
+        for body in [#"{"journal":{"version":2}}"#, #"{"handedOn":{"to":"host-c"}}"#] {
+            let isHeader = body.contains("version")
+            let sum = HashAlgorithm.sha256.hash(Array(body.utf8)).hex.prefix(16)
+            let line = Array("\(sum) \(body)\n".utf8)
+            let whole = try DurableFile.read(path) ?? []
+            let later = isHeader ? line + whole.drop { $0 != 10 }.dropFirst() : whole + line
+            try DurableFile.write(later, to: store.journal(of: "1-a") + ".later")
+            let error = #expect(throws: JournalError.self) { try Journal.read(store.journal(of: "1-a") + ".later") }
+            #expect(error?.description.contains("version") == true)
+        }
+    }
+
+    @Test func aJournalDoesNotGrowBeyondWhatIsReserved() throws {
+        try journal("1-a", [.offered(guest: "web1", destination: "host-b", order: 0)])
+        let journal = try Journal(opening: store.journal(of: "1-a"))
+        // A reason is cut, so that the few records of a migration always fit.
+        try journal.append(.rolledBack(reason: String(repeating: "x", count: 1 << 20)))
+        #expect((try DurableFile.read(journal.path) ?? []).count < 4096)
+        var error: JournalError?
+        for _ in 0..<100 where error == nil {
+            do { try journal.append(.reclaimed(reason: String(repeating: "x", count: 1024))) } catch let failure {
+                error = failure as? JournalError
+            }
+        }
+        #expect(error?.kind == .notWritten && error?.description.contains("is full") == true)
+        #expect((try DurableFile.read(journal.path) ?? []).count <= Journal.capacity)
+    }
+
+    @Test(
+        arguments: [
+            ([.released], true), ([.released, .reclaimed(reason: "x")], false), ([.released, .taken(by: "x")], false),
+            ([.released, .rolledBack(reason: "x")], false), ([.released, .confirmed], true),
+        ] as [([JournalRecord], Bool)]
+    )
+    func whetherTheSourceHasLetTheGuestGo(_ records: [JournalRecord], _ isReleased: Bool) throws {
+        try journal("1-a", [.offered(guest: "web1", destination: "host-b", order: 0)] + records)
+        #expect(try Journal.read(store.journal(of: "1-a")).isReleased == isReleased)
+        #expect((try store.release(of: "web1") != nil) == isReleased)
     }
 
     @Test func aReleasedGuestMustNotBeStartedUntilItComesBack() throws {

@@ -21,7 +21,9 @@ struct MessageTests {
         ),
         .need([0]), .file(0), .ready(.init(reasons: [], nbdPort: 10809, exports: ["disk0": "1-a/disk0"])), .mirrored,
         .stream,
-        .prepared, .release, .owned(.init(digests: ["disk0": "ab"])), .done, .abort("why"), .ping, .pong,
+        .prepared(.init(proofs: ["disk0": .init(runs: [3, 1], sum: "ab")], isFull: true)),
+        .release(.init(digests: ["disk0": "ab"])), .refused("why"), .owned(.init(digests: ["disk0": "ab"])), .done,
+        .abort("why"), .ping, .pong,
     ]
 
     @Test func everyMessageComesThroughUnchanged() async throws {

@@ -16,7 +16,11 @@ struct RelayTests {
         let relay: MirrorRelay
     }
 
-    func withRelay(_ connections: Int, _ body: @escaping @Sendable (Setup) async throws -> Void) async throws {
+    func withRelay(
+        _ connections: Int,
+        endurance: MirrorEndurance? = MirrorEndurance(),
+        _ body: @escaping @Sendable (Setup) async throws -> Void
+    ) async throws {
         let directory = try TestDirectory()
         let pki = try TestPKI()
         let image = directory.file("disk")
@@ -38,6 +42,7 @@ struct RelayTests {
             options: NBDClientOptions(export: "x", credentials: try pki.credentials(.client), hostname: "localhost"),
             connections: connections,
             size: 64 << 20,
+            endurance: endurance,
             on: loops.loops[1]
         )
         #expect(relay.connections == connections)
@@ -85,7 +90,7 @@ struct RelayTests {
     }
 
     @Test func afterALossEveryRequestFailsEvenAFlush() async throws {
-        try await withRelay(2) { setup in
+        try await withRelay(2, endurance: nil) { setup in
             #expect(try await qemuIO(setup, ["write -P 1 0 1M", "flush"]).code == 0)
             await setup.export.close()
             try await eventually("the relay notices") { await setup.relay.failure() != nil }

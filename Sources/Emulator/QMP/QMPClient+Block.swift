@@ -68,6 +68,20 @@ extension QMPClient {
         try await execute("block-job-cancel", ["device": .string(job), "force": .bool(force)])
     }
 
+    /// Closes the connections of NBD nodes, and those of the migration, at once and out of band, even while QEMU waits for one
+    /// of them (`yank`).
+    public func yank(nodes: [String], migration: Bool) async throws {
+        let known = try await execute("query-yank", outOfBand: true).array
+        let wanted = known.filter { instance in
+            switch instance["type"]?.string {
+            case "block-node": instance["node-name"]?.string.map(nodes.contains) ?? false
+            case "migration": migration
+            default: false
+            }
+        }
+        if !wanted.isEmpty { try await execute("yank", ["instances": .array(wanted)], outOfBand: true) }
+    }
+
     /// Forgets a job that has concluded (`job-dismiss`).
     public func dismiss(_ job: String) async throws { try await execute("job-dismiss", ["id": .string(job)]) }
 

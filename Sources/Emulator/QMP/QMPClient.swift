@@ -69,6 +69,9 @@ public final class QMPClient: @unchecked Sendable {
     private var failure: QMPError?
     private var pending: [String: (Result<JSONValue, any Error>) -> Void] = [:]
     private var nextID = 1
+    private var prefix = "xd"
+    /// Whether the first line may be the rest of one that somebody else had begun to read.
+    private var mayBeginInALine = false
     private let writeLock = AsyncLock()
 
     private init(_ channel: any Channel) {
@@ -122,6 +125,19 @@ public final class QMPClient: @unchecked Sendable {
         return client
     }
 
+    /// Goes on with a conversation that another process, which has ended, had negotiated out of band commands for. Called on
+    /// the channel's loop.
+    public static func resume(over channel: any Channel) async throws -> QMPClient {
+        let client = QMPClient(channel)
+        client.hasOutOfBand = true
+        client.prefix = "xd-next"
+        client.mayBeginInALine = true
+        Task(executorPreference: client.loop) { await client.receive() }
+        // QEMU drops what was half written when it sees a byte that is no JSON, and says so in an error without an id.
+        try await channel.write([0xff, UInt8(ascii: "\n")])
+        return client
+    }
+
     private func greet() async throws {
         guard let line = try await lines.next() else {
             throw QMPError(.disconnected, "\(channel.peerName) closed the connection instead of greeting")
@@ -151,7 +167,7 @@ public final class QMPClient: @unchecked Sendable {
         outOfBand: Bool = false
     ) async throws -> JSONValue {
         if let failure { throw failure }
-        let id = "xd-\(nextID)"
+        let id = "\(prefix)-\(nextID)"
         nextID += 1
         let message: JSONValue = [
             outOfBand && hasOutOfBand ? "exec-oob" : "execute": .string(command),
@@ -190,8 +206,13 @@ public final class QMPClient: @unchecked Sendable {
         do {
             while let line = try await lines.next() {
                 guard let message = try? JSONValue(parsing: line) else {
+                    if mayBeginInALine {
+                        mayBeginInALine = false
+                        continue
+                    }
                     return fail("\(channel.peerName) sent something that is not QMP", .malformed)
                 }
+                mayBeginInALine = false
                 if let name = message["event"]?.string {
                     onEvent?(QMPEvent(name: name, data: message["data"] ?? [:], received: .now))
                 } else if let id = message["id"]?.string {

@@ -20,6 +20,8 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
     private let chunks: Int
     /// 32 bytes a chunk; a chunk of zeroes has zeroes here, so that the digests of a sparse disk take no memory.
     private let digests: UnsafeMutableRawPointer
+    /// The short checksums that are compared with the source's; see `ChunkSums`.
+    private let sums: UnsafeMutablePointer<UInt64>
     private let marks: Guarded<[UInt64]>
 
     /// Makes digests for an image of which nothing is known.
@@ -31,14 +33,18 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
     public init(size: UInt64, isBlank: Bool) throws {
         self.size = size
         chunks = Int((size + Self.chunkSize - 1) / Self.chunkSize)
-        guard size <= 1 << 50, let memory = calloc(max(chunks, 1), HashAlgorithm.sha256.digestLength) else {
-            throw ChannelError(.system, "A disk of \(size) bytes is too large")
-        }
+        guard size <= 1 << 50, let memory = calloc(max(chunks, 1), HashAlgorithm.sha256.digestLength),
+            let short = calloc(max(chunks, 1), 8)
+        else { throw ChannelError(.system, "A disk of \(size) bytes is too large") }
         digests = memory
+        sums = short.bindMemory(to: UInt64.self, capacity: max(chunks, 1))
         marks = Guarded([UInt64](repeating: isBlank ? 0 : UInt64.max, count: (chunks + 63) / 64))
     }
 
-    deinit { free(digests) }
+    deinit {
+        free(digests)
+        free(sums)
+    }
 
     /// Marks the chunks of a range.
     public func didChange(_ offset: UInt64, _ count: UInt64) {
@@ -61,6 +67,8 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
 
     /// Reads every marked chunk of the file and takes its digest. Blocks: run it on the pool.
     ///
+    /// The file is read past the page cache where its file system allows that, so that what is read is what the disk has.
+    ///
     /// - Parameters:
     ///   - path: the image.
     ///   - shouldStop: is asked now and then; the pass then ends early, what is left stays marked.
@@ -68,10 +76,8 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
     @discardableResult
     public func update(from path: String, shouldStop: () -> Bool = { false }) throws -> Int {
         let file = try RawFile(path: path, readOnly: true)
-        let fd = open(path, O_RDONLY | O_CLOEXEC)
-        guard fd >= 0 else { throw ChannelError.system("read \(path)", errno) }
-        defer { close(fd) }
-        let buffer = IOBuffer(capacity: Int(Self.chunkSize))
+        let source = try UncachedFile(path)
+        let buffer = IOBuffer(capacity: Int(Self.chunkSize) * Self.chunksAtOnce)
         var read = 0
         var hole: Range<UInt64> = 0..<0
         for word in 0..<((chunks + 63) / 64) {
@@ -83,47 +89,75 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
             hole = 0..<0
             while pending != 0 {
                 let bit = pending.trailingZeroBitCount
-                pending &= pending - 1
                 let chunk = word * 64 + bit
                 if chunk >= chunks { break }
                 let start = UInt64(chunk) * Self.chunkSize
-                let end = min(start + Self.chunkSize, size)
-                if !(hole.lowerBound <= start && end <= hole.upperBound) {
+                if !(hole.lowerBound <= start && min(start + Self.chunkSize, size) <= hole.upperBound) {
                     // Only the next data is looked for: looking for the end of data walks over all of it on tmpfs.
                     hole = start..<min(max(file.nextData(from: start), start), size)
                 }
-                let target = digests + chunk * HashAlgorithm.sha256.digestLength
-                if hole.lowerBound <= start, end <= hole.upperBound {
-                    memset(target, 0, HashAlgorithm.sha256.digestLength)
+                if hole.lowerBound <= start, min(start + Self.chunkSize, size) <= hole.upperBound {
+                    pending &= pending - 1
+                    setZero(chunk)
                     continue
                 }
-                try readChunk(fd, path, buffer.mutable(0..<Int(end - start)), at: start)
-                let bytes = buffer.bytes(0..<Int(end - start))
-                if xd_is_zero(bytes.baseAddress, bytes.count) != 0 {
-                    memset(target, 0, HashAlgorithm.sha256.digestLength)
-                } else {
-                    HashAlgorithm.sha256.hash(bytes, into: target)
+                let run = min(min((~(pending >> UInt64(bit))).trailingZeroBitCount, Self.chunksAtOnce), chunks - chunk)
+                for index in 0..<run { pending &= ~(1 << UInt64(bit + index)) }
+                let end = min(start + UInt64(run) * Self.chunkSize, size)
+                do {
+                    try source.read(into: buffer.mutable(0..<Int(end - start)), at: start)
+                } catch {
+                    didChange(start, end - start)
+                    let rest = pending
+                    marks.withLock { $0[word] |= rest }
+                    throw error
                 }
-                read += 1
+                for index in 0..<run {
+                    let from = index * Int(Self.chunkSize)
+                    take(chunk + index, buffer.bytes(from..<min(from + Int(Self.chunkSize), Int(end - start))))
+                }
+                read += run
             }
             if word % 16 == 0, shouldStop() { return read }
         }
         return read
     }
 
-    private func readChunk(
-        _ fd: Int32,
-        _ path: String,
-        _ buffer: UnsafeMutableRawBufferPointer,
-        at offset: UInt64
-    ) throws {
-        var done = 0
-        while done < buffer.count {
-            let count = pread(fd, buffer.baseAddress! + done, buffer.count - done, off_t(offset) + off_t(done))
-            if count < 0, errno == EINTR { continue }
-            guard count > 0 else { throw ChannelError.system("read \(path)", count == 0 ? EIO : errno) }
-            done += count
+    private static let chunksAtOnce = 16
+
+    private func setZero(_ chunk: Int) {
+        memset(digests + chunk * HashAlgorithm.sha256.digestLength, 0, HashAlgorithm.sha256.digestLength)
+        sums[chunk] = 0
+    }
+
+    private func take(_ chunk: Int, _ bytes: UnsafeRawBufferPointer) {
+        if xd_is_zero(bytes.baseAddress, bytes.count) != 0 {
+            setZero(chunk)
+        } else {
+            HashAlgorithm.sha256.hash(bytes, into: digests + chunk * HashAlgorithm.sha256.digestLength)
+            sums[chunk] = ChunkSums.sum(bytes)
         }
+    }
+
+    /// Whether anything was changed since it was read.
+    public var isStale: Bool { marks.withLock { $0.contains { $0 != 0 } } }
+
+    /// Marks everything, to be read once more.
+    public func markAll() { didChange(0, size) }
+
+    /// Whether what was read is what the source says. Only right while nothing is marked.
+    public func matches(_ proof: DiskProof) -> Bool {
+        guard proof.runs.count <= DiskProof.maximumRuns else { return false }
+        var hash = SumHash()
+        var chunk = 0
+        var isKnown = true
+        for run in proof.runs {
+            guard run <= UInt64(chunks - chunk) else { return false }
+            for index in chunk..<(chunk + Int(run)) where isKnown { hash.add(sums[index]) }
+            chunk += Int(run)
+            isKnown.toggle()
+        }
+        return chunk == chunks && hash.text == proof.sum
     }
 
     /// The disk's digest in hexadecimal. Only right while nothing is marked.
@@ -190,12 +224,7 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
                 let start = UInt64(chunk) * Self.chunkSize
                 let data = Payload(buffer, 0..<Int(min(Self.chunkSize, size - start)))
                 try await disk.readFully(into: data, at: start)
-                let target = digests + chunk * HashAlgorithm.sha256.digestLength
-                if xd_is_zero(data.bytes.baseAddress, data.count) != 0 {
-                    memset(target, 0, HashAlgorithm.sha256.digestLength)
-                } else {
-                    HashAlgorithm.sha256.hash(data.bytes, into: target)
-                }
+                take(chunk, data.bytes)
             }
             if shouldStop() { return }
         }

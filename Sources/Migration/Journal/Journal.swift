@@ -20,94 +20,261 @@ public enum JournalRecord: Sendable, Hashable, Codable {
     case owner(digests: [String: String])
     /// Source: the destination confirmed that it owns the guest.
     case confirmed
+    /// Source: the destination has said that it will never run the guest, so it belongs to this side again.
+    case reclaimed(reason: String)
+    /// Either side: an operator has said that the other side will never run the guest, and that this one shall.
+    case taken(by: String)
     /// Either side: the migration was given up before the release.
     case rolledBack(reason: String)
+
+    /// The guest that a journal is about, which its first record says.
+    public var guest: String? {
+        switch self {
+        case .offered(let guest, _, _), .accepted(let guest, _, _): guest
+        default: nil
+        }
+    }
+
+    /// A record of bounded length, whatever the reason was.
+    fileprivate var bounded: JournalRecord {
+        func cut(_ text: String) -> String {
+            text.utf8.count <= 1024 ? text : String(decoding: text.utf8.prefix(1024), as: UTF8.self)
+        }
+        switch self {
+        case .reclaimed(let reason): return .reclaimed(reason: cut(reason))
+        case .taken(let by): return .taken(by: cut(by))
+        case .rolledBack(let reason): return .rolledBack(reason: cut(reason))
+        default: return self
+        }
+    }
 }
 
 extension Sequence<JournalRecord> {
     /// Whether the migration was given up.
     public var isRolledBack: Bool { contains { if case .rolledBack = $0 { true } else { false } } }
 
+    /// Whether an operator has decided.
+    public var isTaken: Bool { contains { if case .taken = $0 { true } else { false } } }
+
+    /// Whether the source has let the guest go and not got it back: it must not run it.
+    public var isReleased: Bool {
+        contains(.released) && !isRolledBack && !isTaken
+            && !contains { if case .reclaimed = $0 { true } else { false } }
+    }
+
     /// The digests with which the destination took the guest over; nil when it has not.
     public var ownerDigests: [String: String]? {
-        for case .owner(let digests) in self { return digests }
+        var isDestination = false
+        for record in self {
+            switch record {
+            case .accepted: isDestination = true
+            case .owner(let digests): return digests
+            case .taken: if isDestination { return [:] }
+            default: break
+            }
+        }
         return nil
     }
 }
 
+/// A journal that cannot be read or written.
+public struct JournalError: Error, Sendable, CustomStringConvertible {
+    /// The kind of failure.
+    public enum Kind: Sendable, Hashable {
+        /// The record is not in the journal.
+        case notWritten
+        /// The record may or may not be found by whoever reads the journal later: nothing may be done on it, and nothing
+        /// may be done that it forbids.
+        case doubtful
+        /// The journal is damaged in its middle, or a later version wrote it: what it says cannot be known.
+        case unreadable
+    }
+
+    /// The kind.
+    public let kind: Kind
+    /// What happened, to which file.
+    public let description: String
+    /// The records before the damage.
+    public var records: [JournalRecord] = []
+}
+
 /// An append-only file of checksummed records; a record counts once it is on stable storage.
 public final class Journal: Sendable {
+    /// The version of the format that is written and read.
+    public static let version = 1
+    /// How many bytes a journal has at most; they are reserved before it is used.
+    public static let capacity = 65536
+
     /// The file.
     public let path: String
-    private let fd: Int32
+    private let state: Guarded<State>
+
+    private struct State {
+        var fd: Int32
+        /// Everything that was written, durable or not.
+        var text: [UInt8]
+        /// Whether an `fsync` has failed: the kernel may then hold for clean what never reached the disk.
+        var isDoubtful = false
+    }
+
+    private struct Header: Codable {
+        struct Journal: Codable { var version: Int }
+        var journal: Journal
+    }
 
     /// Creates a journal with space reserved for all the records that a migration writes.
     ///
     /// - Throws: `ChannelError` when the file exists or cannot be made durable: the migration must not start.
     public init(creating path: String) throws {
         self.path = path
-        fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0o600)
-        guard fd >= 0 else { throw ChannelError.system("create the journal \(path)", errno) }
-        // The reservation lies beyond the end of the file; a file system that cannot reserve is taken as it is.
-        guard xd_reserve(fd, 65536) == 0 || errno == EOPNOTSUPP else {
-            throw ChannelError.system("reserve space for the journal \(path)", errno)
-        }
+        let header = try Self.line(JSONText.encode(Header(journal: .init(version: Self.version))))
+        let fd = try Self.create(path, header)
+        state = Guarded(State(fd: fd, text: header))
         try DurableFile.syncDirectory(of: path)
     }
 
     /// Opens a journal to append to it; a record that a crash has torn is cut off.
+    ///
+    /// The file is made anew: what was read may be in memory only, when the one who wrote it could not make it durable.
+    ///
+    /// - Throws: `JournalError` when the journal cannot be understood, `ChannelError` when it cannot be made durable.
     public init(opening path: String) throws {
         self.path = path
-        fd = open(path, O_RDWR | O_APPEND | O_CLOEXEC)
-        guard fd >= 0 else { throw ChannelError.system("open the journal \(path)", errno) }
-        let valid = try Self.parse(DurableFile.read(path) ?? []).length
-        guard ftruncate(fd, off_t(valid)) == 0 else { throw ChannelError.system("repair the journal \(path)", errno) }
+        guard let text = try DurableFile.read(path, limit: 2 * Self.capacity) else {
+            throw ChannelError.system("open the journal \(path)", ENOENT)
+        }
+        let valid = Array(text.prefix(try Self.parse(text, path).length))
+        state = Guarded(State(fd: try Self.replace(path, valid), text: valid))
     }
 
-    deinit { close(fd) }
+    private static func create(_ path: String, _ text: [UInt8]) throws -> Int32 {
+        let fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0o600)
+        guard fd >= 0 else { throw ChannelError.system("create the journal \(path)", errno) }
+        do {
+            // The reservation lies beyond the end of the file; a file system that cannot reserve is taken as it is.
+            guard xd_reserve(fd, off_t(capacity)) == 0 || errno == EOPNOTSUPP else {
+                throw ChannelError.system("reserve space for the journal \(path)", errno)
+            }
+            try DurableFile.append(text, to: fd, path: path)
+            guard fsync(fd) == 0 else {
+                throw ChannelError.system("write the journal \(path) to stable storage", errno)
+            }
+            return fd
+        } catch {
+            close(fd)
+            unlink(path)
+            throw error
+        }
+    }
+
+    /// Puts a new file in the place of a journal.
+    private static func replace(_ path: String, _ text: [UInt8]) throws -> Int32 {
+        let temporary = "\(path).new"
+        unlink(temporary)
+        let fd = try create(temporary, text)
+        guard rename(temporary, path) == 0 else {
+            let number = errno
+            close(fd)
+            throw ChannelError.system("replace the journal \(path)", number)
+        }
+        do { try DurableFile.syncDirectory(of: path) } catch {
+            close(fd)
+            throw error
+        }
+        return fd
+    }
+
+    deinit { state.withLock { _ = close($0.fd) } }
+
+    private static func line(_ body: [UInt8]) -> [UInt8] {
+        Array(HashAlgorithm.sha256.hash(body).hex.prefix(16).utf8) + [UInt8(ascii: " ")] + body + [UInt8(ascii: "\n")]
+    }
 
     /// Appends a record and waits until it is on stable storage.
     ///
-    /// - Throws: `ChannelError`; the record may or may not be durable then, and nothing may be done on it.
+    /// Once an `fsync` has failed the file is not trusted any more: what follows goes into a new one, which takes its place.
+    ///
+    /// - Throws: `JournalError`, `notWritten` or `doubtful`.
     public func append(_ record: JournalRecord) throws {
-        let body = try JSONText.encode(record)
-        let line =
-            Array(HashAlgorithm.sha256.hash(body).hex.prefix(16).utf8) + [UInt8(ascii: " ")] + body + [
-                UInt8(ascii: "\n")
-            ]
-        let end = lseek(fd, 0, SEEK_END)
-        do {
-            try DurableFile.append(line, to: fd, path: path)
-        } catch {
-            // Half a record would hide all that follow it.
-            _ = ftruncate(fd, end)
-            throw error
+        let line: [UInt8]
+        do { line = try Self.line(JSONText.encode(record.bounded)) } catch {
+            throw JournalError(kind: .notWritten, description: "\(error)")
         }
-        guard fsync(fd) == 0 else {
-            let number = errno
-            // Whoever reads the journal later must not find what was never decided.
-            _ = ftruncate(fd, end)
-            throw ChannelError.system("write the journal \(path) to stable storage", number)
+        try state.withLock { state in
+            guard state.text.count + line.count <= Self.capacity else {
+                throw JournalError(kind: .notWritten, description: "The journal \(path) is full")
+            }
+            if state.isDoubtful {
+                let fd: Int32
+                do { fd = try Self.replace(path, state.text + line) } catch {
+                    throw JournalError(kind: .doubtful, description: "\(error)")
+                }
+                close(state.fd)
+                state = State(fd: fd, text: state.text + line)
+                return
+            }
+            do {
+                try DurableFile.append(line, to: state.fd, path: path)
+            } catch {
+                // Half a record would hide all that follow it.
+                _ = ftruncate(state.fd, off_t(state.text.count))
+                throw JournalError(kind: .notWritten, description: "\(error)")
+            }
+            state.text += line
+            guard fsync(state.fd) == 0 else {
+                let number = errno
+                state.isDoubtful = true
+                throw JournalError(
+                    kind: .doubtful,
+                    description: "\(ChannelError.system("write the journal \(path) to stable storage", number))"
+                )
+            }
         }
     }
 
-    /// The records of a journal up to the first damaged one: a torn write ends the journal.
+    /// The records of a journal; a last one that a crash has torn does not count. Empty when there is no journal.
+    ///
+    /// - Throws: `JournalError` when the journal is damaged in its middle or of a later version.
     public static func read(_ path: String) throws -> [JournalRecord] {
-        parse(try DurableFile.read(path) ?? []).records
+        try parse(try DurableFile.read(path, limit: 2 * capacity) ?? [], path).records
     }
 
-    private static func parse(_ bytes: [UInt8]) -> (records: [JournalRecord], length: Int) {
+    private static func parse(_ bytes: [UInt8], _ path: String) throws -> (records: [JournalRecord], length: Int) {
         var records: [JournalRecord] = []
         var length = 0
-        for line in bytes.split(separator: UInt8(ascii: "\n"), omittingEmptySubsequences: false) {
+        var isFirst = true
+        var isTorn = false
+        func unreadable(_ what: String) -> JournalError {
+            JournalError(
+                kind: .unreadable,
+                description: "The journal \(path) \(what); nothing is done about its guest until that is settled",
+                records: records
+            )
+        }
+        for line in bytes.split(separator: UInt8(ascii: "\n"), omittingEmptySubsequences: false).dropLast() {
             let parts = line.split(separator: UInt8(ascii: " "), maxSplits: 1)
-            guard parts.count == 2,
-                Array(HashAlgorithm.sha256.hash(parts[1]).hex.prefix(16).utf8) == Array(parts[0]),
-                let record = JSONText.decode(JournalRecord.self, from: Array(parts[1]))
-            else { break }
-            // Without its end the record was torn, however right it looks.
-            guard length + line.count < bytes.count else { break }
-            records.append(record)
+            let isWhole =
+                parts.count == 2
+                && Array(HashAlgorithm.sha256.hash(parts[1]).hex.prefix(16).utf8) == Array(parts[0])
+            // A crash tears the last record only.
+            if isWhole, isTorn { throw unreadable("is damaged at byte \(length)") }
+            guard isWhole else {
+                isTorn = true
+                continue
+            }
+            let body = Array(parts[1])
+            if isFirst {
+                guard let header = JSONText.decode(Header.self, from: body) else { throw unreadable("is no journal") }
+                guard header.journal.version == version else {
+                    throw unreadable("was written by a later version of Crossdock (format \(header.journal.version))")
+                }
+                isFirst = false
+            } else {
+                guard let record = JSONText.decode(JournalRecord.self, from: body) else {
+                    throw unreadable("has a record that this version of Crossdock does not know")
+                }
+                records.append(record)
+            }
             length += line.count + 1
         }
         return (records, length)

@@ -35,55 +35,62 @@ public struct MigrationStore: Sendable {
             && text.utf8.allSatisfy { ($0 >= 48 && $0 <= 57) || ($0 >= 97 && $0 <= 122) || $0 == 45 }
     }
 
-    /// The latest migration of a guest on this host, in either direction.
-    public func latest(of guest: String) throws -> String? {
-        var last: (order: Int, id: String?) = (-1, nil)
+    /// The records of every migration of a guest. A journal that cannot be read counts unless it is known to be about another
+    /// guest.
+    private func journals(of guest: String) throws -> [(id: String, records: [JournalRecord])] {
+        var found: [(String, [JournalRecord])] = []
         for id in ids() {
-            switch try Journal.read(journal(of: id)).first {
-            case .offered(guest, _, let order) where order > last.order: last = (order, id)
-            case .accepted(guest, _, let order) where order > last.order: last = (order, id)
-            default: break
+            do {
+                let records = try Journal.read(journal(of: id))
+                if records.first?.guest == guest { found.append((id, records)) }
+            } catch let error as JournalError {
+                if error.records.isEmpty || error.records.first?.guest == guest { throw error }
             }
         }
-        return last.id
+        return found.sorted { Self.order($0.1) < Self.order($1.1) }
     }
+
+    private static func order(_ records: [JournalRecord]) -> Int {
+        switch records.first {
+        case .offered(_, _, let order), .accepted(_, _, let order): order
+        default: -1
+        }
+    }
+
+    /// The latest migration of a guest on this host, in either direction.
+    public func latest(of guest: String) throws -> String? { try journals(of: guest).last?.id }
 
     /// The migration by which the guest is arriving here and does not belong to this host: its copy must not be started.
     public func arrival(of guest: String) throws -> (migration: String, source: String)? {
-        guard let id = try latest(of: guest) else { return nil }
-        let records = try Journal.read(journal(of: id))
-        guard case .accepted(_, let source, _) = records.first, records.ownerDigests == nil, !records.isRolledBack
-        else {
-            return nil
-        }
+        guard let (id, records) = try journals(of: guest).last, case .accepted(_, let source, _) = records.first,
+            records.ownerDigests == nil, !records.isRolledBack
+        else { return nil }
         return (id, source)
     }
 
     /// Which migration took the guest away from this host, if its last word here is RELEASED: the guest must not be
     /// started here then.
     public func release(of guest: String) throws -> (migration: String, destination: String)? {
-        var last: (order: Int, release: (migration: String, destination: String)?) = (-1, nil)
-        for id in ids() {
-            let records = try Journal.read(journal(of: id))
-            switch records.first {
-            case .offered(guest, let destination, let order) where order > last.order:
-                if records.contains(.released), !records.isRolledBack { last = (order, (id, destination)) }
-            case .accepted(guest, _, let order) where order > last.order:
-                if records.ownerDigests != nil { last = (order, nil) }
-            default: break
+        for (id, records) in try journals(of: guest).reversed() {
+            if case .offered(_, let destination, _) = records.first {
+                if records.isReleased { return (id, destination) }
+                // The guest was here, and the operator or the other side has said that it stays.
+                if records.contains(.released) { return nil }
             }
+            if records.ownerDigests != nil { return nil }
         }
-        return last.release
+        return nil
     }
 
     /// The number of the next migration of this host.
     public func nextOrder() throws -> Int {
         var next = 0
         for id in ids() {
-            switch try Journal.read(journal(of: id)).first {
-            case .offered(_, _, let order), .accepted(_, _, let order): next = max(next, order + 1)
-            default: break
+            let records: [JournalRecord]
+            do { records = try Journal.read(journal(of: id)) } catch let error as JournalError {
+                records = error.records
             }
+            next = max(next, Self.order(records) + 1)
         }
         return next
     }

@@ -53,16 +53,24 @@ public final class MirrorRelay: @unchecked Sendable {
     ///   - options: the export and the credentials.
     ///   - connections: how many connections to open; one if the server cannot keep several consistent.
     ///   - size: what the disk's size must be.
+    ///   - endurance: what it bears; nil for a mirror that ends with the first lost connection.
     ///   - loop: where it all lives.
+    ///   - onOutage: is told on the loop when the destination cannot be reached or has no space, with the reason, and with nil
+    ///     when that is over.
     public static func start(
         socket: String,
         to address: SocketAddress,
         options: NBDClientOptions,
         connections count: Int,
         size: UInt64,
-        on loop: EventLoop
+        endurance: MirrorEndurance? = MirrorEndurance(),
+        on loop: EventLoop,
+        onOutage: @escaping @Sendable (String?) -> Void = { _ in }
     ) async throws -> MirrorRelay {
-        try await loop.run {
+        var options = options
+        // A link that swallows everything is noticed by what does not come back.
+        if options.replyTimeout == nil { options.replyTimeout = .seconds(10) }
+        return try await loop.run { [options] in
             var connections = [try await NBDConnection.connect(to: address, on: loop, options)]
             do {
                 guard connections[0].size == size else {
@@ -77,11 +85,19 @@ public final class MirrorRelay: @unchecked Sendable {
                     }
                 }
                 let listener = try await Listener.listen(on: .unix(path: socket), loop: loop)
+                let disk = RemoteDisk(
+                    connections: connections,
+                    to: .init(address: address, options: options, reconnects: endurance != nil),
+                    endurance: endurance ?? MirrorEndurance(),
+                    counters: MirrorCounters(),
+                    sums: try ChunkSums(size: size)
+                )
+                disk.onOutage = onOutage
                 let relay = MirrorRelay(
                     loop: loop,
                     listener: listener,
                     socket: socket,
-                    disk: RemoteDisk(connections: connections, counters: MirrorCounters()),
+                    disk: disk,
                     connections: connections,
                     export: options.export
                 )
@@ -113,9 +129,23 @@ public final class MirrorRelay: @unchecked Sendable {
         }
     }
 
+    /// Tells where the destination's server listens from now on. From any thread.
+    public func move(to address: SocketAddress) { loop.execute { self.disk.move(to: address) } }
+
     /// Why the relay failed; nil while it works.
     public func failure() async -> String? {
         try? await loop.run { self.disk.failure?.message }
+    }
+
+    /// QEMU has flushed and gone. The end of the destination's export is no outage from here on.
+    ///
+    /// - Returns: what went through the relay, to be compared with what is at the destination.
+    public func rest() async throws -> DiskProof {
+        try await loop.run {
+            if let failure = self.disk.failure { throw MigrationError(.failed, failure.message) }
+            self.disk.rest()
+            return self.disk.sums.proof()
+        }
     }
 
     /// Closes the relay in order, after QEMU has flushed and gone.

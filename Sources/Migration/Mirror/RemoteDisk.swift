@@ -2,12 +2,15 @@ internal import CLinux
 internal import IO
 internal import NBD
 internal import Synchronization
+internal import TLS
 
 /// What a mirror has moved, readable from any thread.
 public final class MirrorCounters: Sendable {
     private let sent = Atomic<UInt64>(0)
     private let zeroed = Atomic<UInt64>(0)
     private let backlog = Atomic<UInt64>(0)
+    private let repeated = Atomic<UInt64>(0)
+    private let reconnections = Atomic<Int>(0)
 
     /// Payload bytes that the destination has acknowledged.
     public var bytesSent: UInt64 { sent.load(ordering: .relaxed) }
@@ -15,195 +18,460 @@ public final class MirrorCounters: Sendable {
     public var zeroBytes: UInt64 { zeroed.load(ordering: .relaxed) }
     /// Bytes that QEMU believes to be written and the destination has not acknowledged.
     public var bytesInFlight: UInt64 { backlog.load(ordering: .relaxed) }
+    /// Payload bytes that were sent again although the destination had acknowledged them: they may have been lost there.
+    public var bytesResent: UInt64 { repeated.load(ordering: .relaxed) }
+    /// How many connections were made in the place of lost ones.
+    public var reconnects: Int { reconnections.load(ordering: .relaxed) }
 
     func sent(_ count: Int) { sent.wrappingAdd(UInt64(count), ordering: .relaxed) }
     func zeroed(_ count: UInt64) { zeroed.wrappingAdd(count, ordering: .relaxed) }
     func inFlight(_ count: Int) { backlog.store(UInt64(count), ordering: .relaxed) }
+    func resent(_ count: Int) { repeated.wrappingAdd(UInt64(count), ordering: .relaxed) }
+    func reconnected() { reconnections.wrappingAdd(1, ordering: .relaxed) }
+}
+
+/// How a mirror bears outages.
+public struct MirrorEndurance: Sendable {
+    /// How long the destination may be away, or without space, before the mirror fails.
+    public var patience: Duration
+    /// How many bytes a mirror keeps in memory at most: what is under way, and what is not yet durable there.
+    public var memory: Int
+
+    /// Makes limits.
+    public init(patience: Duration = .seconds(300), memory: Int = 64 << 20) {
+        self.patience = patience
+        self.memory = memory
+    }
+}
+
+/// A change on its way to the destination, and afterwards until it is durable there.
+final class DiskChange {
+    enum Kind {
+        case write, zero, trim
+    }
+    let id: UInt64
+    let kind: Kind
+    let range: Range<UInt64>
+    let payload: Payload?
+    let mayDeallocate: Bool
+    /// Whether the data is nothing but zeroes.
+    var wasZero = false
+    /// Whether the destination acknowledged it before and it is sent once more.
+    var isRepeated = false
+    var onDone: ((NBDError?) -> Void)?
+
+    init(_ id: UInt64, _ kind: Kind, _ range: Range<UInt64>, payload: Payload? = nil, mayDeallocate: Bool = true) {
+        self.id = id
+        self.kind = kind
+        self.range = range
+        self.payload = payload
+        self.mayDeallocate = mayDeallocate
+    }
+
+    var bytes: Int { payload?.count ?? 0 }
 }
 
 /// A disk at the destination, reached over several connections: the far end of a mirror relay.
 ///
 /// Plain writes are acknowledged before the destination has them, which hides the round trip. That is sound because a
-/// FLUSH is a barrier over all connections, overlapping requests keep their order, and after any loss every later
-/// request fails (fail-stop): QEMU's mirror ends with an error instead of a wrong image. Confined to one loop.
+/// FLUSH is a barrier over all connections, overlapping requests keep their order, and what was acknowledged is kept until
+/// it is durable at the destination: requests under way go out again over a new connection, and when the export has begun
+/// anew, since its agent or its host has, all since the last FLUSH that was answered. What cannot be mended fails every
+/// later request (fail-stop): QEMU's mirror ends with an error instead of a wrong image. Confined to one loop.
 final class RemoteDisk: BackEnd, @unchecked Sendable {
     // Unchecked: confined to the connections' loop, but for the counters.
 
-    /// How many bytes may be written and not acknowledged: the memory that a relay holds at most.
-    private static let window = 32 << 20
-
     let size: UInt64
     let isReadOnly = false
+    let traits: BackEndTraits
     let counters: MirrorCounters
-    private let connections: [NBDConnection]
-    private var pending: [UInt64: Range<UInt64>] = [:]
+    private let endurance: MirrorEndurance
+    private let loop: EventLoop
+    private var lanes: [MirrorLane] = []
+    /// Which life of the export the connections belong to.
+    private var generation: String
+    /// Everything that the destination has not acknowledged.
+    private var pending: [UInt64: DiskChange] = [:]
+    /// Those of them that wait for a connection, in their order.
+    private var queue: [DiskChange] = []
+    /// What it has acknowledged and not made durable.
+    private var retained: [DiskChange] = []
     private var nextID: UInt64 = 0
     private var bytesPending = 0
+    private var bytesRetained = 0
+    private var isFlushing = false
     private let changed = AsyncCondition()
     private(set) var failure: NBDError?
+    private var outage: (since: ContinuousClock.Instant, reason: String)?
+    private var outageTimer: LoopTimer?
+    private var isFull = false
+    /// What the source has, chunk by chunk.
+    let sums: ChunkSums
+    /// Told on the loop when an outage begins, with the reason, and with nil when it is over.
+    var onOutage: ((String?) -> Void)?
 
-    init(connections: [NBDConnection], counters: MirrorCounters) {
-        self.connections = connections
+    /// Takes over connections.
+    init(
+        connections: [NBDConnection],
+        to target: MirrorLane.Target,
+        endurance: MirrorEndurance,
+        counters: MirrorCounters,
+        sums: ChunkSums
+    ) {
         self.counters = counters
+        self.endurance = endurance
+        self.sums = sums
+        loop = connections[0].loop
         size = connections[0].size
-        for connection in connections {
-            connection.onFailure = { [weak self] error in
-                self?.fail(NBDError(.io, "A connection of the mirror was lost: \(error)"))
-            }
+        generation = connections[0].info.summary ?? ""
+        var traits = BackEndTraits()
+        // Whole chunks are what the proof at the end is made of.
+        traits.blockSizes = BlockSizes(minimum: 1, preferred: UInt32(ChunkDigests.chunkSize))
+        self.traits = traits
+        lanes = connections.map { MirrorLane($0, target) }
+        for lane in lanes {
+            lane.onLost = { [weak self] in self?.laneLost($0) }
+            lane.onConnected = { [weak self] in try self?.laneConnected($0) }
+            lane.onBroken = { [weak self] in self?.fail(NBDError(.io, $0)) }
         }
     }
 
+    // MARK: Failure and outage
+
     private func fail(_ error: NBDError) {
-        if failure == nil { failure = error }
+        guard failure == nil else { return }
+        failure = error
+        outageTimer?.cancel()
+        for lane in lanes { lane.close(ChannelError(.closed, error.message)) }
+        let lost = pending
+        pending = [:]
+        queue = []
+        retained = []
+        bytesPending = 0
+        bytesRetained = 0
+        for change in lost.values { change.onDone?(error) }
         changed.signal()
     }
 
     /// Fails every request from now on, and those under way.
-    func abort(_ reason: ChannelError) {
-        fail(NBDError(.io, reason.message))
-        for connection in connections { connection.abort(reason) }
-    }
+    func abort(_ reason: ChannelError) { fail(NBDError(.io, reason.message)) }
+
+    /// QEMU has flushed and gone: the destination may close the export.
+    func rest() { for lane in lanes { lane.rest() } }
 
     /// Says goodbye on all connections.
     func disconnect() async {
-        for connection in connections {
-            connection.onFailure = nil
-            await connection.disconnect()
-        }
+        outageTimer?.cancel()
+        for lane in lanes { await lane.disconnect() }
     }
+
+    /// Where the server listens from now on.
+    func move(to address: SocketAddress) { for lane in lanes { lane.target.address = address } }
 
     private func check() throws { if let failure { throw failure } }
 
+    private func beginOutage(_ reason: String) {
+        guard outage == nil, failure == nil else { return }
+        outage = (.now, reason)
+        onOutage?(reason)
+        outageTimer = loop.schedule(after: endurance.patience) {
+            self.fail(NBDError(.io, "\(reason); it was waited for \(self.endurance.patience)"))
+        }
+    }
+
+    private func endOutage() {
+        guard outage != nil, !isFull, lanes.contains(where: { $0.connection != nil }) else { return }
+        outage = nil
+        outageTimer?.cancel()
+        onOutage?(nil)
+    }
+
+    private func laneLost(_ reason: String) {
+        if !lanes.contains(where: { $0.connection != nil }) {
+            beginOutage("The mirror's connections were lost: \(reason)")
+        }
+        changed.signal()
+    }
+
+    private func laneConnected(_ connection: NBDConnection) throws {
+        let now = connection.info.summary ?? ""
+        if now != generation {
+            // Nobody knows what of the acknowledged changes the new server still has.
+            generation = now
+            let again = retained
+            retained = []
+            bytesRetained = 0
+            for change in again {
+                change.isRepeated = true
+                pending[change.id] = change
+                bytesPending += change.bytes
+                counters.resent(change.bytes)
+            }
+            queue = (queue + again).sorted { $0.id < $1.id }
+        }
+        counters.reconnected()
+        endOutage()
+        pump()
+        changed.signal()
+    }
+
+    // MARK: Changes
+
     private func overlaps(_ range: Range<UInt64>) -> Bool {
-        for other in pending.values where other.overlaps(range) { return true }
+        for other in pending.values where other.range.overlaps(range) { return true }
         return false
     }
 
-    private func waitForOverlapping(_ range: Range<UInt64>) async throws {
+    private func isUnderWay(_ range: Range<UInt64>) -> Bool {
+        for lane in lanes { for other in lane.changes.values where other.range.overlaps(range) { return true } }
+        return false
+    }
+
+    /// How many bytes that the destination has acknowledged may not be durable there: what is sent again in the worst case. A
+    /// hundredth of what was copied, but enough for the disk to work on.
+    private var doubtLimit: Int { min(max(4 << 20, Int(clamping: counters.bytesSent / 100)), endurance.memory / 2) }
+
+    /// Whether so many bytes more may be kept.
+    private func hasRoom(_ bytes: Int) -> Bool {
+        if bytesPending == 0, bytesRetained == 0 { return true }
+        return bytesPending + bytes <= endurance.memory / 2 && bytesRetained < doubtLimit
+            && pending.count + retained.count < 1 << 16
+    }
+
+    private func admit(_ range: Range<UInt64>, bytes: Int) async throws {
         try check()
-        while overlaps(range) {
+        while !hasRoom(bytes) || overlaps(range) {
+            // What is durable need not be kept; what is under way must.
+            if !hasRoom(bytes), bytesPending + bytes <= endurance.memory / 2 { makeDurable(now: true) }
             await changed.wait()
             try check()
         }
     }
 
     /// The connection with the least under way.
-    private var idlest: NBDConnection {
-        var best = connections[0]
-        for connection in connections.dropFirst() where connection.bytesInFlight < best.bytesInFlight {
-            best = connection
+    private var idlest: MirrorLane? {
+        var best: MirrorLane?
+        for lane in lanes where lane.connection != nil && !lane.isFailing {
+            if best == nil || lane.bytesInFlight < best?.bytesInFlight ?? 0 { best = lane }
         }
         return best
     }
 
-    /// Registers a change; the returned closure ends it.
-    private func begin(_ range: Range<UInt64>, bytes: Int) -> (NBDError?) -> Void {
-        let id = nextID
-        nextID += 1
-        pending[id] = range
-        bytesPending += bytes
+    private func begin(_ change: DiskChange) {
+        pending[change.id] = change
+        bytesPending += change.bytes
         counters.inFlight(bytesPending)
-        return { error in
-            self.pending[id] = nil
-            self.bytesPending -= bytes
-            self.counters.inFlight(self.bytesPending)
-            if let error { self.fail(error) }
+        if queue.isEmpty, !isFull, let lane = idlest { send(change, on: lane) } else { queue.append(change) }
+    }
+
+    private func makeID() -> UInt64 {
+        nextID += 1
+        return nextID
+    }
+
+    /// Sends what waits. Changes that were sent before may overlap, so each waits for those before it.
+    private func pump() {
+        var sent = 0
+        while sent < queue.count, !isFull, failure == nil, let lane = idlest, !isUnderWay(queue[sent].range) {
+            send(queue[sent], on: lane)
+            sent += 1
+        }
+        if sent > 0 { queue.removeFirst(min(sent, queue.count)) }
+    }
+
+    private func send(_ change: DiskChange, on lane: MirrorLane) {
+        lane.send(change) { error, isLost in
+            if let error { self.failed(change, error, isLost: isLost) } else { self.acknowledged(change) }
+        }
+    }
+
+    private func acknowledged(_ change: DiskChange) {
+        guard pending.removeValue(forKey: change.id) != nil else { return }
+        bytesPending -= change.bytes
+        counters.inFlight(bytesPending)
+        if !change.isRepeated {
+            if change.kind == .write, change.payload != nil, !change.wasZero {
+                counters.sent(change.bytes)
+            } else if change.kind != .trim {
+                counters.zeroed(UInt64(change.range.count))
+            }
+        }
+        retained.append(change)
+        bytesRetained += change.bytes
+        change.onDone?(nil)
+        change.onDone = nil
+        makeDurable(now: false)
+        if !queue.isEmpty { pump() }
+        changed.signal()
+    }
+
+    private func failed(_ change: DiskChange, _ error: NBDError, isLost: Bool) {
+        guard failure == nil, pending[change.id] != nil else { return }
+        // What is under way can be sent again: each change says what a range shall be.
+        if isLost || error.number == .noSpace {
+            let index = queue.firstIndex { $0.id > change.id } ?? queue.count
+            queue.insert(change, at: index)
+            if !isLost { waitForSpace(error.message) }
+            changed.signal()
+        } else {
+            fail(error)
+        }
+    }
+
+    /// Somebody may make space at the destination.
+    private func waitForSpace(_ reason: String) {
+        guard !isFull else { return }
+        isFull = true
+        beginOutage(reason)
+        _ = loop.schedule(after: .milliseconds(500)) {
+            self.isFull = false
+            // One change shows whether there is space now.
+            if let first = self.queue.first, let lane = self.idlest {
+                self.queue.removeFirst()
+                self.isFull = true
+                lane.send(first) { error, isLost in
+                    self.isFull = false
+                    if let error {
+                        self.failed(first, error, isLost: isLost)
+                    } else {
+                        self.acknowledged(first)
+                        self.endOutage()
+                        self.pump()
+                    }
+                }
+            } else {
+                self.endOutage()
+                self.pump()
+            }
+        }
+    }
+
+    // MARK: Durability
+
+    /// Lets the destination make durable what it has, beside everything else, so that little has to be kept, and little sent
+    /// again.
+    private func makeDurable(now: Bool) {
+        guard !isFlushing, failure == nil, !retained.isEmpty,
+            now || bytesRetained >= doubtLimit / 2 || retained.count >= 4096, let lane = idlest
+        else { return }
+        isFlushing = true
+        let covered = retained.count
+        let during = generation
+        lane.flush { error, isLost in
+            self.isFlushing = false
+            if let error {
+                if !isLost { self.fail(error) }
+            } else {
+                self.forget(covered, during)
+            }
             self.changed.signal()
         }
     }
 
-    private func send(_ payload: Payload, at offset: UInt64) {
-        let range = offset..<(offset + UInt64(payload.count))
-        let bytes = payload.bytes
-        if xd_is_zero(bytes.baseAddress, bytes.count) != 0, idlest.flags.contains(.sendWriteZeroes) {
-            let end = begin(range, bytes: payload.count)
-            idlest.submit(.writeZeroes, offset: offset, length: UInt64(payload.count)) { error in
-                if error == nil { self.counters.zeroed(UInt64(payload.count)) }
-                end(error)
-            }
-        } else {
-            let end = begin(range, bytes: payload.count)
-            idlest.submit(.write, offset: offset, length: UInt64(payload.count), data: payload) { error in
-                if error == nil { self.counters.sent(payload.count) }
-                end(error)
-            }
-        }
-    }
-
-    func tryRead(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) throws -> Bool { false }
-
-    func read(into payload: Payload, at offset: UInt64) async throws {
-        try await waitForOverlapping(offset..<(offset + UInt64(payload.count)))
-        try await idlest.read(into: payload, at: offset)
-    }
-
-    func tryWrite(_ payload: Payload, at offset: UInt64, fua: Bool) throws -> Bool {
-        try check()
-        if payload.count == 0 { return true }
-        guard !fua, bytesPending + payload.count <= Self.window,
-            !overlaps(offset..<(offset + UInt64(payload.count)))
-        else { return false }
-        send(payload, at: offset)
-        return true
-    }
-
-    func write(_ payload: Payload, at offset: UInt64, fua: Bool) async throws {
-        try check()
-        let range = offset..<(offset + UInt64(payload.count))
-        while (bytesPending > 0 && bytesPending + payload.count > Self.window) || overlaps(range) {
-            await changed.wait()
-            try check()
-        }
-        send(payload, at: offset)
-        if fua { try await flush() }
-    }
-
-    func zero(at offset: UInt64, count: UInt64, _ options: ZeroOptions) async throws {
-        if count == 0 { return }
-        let range = offset..<(offset + count)
-        try await waitForOverlapping(range)
-        let end = begin(range, bytes: 0)
-        do {
-            try await idlest.zero(at: offset, count: count, mayDeallocate: options.contains(.mayDeallocate))
-            counters.zeroed(count)
-            end(nil)
-        } catch let error as NBDError {
-            end(error)
-            throw error
-        }
-        if options.contains(.fua) { try await flush() }
-    }
-
-    func trim(at offset: UInt64, count: UInt64, fua: Bool) async throws {
-        if count == 0 { return }
-        let range = offset..<(offset + count)
-        try await waitForOverlapping(range)
-        let end = begin(range, bytes: 0)
-        do {
-            try await idlest.trim(at: offset, count: count)
-            end(nil)
-        } catch let error as NBDError {
-            end(error)
-            throw error
-        }
-        if fua { try await flush() }
+    /// The first so many of the changes that were acknowledged are durable.
+    private func forget(_ count: Int, _ during: String) {
+        guard during == generation, count <= retained.count else { return }
+        for change in retained[..<count] { bytesRetained -= change.bytes }
+        retained.removeFirst(count)
     }
 
     func flush() async throws {
         try check()
         // Everything acknowledged to QEMU before this flush must be at the destination before it is made durable.
-        let before = nextID
-        while pending.keys.contains(where: { $0 < before }) {
-            await changed.wait()
+        let last = nextID
+        while true {
+            while isFlushing || idlest == nil || pending.keys.contains(where: { $0 <= last }) {
+                await changed.wait()
+                try check()
+            }
+            guard let lane = idlest else { continue }
+            isFlushing = true
+            let covered = retained.count
+            let during = generation
+            let (error, isLost) = await withUnsafeContinuation {
+                (continuation: UnsafeContinuation<(NBDError?, Bool), Never>) in
+                lane.flush { continuation.resume(returning: ($0, $1)) }
+            }
+            isFlushing = false
+            changed.signal()
             try check()
+            if let error {
+                if isLost { continue }
+                fail(error)
+                throw error
+            }
+            guard during == generation else { continue }
+            forget(covered, during)
+            return
         }
-        do {
-            try await idlest.flush()
-        } catch let error as NBDError {
-            fail(error)
-            throw error
+    }
+
+    // MARK: BackEnd
+
+    func tryRead(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) throws -> Bool { false }
+
+    func read(into payload: Payload, at offset: UInt64) async throws {
+        let range = offset..<(offset + UInt64(payload.count))
+        while true {
+            try check()
+            guard !overlaps(range), let lane = idlest, let connection = lane.connection else {
+                await changed.wait()
+                continue
+            }
+            do { return try await connection.read(into: payload, at: offset) } catch let error as NBDError {
+                if connection.failure == nil { throw error }
+            }
         }
+    }
+
+    private func change(_ payload: Payload, at offset: UInt64) -> DiskChange {
+        let range = offset..<(offset + UInt64(payload.count))
+        let change = DiskChange(makeID(), .write, range, payload: payload)
+        change.wasZero = sums.didWrite(payload.bytes, at: offset)
+        return change
+    }
+
+    func tryWrite(_ payload: Payload, at offset: UInt64, fua: Bool) throws -> Bool {
         try check()
+        if payload.count == 0 { return true }
+        guard !fua, queue.isEmpty, hasRoom(payload.count), !overlaps(offset..<(offset + UInt64(payload.count))) else {
+            return false
+        }
+        begin(change(payload, at: offset))
+        return true
+    }
+
+    func write(_ payload: Payload, at offset: UInt64, fua: Bool) async throws {
+        try await admit(offset..<(offset + UInt64(payload.count)), bytes: payload.count)
+        begin(change(payload, at: offset))
+        if fua { try await flush() }
+    }
+
+    private func perform(_ kind: DiskChange.Kind, _ offset: UInt64, _ count: UInt64, mayDeallocate: Bool) async throws {
+        var done: UInt64 = 0
+        while done < count {
+            let part = min(count - done, 1 << 30)
+            let range = (offset + done)..<(offset + done + part)
+            try await admit(range, bytes: 0)
+            if kind == .zero { sums.didZero(range) } else { sums.didForget(range) }
+            let change = DiskChange(makeID(), kind, range, mayDeallocate: mayDeallocate)
+            let error = await withUnsafeContinuation { (continuation: UnsafeContinuation<NBDError?, Never>) in
+                change.onDone = { continuation.resume(returning: $0) }
+                begin(change)
+            }
+            if let error { throw error }
+            done += part
+        }
+    }
+
+    func zero(at offset: UInt64, count: UInt64, _ options: ZeroOptions) async throws {
+        try await perform(.zero, offset, count, mayDeallocate: options.contains(.mayDeallocate))
+        if options.contains(.fua) { try await flush() }
+    }
+
+    func trim(at offset: UInt64, count: UInt64, fua: Bool) async throws {
+        try await perform(.trim, offset, count, mayDeallocate: true)
+        if fua { try await flush() }
     }
 
     func extents(at offset: UInt64, count: UInt64, limit: Int) async throws -> [Extent] {

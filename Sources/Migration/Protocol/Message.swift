@@ -30,10 +30,13 @@ public enum Message: Sendable, Hashable {
     case mirrored
     /// Source: memory is about to come. Destination, in answer: QEMU listens for it.
     case stream
-    /// Source: the mirrors are closed. Destination, in answer: the exports are closed and PREPARED is durable.
-    case prepared
+    /// Source: the mirrors are closed, and this is what the disks have to be. Destination, in answer: the exports are closed
+    /// and PREPARED is durable.
+    case prepared(Prepared)
     /// Source: RELEASED is durable, the destination shall run the guest.
-    case release
+    case release(Release)
+    /// Destination, in answer to RELEASE: it will never run the guest, durably.
+    case refused(String)
     /// Destination: OWNER is durable and the guest runs.
     case owned(Owned)
     /// Source: OWNED was received. Destination, in answer: this migration is over.
@@ -76,13 +79,16 @@ public enum Message: Sendable, Hashable {
     public struct Welcome: Sendable, Hashable, Codable {
         /// The version from here on.
         public var version: Int
-        /// Where the destination stands: "new", "offered", "prepared", "owner", "done".
+        /// Where the destination stands: "new", "offered", "prepared", "owner", "done", "aborted".
         public var state: String
+        /// Where the NBD server listens, on the host that the source connected to.
+        public var nbdPort: UInt16
 
         /// Makes an answer.
-        public init(version: Int = 1, state: String) {
+        public init(version: Int = 1, state: String, nbdPort: UInt16 = 0) {
             self.version = version
             self.state = state
+            self.nbdPort = nbdPort
         }
     }
 
@@ -250,6 +256,27 @@ public enum Message: Sendable, Hashable {
         }
     }
 
+    /// See `prepared`.
+    public struct Prepared: Sendable, Hashable, Codable {
+        /// What each disk has to be, by its name; without a disk of which too little is known.
+        public var proofs: [String: DiskProof]
+        /// Whether all of each disk is to be read back, and RELEASE brings what to compare it with.
+        public var isFull: Bool
+        /// Makes a message.
+        public init(proofs: [String: DiskProof] = [:], isFull: Bool = false) {
+            self.proofs = proofs
+            self.isFull = isFull
+        }
+    }
+
+    /// See `release`.
+    public struct Release: Sendable, Hashable, Codable {
+        /// The digests of the source's images, read in full while the guest was paused; empty when that was not asked for.
+        public var digests: [String: String]
+        /// Makes a message.
+        public init(digests: [String: String] = [:]) { self.digests = digests }
+    }
+
     /// See `owned`.
     public struct Owned: Sendable, Hashable, Codable {
         /// The digests of the disks at the switchover, read back from the images.
@@ -275,6 +302,7 @@ public enum Message: Sendable, Hashable {
         case .stream: "STREAM"
         case .prepared: "PREPARED"
         case .release: "RELEASE"
+        case .refused: "REFUSED"
         case .owned: "OWNED"
         case .done: "DONE"
         case .abort: "ABORT"
@@ -304,8 +332,9 @@ extension Message: Codable {
         case "READY": self = .ready(try container.decode(Ready.self, forKey: .body))
         case "MIRRORED": self = .mirrored
         case "STREAM": self = .stream
-        case "PREPARED": self = .prepared
-        case "RELEASE": self = .release
+        case "PREPARED": self = .prepared(try container.decode(Prepared.self, forKey: .body))
+        case "RELEASE": self = .release(try container.decode(Release.self, forKey: .body))
+        case "REFUSED": self = .refused(try container.decode(String.self, forKey: .body))
         case "OWNED": self = .owned(try container.decode(Owned.self, forKey: .body))
         case "DONE": self = .done
         case "ABORT": self = .abort(try container.decode(String.self, forKey: .body))
@@ -332,8 +361,10 @@ extension Message: Codable {
         case .file(let body): try container.encode(body, forKey: .body)
         case .ready(let body): try container.encode(body, forKey: .body)
         case .owned(let body): try container.encode(body, forKey: .body)
-        case .abort(let body): try container.encode(body, forKey: .body)
-        case .mirrored, .stream, .prepared, .release, .done, .ping, .pong: break
+        case .abort(let body), .refused(let body): try container.encode(body, forKey: .body)
+        case .prepared(let body): try container.encode(body, forKey: .body)
+        case .release(let body): try container.encode(body, forKey: .body)
+        case .mirrored, .stream, .done, .ping, .pong: break
         }
     }
 }

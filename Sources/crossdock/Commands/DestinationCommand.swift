@@ -38,6 +38,16 @@ struct DestinationCommand: AsyncParsableCommand {
     @Option(help: "Where disk images are made; STATE-DIR/images when it is not given.")
     var imageDir: String?
 
+    @Option(
+        help: ArgumentHelp(
+            "How long a source that was lost in the middle of its copy is waited for: 90s, 10m.",
+            valueName: "time"
+        )
+    )
+    var patience: String = "5m"
+
+    func validate() throws { _ = try Patience.seconds(patience) }
+
     func run() async throws {
         let signals = AsyncStream<Int32>.makeStream()
         SignalWatcher.start([SIGINT, SIGTERM, SIGHUP]) { signals.continuation.yield($0) }
@@ -53,18 +63,18 @@ struct DestinationCommand: AsyncParsableCommand {
                 )
             }
             if let tlsAuthz { _ = try objects.authorizer(tlsAuthz) }
-            let agent = try await DestinationAgent.start(
-                .init(
-                    listen: SocketAddress(parsing: listen, defaultPort: MessageConnection.port),
-                    nbdListen: SocketAddress(parsing: nbdListen, defaultPort: NBDWire.port),
-                    imageDirectory: imageDir.map { DurableFile.resolve($0, in: currentDirectory) } ?? "\(state)/images",
-                    stateDirectory: state,
-                    credentials: credentials,
-                    objects: objects,
-                    authorization: tlsAuthz,
-                    log: common.log
-                )
+            var configuration = DestinationAgent.Configuration(
+                listen: try SocketAddress(parsing: listen, defaultPort: MessageConnection.port),
+                nbdListen: try SocketAddress(parsing: nbdListen, defaultPort: NBDWire.port),
+                imageDirectory: imageDir.map { DurableFile.resolve($0, in: currentDirectory) } ?? "\(state)/images",
+                stateDirectory: state,
+                credentials: credentials,
+                objects: objects,
+                authorization: tlsAuthz,
+                log: common.log
             )
+            configuration.patience = .seconds(try Patience.seconds(patience))
+            let agent = try await DestinationAgent.start(configuration)
             for path in FencedImages.purge(common.migrations) {
                 common.log(.info, "deleted \(path), whose time is over")
             }

@@ -60,6 +60,33 @@ struct MigrateCommand: AsyncParsableCommand {
     @Option(help: ArgumentHelp("A pause that is given up: the guest resumes here.", valueName: "ms"))
     var blackoutDeadline: Int = 10_000
 
+    @Option(
+        help: ArgumentHelp(
+            "How long an outage of the link or of the other host is waited for, while the guest runs here: 90s, 10m.",
+            valueName: "time"
+        )
+    )
+    var patience: String = "5m"
+
+    @Option(
+        help: ArgumentHelp(
+            "The most that the copy of a disk keeps in memory: what is under way, and what is not yet durable there.",
+            valueName: "bytes"
+        )
+    )
+    var mirrorMemory: Int = 64 << 20
+
+    @Option(
+        help: ArgumentHelp(
+            """
+            What is compared before the guest moves: what was sent with what the other host reads back (sent), or both \
+            images from their first byte to their last, with the guest paused meanwhile (full).
+            """,
+            valueName: "sent|full"
+        )
+    )
+    var verify: String = "sent"
+
     @Option(help: ArgumentHelp("How long this host keeps the old images: 90s, 12h, 7d.", valueName: "time"))
     var keepSource: String = "7d"
 
@@ -80,6 +107,11 @@ struct MigrateCommand: AsyncParsableCommand {
         guard bandwidth <= 1 << 50 else { throw ValidationError("--bandwidth takes at most 1125899906842624") }
         guard (100...3_600_000).contains(blackoutDeadline), blackoutDeadline >= downtimeLimit else {
             throw ValidationError("--blackout-deadline takes 100 to 3600000, and not less than --downtime-limit")
+        }
+        _ = try Patience.seconds(patience)
+        guard ["sent", "full"].contains(verify) else { throw ValidationError("--verify takes sent or full") }
+        guard (16 << 20...16 << 30).contains(mirrorMemory) else {
+            throw ValidationError("--mirror-memory takes 16777216 to 17179869184")
         }
         guard Self.seconds(keepSource) != nil else {
             throw ValidationError("--keep-source takes a number with s, m, h or d: 7d")
@@ -122,6 +154,9 @@ struct MigrateCommand: AsyncParsableCommand {
             plan.downtimeLimit = downtimeLimit
             plan.blackoutDeadline = blackoutDeadline
             plan.keepSource = Self.seconds(keepSource) ?? 0
+            plan.patience = try Patience.seconds(patience)
+            plan.mirrorMemory = mirrorMemory
+            plan.verifiesFully = verify == "full"
             let (process, events) = try startAgent(plan)
             agent.withLock { $0 = process }
             let finished = try await follow(plan, events)
@@ -182,8 +217,13 @@ struct MigrateCommand: AsyncParsableCommand {
         }
         _ = try await reader.value
         renderer.finish()
-        if report == nil, let bytes = try DurableFile.read(common.migrations.report(of: plan.id)) {
-            report = try? MigrationReport(parsing: bytes)
+        if report == nil {
+            try await waitForRecovery(of: plan.id)
+            report = try DurableFile.read(common.migrations.report(of: plan.id)).flatMap {
+                try? MigrationReport(parsing: $0)
+            }
+            // A recovery that did what it should is a success, the migration is none.
+            if report?.code == 0, report?.outcome != .migrated { report?.code = MigrationError.Code.failed.rawValue }
             if let report {
                 var event = MigrationEvent("finished", migration: plan.id, guest: guest, ms: report.totalMS)
                 event.report = report
@@ -191,6 +231,7 @@ struct MigrateCommand: AsyncParsableCommand {
             }
         }
         guard let report else {
+            // Nothing was begun that would have to be decided.
             let words = EmulatorProcess.tail(of: "\(common.migrations.directory(of: plan.id))/agent.log")
             throw MigrationError(
                 .undecided,
@@ -198,6 +239,36 @@ struct MigrateCommand: AsyncParsableCommand {
             )
         }
         return report
+    }
+}
+
+extension MigrateCommand {
+    /// The agent ended without a word: its watchdog takes the migration up, which may take as long as the other host is away.
+    private func waitForRecovery(of id: String) async throws {
+        let end = ContinuousClock.now + .seconds(15)
+        var hasBegun = false
+        while !DurableFile.exists(common.migrations.report(of: id)) {
+            let isRunning = Recovery.process(of: id, common.migrations) != nil
+            if isRunning, !hasBegun {
+                hasBegun = true
+                printError("crossdock: the source agent has ended; its watchdog recovers the migration")
+            }
+            if hasBegun ? !isRunning : ContinuousClock.now > end || !DurableFile.exists(watchdogLog(id)) { return }
+            try await Task.sleep(for: .milliseconds(50))
+        }
+    }
+
+    private func watchdogLog(_ id: String) -> String { "\(common.migrations.directory(of: id))/watchdog.log" }
+}
+
+/// How long an outage is waited for.
+enum Patience {
+    /// The seconds of an option like `10m`; a number alone is in seconds.
+    static func seconds(_ text: String) throws -> Int {
+        guard let seconds = Int(text) ?? MigrateCommand.seconds(text), (1...604_800).contains(seconds) else {
+            throw ValidationError("--patience takes a time from 1s to 7d: 90s, 10m")
+        }
+        return seconds
     }
 }
 

@@ -94,7 +94,7 @@ struct ObjectCommand: AsyncParsableCommand {
         }
     }
 
-    private static func ask(_ common: CommonOptions, _ command: String, _ arguments: JSONValue) async throws
+    static func ask(_ common: CommonOptions, _ command: String, _ arguments: JSONValue) async throws
         -> JSONValue
     {
         let path = ObjectMonitor.path(stateDirectory: common.stateDirectory)

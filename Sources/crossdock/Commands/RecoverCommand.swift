@@ -1,5 +1,6 @@
 import ArgumentParser
 import Emulator
+import Glibc
 import IO
 import Migration
 import Source
@@ -8,41 +9,150 @@ import TLS
 struct RecoverCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "recover",
-        abstract: "Ends migrations whose source agent has died.",
+        abstract: "Ends migrations whose agent has died, and says who owns the guest.",
         discussion: """
-            What is done follows from the journal alone. Before the release the guest belongs to this host: it is cleaned \
-            up and resumed here. After it the guest belongs to the destination, which is asked until it confirms.
+            What is done follows from the journal alone. Before the release the guest belongs to the host that it comes from: it \
+            is cleaned up and resumed there. After it the destination is asked until it answers: it has the guest, or it will \
+            never run it and the guest comes back.
+
+            Only when the other host is gone for good, and nobody can be asked, --take-ownership makes the guest this host's. \
+            The other host must never start its copy afterwards. It is written into the journal, with who decided.
             """
     )
 
     @Argument(help: "The migration; every one that needs it when none is given.")
     var migration: String?
 
+    @Flag(
+        help: """
+            The other host is gone for good and its copy will never run: the guest belongs to this host. Needs the migration's \
+            id.
+            """
+    )
+    var takeOwnership = false
+
     @OptionGroup var common: CommonOptions
+
+    func validate() throws {
+        if takeOwnership, migration == nil { throw ValidationError("--take-ownership needs the migration's id") }
+    }
 
     func run() async throws {
         try await failing {
             let ids = try migration.map { [$0] } ?? common.migrations.ids().filter { try needsRecovery($0) }
             if ids.isEmpty { output("There is nothing to recover on this host.\n") }
-            for id in ids { try await recover(id) }
+            var code: Int32 = 0
+            for id in ids {
+                let result = try await recover(id)
+                if code == 0 { code = result }
+            }
+            if code != 0 { throw ExitCode(code) }
         }
     }
 
     private func needsRecovery(_ id: String) throws -> Bool {
-        let records = try Journal.read(common.migrations.journal(of: id))
-        guard case .offered(let guest, _, _) = records.first, !records.isRolledBack, !records.contains(.confirmed)
-        else {
+        let records: [JournalRecord]
+        do { records = try Journal.read(common.migrations.journal(of: id)) } catch {
+            printError("crossdock: \(error)")
             return false
         }
-        // A migration whose agent holds the guest's lock is at work.
-        return try common.migrations.lock(guest: guest) != nil
+        switch records.first {
+        case .offered(let guest, _, _):
+            if records.isRolledBack || records.contains(.confirmed) { return false }
+            // A migration whose agent holds the guest's lock is at work.
+            return try common.migrations.lock(guest: guest) != nil
+        case .accepted: return records.contains(.prepared) && records.ownerDigests == nil && !records.isRolledBack
+        default: return false
+        }
     }
 
-    private func recover(_ id: String) async throws {
-        guard MigrationStore.isID(id),
-            let bytes = try DurableFile.read("\(common.migrations.directory(of: id))/plan.json"),
+    private func recover(_ id: String) async throws -> Int32 {
+        guard MigrationStore.isID(id) else { throw MigrationError(.guest, "'\(id)' is no migration's id") }
+        let records = try Journal.read(common.migrations.journal(of: id))
+        switch records.first {
+        case .accepted(let guest, let source, _): return try await recoverIncoming(id, guest, source, records)
+        case .offered: break
+        default: throw MigrationError(.guest, "There is no migration '\(id)' on this host")
+        }
+        if takeOwnership { try await endRecovery(of: id) }
+        return try await Recovery.run(id, common.migrations, takenBy: takeOwnership ? operatorName : nil)
+    }
+
+    /// Who sits in front of this terminal, for the journal.
+    private var operatorName: String {
+        let name = getpwuid(getuid()).flatMap { $0.pointee.pw_name }.map { String(cString: $0) } ?? "user \(getuid())"
+        return "\(name), with 'crossdock recover --take-ownership'"
+    }
+
+    /// A process that asks the destination in the background gives way to the operator.
+    private func endRecovery(of id: String) async throws {
+        let records = try Journal.read(common.migrations.journal(of: id))
+        guard let guest = records.first?.guest, records.isReleased,
+            let process = Recovery.process(of: id, common.migrations)
+        else { return }
+        await process.terminate()
+        let end = ContinuousClock.now + .seconds(5)
+        while try common.migrations.lock(guest: guest) == nil, ContinuousClock.now < end {
+            try await Task.sleep(for: .milliseconds(20))
+        }
+    }
+
+    /// On the host that the guest comes to only the destination agent has the guest in its hands.
+    private func recoverIncoming(
+        _ id: String,
+        _ guest: String,
+        _ source: String,
+        _ records: [JournalRecord]
+    ) async throws -> Int32 {
+        if records.isRolledBack || records.ownerDigests != nil || !records.contains(.prepared) {
+            throw MigrationError(.guest, "Migration \(id) has nothing to recover on this host; see 'crossdock status'")
+        }
+        guard takeOwnership else {
+            output(
+                """
+                Guest '\(guest)' of migration \(id) is complete on this host and paused. It belongs to \(source) until that \
+                releases it, and the destination agent waits for its word. If \(source) is gone for good and will never run \
+                it again, run 'crossdock recover \(id) --take-ownership' here.
+
+                """
+            )
+            return MigrationError.Code.undecided.rawValue
+        }
+        let answer = try await ObjectCommand.ask(
+            common,
+            "take-ownership",
+            ["migration": .string(id), "by": .string(operatorName)]
+        )
+        output("Guest '\(answer["guest"]?.string ?? guest)' belongs to this host and runs here.\n")
+        return 0
+    }
+}
+
+/// What a recovering process does, whoever started it.
+enum Recovery {
+    private static func file(_ id: String, _ migrations: MigrationStore) -> String {
+        "\(migrations.directory(of: id))/recovery.json"
+    }
+
+    /// The process that recovers a migration now.
+    static func process(of id: String, _ migrations: MigrationStore) -> EmulatorProcess? {
+        guard let bytes = (try? DurableFile.read(file(id, migrations))) ?? nil,
+            let process = JSONText.decode(EmulatorProcess.self, from: bytes), process.isRunning
+        else { return nil }
+        return process
+    }
+
+    /// Recovers a migration that started on this host. Returns the exit code.
+    static func run(_ id: String, _ migrations: MigrationStore, takenBy operatorName: String? = nil) async throws
+        -> Int32
+    {
+        guard let bytes = try DurableFile.read("\(migrations.directory(of: id))/plan.json"),
             let order = JSONText.decode(SourceAgentOrder.self, from: bytes)
         else { throw MigrationError(.guest, "There is no migration '\(id)' that started on this host") }
+        if let process = EmulatorProcess(pid: getpid()) {
+            try? DurableFile.write(try JSONText.encode(process), to: file(id, migrations))
+        }
+        defer { unlink(file(id, migrations)) }
         let outgoing = OutgoingMigration(
             plan: order.plan,
             credentials: try order.credentials(),
@@ -51,13 +161,44 @@ struct RecoverCommand: AsyncParsableCommand {
         ) { event in
             if let message = event.message { printError("crossdock: \(message)") }
         }
-        let report = try await outgoing.recover()
+        let report = try await outgoing.recover(takenBy: operatorName)
         switch report.outcome {
         case .migrated: output("Guest '\(order.plan.guest)' belongs to \(order.plan.host) and runs there.\n")
         case .rolledBack: output("Guest '\(order.plan.guest)' belongs to this host; migration \(id) was rolled back.\n")
         case .rehearsed: break
         case .undecided: output("Who owns guest '\(order.plan.guest)' is not known.\n")
         }
-        if report.code != 0 { throw ExitCode(report.code) }
+        return report.code
+    }
+}
+
+/// Looks after a guest whose source agent dies; started by it.
+struct SourceWatchdogCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "source-watchdog",
+        abstract: "Resumes a guest whose source agent dies or stands still, and recovers its migration.",
+        shouldDisplay: false
+    )
+
+    @Option var plan: String
+    @Option var parent: Int32
+    @Option var pipe: Int32
+    @Option var monitor: Int32
+
+    func run() async throws {
+        guard let bytes = try DurableFile.read(plan),
+            let order = JSONText.decode(SourceAgentOrder.self, from: bytes)
+        else { throw ValidationError("\(plan) is no plan") }
+        let loop = EventLoop(name: "watchdog")
+        defer { loop.stop() }
+        guard await SwitchoverWatchdog.watch(order.plan, parent: parent, pipe: pipe, monitor: monitor, on: loop) else {
+            return
+        }
+        try await failing {
+            let store = MigrationStore(stateDirectory: order.plan.stateDirectory)
+            let code = try await Recovery.run(order.plan.id, store)
+            unlink("\(store.directory(of: order.plan.id))/agent.json")
+            if code != 0 { throw ExitCode(code) }
+        }
     }
 }

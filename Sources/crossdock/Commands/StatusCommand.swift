@@ -41,7 +41,19 @@ struct StatusCommand: AsyncParsableCommand {
     }
 
     private func row(_ id: String) throws -> Row? {
-        let records = try Journal.read(common.migrations.journal(of: id))
+        let records: [JournalRecord]
+        do { records = try Journal.read(common.migrations.journal(of: id)) } catch let error as JournalError {
+            return Row(
+                migration: id,
+                guest: error.records.first?.guest ?? "?",
+                role: "?",
+                state: "unreadable",
+                detail: error.description
+            )
+        }
+        var taken: String?
+        for case .taken(let name) in records { taken = name }
+        let isRecovering = Recovery.process(of: id, common.migrations) != nil
         var rolledBack: String?
         for case .rolledBack(let reason) in records { rolledBack = reason }
         switch records.first {
@@ -51,10 +63,21 @@ struct StatusCommand: AsyncParsableCommand {
                 state = ("rolled back", rolledBack)
             } else if records.contains(.confirmed) {
                 state = ("migrated", "runs on \(destination)")
-            } else if records.contains(.released) {
+            } else if let taken {
+                state = ("taken", "belongs to this host by the word of \(taken); see 'crossdock recover \(id)'")
+            } else if records.isReleased {
+                let asking =
+                    isRecovering || isAgentRunning(id)
+                    ? "it is being asked" : "'crossdock recover' asks it"
                 state = (
                     "undecided",
-                    "released to \(destination), which has not confirmed; it must not be started here, see 'crossdock recover'"
+                    "released to \(destination), which has not answered; paused here, and must not be started; \(asking)"
+                )
+            } else if isRecovering {
+                state = ("recovering", "the source agent ended; the guest belongs to this host")
+            } else if records.contains(.released) {
+                state = (
+                    "interrupted", "\(destination) will never run it; it belongs to this host, see 'crossdock recover'"
                 )
             } else if isAgentRunning(id) {
                 state = ("migrating", "to \(destination)\(lastPhase(id).map { ", phase \($0)" } ?? "")")
@@ -68,6 +91,8 @@ struct StatusCommand: AsyncParsableCommand {
             let state: (String, String)
             if let rolledBack {
                 state = ("rolled back", rolledBack)
+            } else if let taken {
+                state = ("taken", "belongs to this host by the word of \(taken)")
             } else if records.ownerDigests != nil {
                 state = ("owned", "came from \(source)")
             } else if records.contains(.prepared) {

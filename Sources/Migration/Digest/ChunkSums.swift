@@ -1,0 +1,161 @@
+internal import CLinux
+internal import CXXHash
+internal import FoundationEssentials
+internal import Glibc
+internal import IO
+internal import NBD
+
+/// What the source has sent of a disk, as one short checksum (XXH3, 64 bits) for each 64 KiB chunk.
+///
+/// Taken from the data that QEMU hands over, in the order in which it is admitted. A chunk that was written in part only, or
+/// discarded, is not known.
+public final class ChunkSums: @unchecked Sendable {
+    // Unchecked: confined to the relay's loop.
+    private let size: UInt64
+    private let chunks: Int
+    private let sums: UnsafeMutablePointer<UInt64>
+    private var known: [UInt64]
+
+    /// Makes checksums for a disk of which nothing has been sent.
+    ///
+    /// - Throws: `ChannelError` when there is no memory for so many.
+    public init(size: UInt64) throws {
+        self.size = size
+        chunks = Int((size + ChunkDigests.chunkSize - 1) / ChunkDigests.chunkSize)
+        guard size <= 1 << 50, let memory = calloc(max(chunks, 1), 8) else {
+            throw ChannelError(.system, "A disk of \(size) bytes is too large")
+        }
+        sums = memory.bindMemory(to: UInt64.self, capacity: max(chunks, 1))
+        known = [UInt64](repeating: 0, count: (chunks + 63) / 64)
+    }
+
+    deinit { free(sums) }
+
+    /// The checksum of a chunk that is not all zeroes; 0 stands for one that is.
+    static func sum(_ bytes: UnsafeRawBufferPointer) -> UInt64 {
+        let sum = XXH3_64bits(bytes.baseAddress, bytes.count)
+        return sum == 0 ? 1 : sum
+    }
+
+    private func setKnown(_ chunk: Int, _ isKnown: Bool) {
+        if isKnown {
+            known[chunk / 64] |= 1 << UInt64(chunk % 64)
+        } else {
+            known[chunk / 64] &= ~(1 << UInt64(chunk % 64))
+        }
+    }
+
+    private func isWhole(_ chunk: Int, _ range: Range<UInt64>) -> Bool {
+        let start = UInt64(chunk) * ChunkDigests.chunkSize
+        return range.lowerBound <= start && min(start + ChunkDigests.chunkSize, size) <= range.upperBound
+    }
+
+    private func chunks(of range: Range<UInt64>) -> Range<Int> {
+        let last = Int((range.upperBound + ChunkDigests.chunkSize - 1) / ChunkDigests.chunkSize)
+        return Int(range.lowerBound / ChunkDigests.chunkSize)..<min(last, chunks)
+    }
+
+    /// Notes a write. Returns whether it was nothing but zeroes.
+    public func didWrite(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) -> Bool {
+        let range = offset..<(offset + UInt64(bytes.count))
+        if xd_is_zero(bytes.baseAddress, bytes.count) != 0 {
+            didZero(range)
+            return true
+        }
+        for chunk in chunks(of: range) {
+            guard isWhole(chunk, range) else {
+                setKnown(chunk, false)
+                continue
+            }
+            let start = UInt64(chunk) * ChunkDigests.chunkSize
+            let part = Int(start - offset)..<Int(min(start + ChunkDigests.chunkSize, size) - offset)
+            let data = UnsafeRawBufferPointer(rebasing: bytes[part])
+            sums[chunk] = xd_is_zero(data.baseAddress, data.count) != 0 ? 0 : Self.sum(data)
+            setKnown(chunk, true)
+        }
+        return false
+    }
+
+    /// Notes zeroes.
+    public func didZero(_ range: Range<UInt64>) {
+        for chunk in chunks(of: range) {
+            if isWhole(chunk, range) {
+                sums[chunk] = 0
+                setKnown(chunk, true)
+            } else if sums[chunk] != 0 {
+                setKnown(chunk, false)
+            }
+        }
+    }
+
+    /// Notes that nothing is known of a range any more.
+    public func didForget(_ range: Range<UInt64>) { for chunk in chunks(of: range) { setKnown(chunk, false) } }
+
+    /// What the destination has to have.
+    public func proof() -> DiskProof {
+        var proof = DiskProof(runs: [], sum: "")
+        var hash = SumHash()
+        var isKnown = true
+        var run: UInt64 = 0
+        for chunk in 0..<chunks {
+            let bit = known[chunk / 64] >> UInt64(chunk % 64) & 1 == 1
+            if bit != isKnown {
+                proof.runs.append(run)
+                run = 0
+                isKnown = bit
+            }
+            run += 1
+            if bit { hash.add(sums[chunk]) }
+        }
+        proof.runs.append(run)
+        proof.sum = hash.text
+        return proof
+    }
+}
+
+/// What the source says of a disk at the end: the checksum over those of all chunks that it knows.
+public struct DiskProof: Sendable, Hashable, Codable {
+    /// How many chunks are known, not known, known, and so on, from the beginning.
+    public var runs: [UInt64]
+    /// The checksum of the known chunks' checksums, in their order.
+    public var sum: String
+
+    /// Makes a proof.
+    public init(runs: [UInt64], sum: String) {
+        self.runs = runs
+        self.sum = sum
+    }
+
+    /// How many runs a message carries.
+    public static let maximumRuns = 100_000
+
+    /// How many chunks nothing is said about.
+    public var unknown: UInt64 {
+        var sum: UInt64 = 0
+        for (index, run) in runs.enumerated() where index % 2 == 1 { sum &+= run }
+        return sum
+    }
+}
+
+/// A checksum of checksums.
+struct SumHash {
+    private var values: [UInt64] = []
+    private var sum: UInt64 = 0
+
+    mutating func add(_ value: UInt64) {
+        values.append(value)
+        if values.count == 8192 { fold() }
+    }
+
+    private mutating func fold() {
+        values.insert(sum, at: 0)
+        sum = values.withUnsafeBytes { XXH3_64bits($0.baseAddress, $0.count) }
+        values.removeAll(keepingCapacity: true)
+    }
+
+    var text: String {
+        var copy = self
+        copy.fold()
+        return String(copy.sum, radix: 16)
+    }
+}

@@ -1,0 +1,143 @@
+internal import Emulator
+internal import Glibc
+internal import IO
+public import Migration
+internal import TLS
+
+/// What is done about a migration whose source agent has died.
+extension OutgoingMigration {
+    /// Ends a migration whose source agent has died, from what its journal says.
+    ///
+    /// Without RELEASED the guest belongs to this host: jobs and nodes that are left are removed, a paused guest is
+    /// resumed, the destination is told. With RELEASED it belongs to the destination, which is asked until it answers: it
+    /// has the guest, or it will never run it.
+    ///
+    /// - Parameter operatorName: who takes the guest for this host although it was released, if the destination does not
+    ///   answer; nil to wait for it.
+    /// - Returns: the report.
+    /// - Throws: `MigrationError` with `busy` when the agent still lives, `guest` when there is nothing to recover.
+    public func recover(takenBy operatorName: String? = nil) async throws -> MigrationReport {
+        try await loop.run { try await self.resumeFromJournal(operatorName) }
+    }
+
+    private func resumeFromJournal(_ operatorName: String?) async throws -> MigrationReport {
+        guard let lock = try migrations.lock(guest: plan.guest) else {
+            throw MigrationError(
+                .busy,
+                "Another process works on migration \(plan.id) of guest '\(plan.guest)'; see 'crossdock status'"
+            )
+        }
+        guestLock = lock
+        defer { guestLock = nil }
+        let records = try Journal.read(migrations.journal(of: plan.id))
+        guard case .offered = records.first, !records.isRolledBack, !records.contains(.confirmed) else {
+            throw MigrationError(.guest, "Migration \(plan.id) has nothing to recover; see 'crossdock status'")
+        }
+        journal = try Journal(opening: migrations.journal(of: plan.id))
+        guard try migrations.latest(of: plan.guest) == plan.id else {
+            // A later migration has decided about the guest: neither QEMU nor the images are this one's to touch.
+            if !records.contains(.released) { try journal?.append(.rolledBack(reason: Self.superseded)) }
+            throw MigrationError(.guest, "Migration \(plan.id) was followed by a later one of guest '\(plan.guest)'")
+        }
+        guard operatorName == nil || records.isReleased else {
+            throw MigrationError(
+                .guest,
+                "Guest '\(plan.guest)' was not released by migration \(plan.id): it belongs to this host already; run "
+                    + "'crossdock recover \(plan.id)' without --take-ownership"
+            )
+        }
+        guard let known = try guests.load(plan.guest) else {
+            throw MigrationError(.guest, "The record of guest '\(plan.guest)' is gone")
+        }
+        record = known
+        if known.process?.isRunning == true {
+            do {
+                monitor = try await QMPClient.connect(to: guests.agentMonitor(of: known), on: loop)
+            } catch {
+                // Without its monitor nothing can be said about the guest, so nothing is decided about it here. Whether the
+                // destination has it can be found out all the same.
+                if !records.isReleased { throw error }
+            }
+        }
+        restoreDisks()
+        if records.isReleased {
+            isReleased = true
+            if let operatorName { try await take(operatorName) } else { await complete() }
+        } else {
+            unfence()
+            await takeUp()
+        }
+        for name in DurableFile.list(migrations.directory(of: plan.id)) where name.hasSuffix(".sock") {
+            unlink("\(migrations.directory(of: plan.id))/\(name)")
+        }
+        control?.close()
+        monitor?.close()
+        if let text = try? MigrationReportFile.save(report, migrations) { warn(text) }
+        return report
+    }
+
+    /// The guest was released: the destination says what became of it.
+    private func complete() async {
+        if let refusal = await handOver() {
+            hasMigrationStarted = true
+            await takeBack(refusal)
+            report.code = isRolledBack ? 0 : MigrationError.Code.failed.rawValue
+        } else {
+            await finish()
+        }
+    }
+
+    /// The guest belongs to this host.
+    private func takeUp() async {
+        mayBePrepared = true
+        let reason = MigrationError(.failed, "The source agent ended before the guest was released")
+        if let monitor {
+            let state = try? await monitor.migrationState()
+            hasMigrationStarted = ["setup", "active", "pre-switchover", "device", "completed", "cancelling"]
+                .contains(state?.status ?? "")
+            if await (try? monitor.status()) != "running" { hasMigrationStarted = true }
+            if hasMigrationStarted { _ = try? await monitor.cancelMigration() }
+            try? await clearLeftovers(monitor)
+        }
+        await rollBack(reason)
+        // The roll-back is what was asked for; what is left of it is in the warnings.
+        report.code = isRolledBack ? 0 : MigrationError.Code.failed.rawValue
+    }
+
+    /// The operator says that the destination will never run the guest. If it can be asked, it is asked.
+    private func take(_ operatorName: String) async throws {
+        var answer: Message?
+        if let (control, _) = try? await ControlConnection.open(plan, credentials: credentials, on: loop) {
+            self.control = control
+            answer = try? await control.ask(.release(.init()), timeout: .seconds(30))
+        }
+        switch answer {
+        case .owned, .refused:
+            // It has answered after all, so there is nothing to override.
+            await complete()
+        default:
+            try journal?.append(.taken(by: operatorName))
+            isReleased = false
+            unfence()
+            hasMigrationStarted = true
+            mayBePrepared = false
+            await rollBack(MigrationError(.failed, "\(operatorName) has taken the guest for this host"))
+            report.code = 0
+        }
+    }
+
+    private func restoreDisks() {
+        for (index, saved) in savedDisks().enumerated() {
+            let name = "disk\(index)"
+            var disk = SourceDisk(
+                offer: .init(name: name, size: saved.size, allocated: 0, path: saved.path),
+                node: "",
+                path: saved.path
+            )
+            disk.format = saved.format
+            disk.isSealed = saved.isSealed
+            disks.append(disk)
+            report.disks.append(.init(name: name, size: saved.size))
+        }
+    }
+}

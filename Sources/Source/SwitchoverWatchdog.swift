@@ -1,0 +1,200 @@
+internal import CLinux
+internal import Emulator
+internal import Glibc
+public import IO
+internal import Migration
+
+/// What ended an attempt to send the memory, when another one may follow.
+struct MemoryLost: Error {
+    let reason: String
+}
+
+/// A process that looks after a guest which may be paused for the switchover when its source agent dies or stands still.
+///
+/// QEMU waits at pre-switchover for ever, with the guest stopped, and its monitor serves one client only. So the watchdog
+/// inherits the agent's conversation. Before it acts it ends the agent and waits until that is dead, takes the lock of the
+/// guest's journals and reads the journal again: the guest is resumed unless RELEASED is there. Then it does what
+/// `crossdock recover` does.
+public final class SwitchoverWatchdog: @unchecked Sendable {
+    // Unchecked: confined to the loop.
+    private let process: EmulatorProcess
+    private let pipe: Int32
+    private let loop: EventLoop
+    private var pausedSince: UInt64 = 0
+    private var isDismissed = false
+
+    /// What goes through the pipe.
+    private struct Beat {
+        /// The monotonic clock, in nanoseconds.
+        var now: UInt64
+        /// Since when the guest is paused; 0 while it is not.
+        var pausedSince: UInt64
+    }
+
+    private static var clock: UInt64 {
+        var time = timespec()
+        clock_gettime(CLOCK_MONOTONIC, &time)
+        return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
+    }
+
+    /// How long the agent may stand still while the guest runs, in milliseconds.
+    private static func patience(_ deadline: Int) -> Int { max(deadline, 3000) }
+    private static let interval = Duration.milliseconds(100)
+
+    /// Starts it. Called on the loop that must not stand still.
+    ///
+    /// - Parameters:
+    ///   - plan: the migration.
+    ///   - monitor: the descriptor of the agent's connection to QEMU's monitor.
+    ///   - loop: the loop.
+    init(_ plan: MigrationPlan, monitor: Int32, beating loop: EventLoop) throws {
+        var ends: [Int32] = [-1, -1]
+        guard xd_pipe(&ends) == 0 else { throw ChannelError.system("make a pipe", errno) }
+        defer { close(ends[0]) }
+        let directory = MigrationStore(stateDirectory: plan.stateDirectory).directory(of: plan.id)
+        do {
+            process = try EmulatorProcess.start(
+                [
+                    DurableFile.resolve("/proc/self/exe", in: "/"), "source-watchdog", "--plan",
+                    "\(directory)/plan.json", "--parent", "\(getpid())", "--pipe", "\(ends[0])", "--monitor",
+                    "\(monitor)",
+                ],
+                directory: "/",
+                log: "\(directory)/watchdog.log",
+                keep: [ends[0], monitor]
+            )
+        } catch {
+            close(ends[1])
+            throw error
+        }
+        pipe = ends[1]
+        _ = fcntl(pipe, F_SETFL, O_NONBLOCK)
+        self.loop = loop
+        beat()
+    }
+
+    private func beat() {
+        guard !isDismissed else { return }
+        send()
+        _ = loop.schedule(after: Self.interval) { self.beat() }
+    }
+
+    private func send() {
+        var beat = Beat(now: Self.clock, pausedSince: pausedSince)
+        // Less than what a pipe takes at once, so a beat is never torn; one that does not fit is not missed.
+        _ = write(pipe, &beat, MemoryLayout<Beat>.size)
+    }
+
+    func guestStopped(at instant: ContinuousClock.Instant) {
+        let ago = (ContinuousClock.now - instant) / .nanoseconds(1)
+        pausedSince = Self.clock - UInt64(max(ago, 0))
+        send()
+    }
+
+    func guestRuns() {
+        pausedSince = 0
+        send()
+    }
+
+    /// It belongs to the other side now: there is no hurry any more.
+    func guestIsReleased() { guestRuns() }
+
+    /// Ends it: the guest is in good hands.
+    func dismiss() {
+        guard !isDismissed else { return }
+        isDismissed = true
+        process.signal(SIGKILL)
+        close(pipe)
+    }
+
+    // MARK: The other process
+
+    /// Waits until the agent has ended, or has to be ended. Blocks.
+    ///
+    /// - Parameters:
+    ///   - parent: the agent.
+    ///   - pipe: where its beats come from.
+    ///   - deadline: the blackout deadline in milliseconds.
+    /// - Returns: whether it is certain that the agent is dead.
+    private static func waitForDeath(of parent: Int32, pipe: Int32, deadline: Int) -> Bool {
+        let process = xd_pidfd_open(parent)
+        // An agent that is gone already cannot be opened.
+        guard process >= 0 else { return errno == ESRCH }
+        var last = Beat(now: clock, pausedSince: 0)
+        while true {
+            let now = clock
+            var limit = last.now + UInt64(patience(deadline)) * 1_000_000
+            if last.pausedSince != 0 {
+                // An agent that still beats is at work on it.
+                let isSilent = now > last.now + 300_000_000
+                limit = min(limit, last.pausedSince + UInt64(deadline + (isSilent ? 30 : 5000)) * 1_000_000)
+            }
+            if now >= limit { break }
+            var events = [
+                pollfd(fd: pipe, events: Int16(POLLIN), revents: 0),
+                pollfd(fd: process, events: Int16(POLLIN), revents: 0),
+            ]
+            let wait = min((limit - now) / 1_000_000 + 1, last.pausedSince == 0 ? 1000 : 20)
+            if poll(&events, 2, Int32(wait)) < 0, errno != EINTR { break }
+            if events[1].revents != 0 { return true }
+            if events[0].revents != 0 {
+                var beat = Beat(now: 0, pausedSince: 0)
+                let count = read(pipe, &beat, MemoryLayout<Beat>.size)
+                // The end of the pipe is the end of the agent.
+                if count == 0 { break }
+                if count == MemoryLayout<Beat>.size { last = beat }
+            }
+        }
+        _ = xd_pidfd_signal(process, SIGKILL)
+        var event = pollfd(fd: process, events: Int16(POLLIN), revents: 0)
+        while poll(&event, 1, -1) < 0, errno == EINTR {}
+        return event.revents != 0
+    }
+
+    /// What the other process does before the recovery.
+    ///
+    /// - Parameters:
+    ///   - plan: the migration.
+    ///   - parent: the agent.
+    ///   - pipe: where its beats come from.
+    ///   - monitor: its connection to QEMU.
+    ///   - loop: where that is used.
+    /// - Returns: whether the migration is to be recovered: its agent is dead.
+    public static func watch(
+        _ plan: MigrationPlan,
+        parent: Int32,
+        pipe: Int32,
+        monitor: Int32,
+        on loop: EventLoop
+    ) async -> Bool {
+        let isDead = await BlockingPool.shared.value {
+            waitForDeath(of: parent, pipe: pipe, deadline: plan.blackoutDeadline)
+        }
+        guard isDead else { return false }
+        let migrations = MigrationStore(stateDirectory: plan.stateDirectory)
+        // Somebody who is faster with the lock does the same.
+        guard let lock = try? migrations.lock(guest: plan.guest) else { return true }
+        defer { withExtendedLifetime(lock) {} }
+        guard let records = try? Journal.read(migrations.journal(of: plan.id)), !records.isReleased else { return true }
+        try? await loop.run {
+            let channel = try SocketChannel(adopting: monitor, on: loop, peerName: "QEMU's monitor")
+            let client = try await QMPClient.resume(over: channel)
+            defer { client.close() }
+            let end = ContinuousClock.now + .seconds(60)
+            while ContinuousClock.now < end, client.isConnected {
+                _ = try? await client.cancelMigration()
+                let status = try? await client.status()
+                if status == "running" { return }
+                let state = try? await client.migrationState().status
+                // QEMU resumes it by itself after a cancellation; at the end of a migration it does not.
+                if status == "postmigrate" || status == "paused",
+                    ["completed", "cancelled", "failed", "none"].contains(state)
+                {
+                    _ = try? await client.resume()
+                }
+                await loop.sleep(for: .milliseconds(2))
+            }
+        }
+        return true
+    }
+}

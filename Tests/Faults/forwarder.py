@@ -1,0 +1,269 @@
+"""The link between the two hosts: a TCP forwarder that can be told to misbehave."""
+import collections
+import select
+import socket
+import struct
+import threading
+import time
+
+FORWARD, BACK = "forward", "back"  # from the source to the destination, and the other way
+CONTROL_PORT, NBD_PORT = 10808, 10809
+PIECE = 256 << 10
+
+
+class Flow:
+    """One direction of a connection."""
+
+    def __init__(self, connection, direction, source, sink):
+        self.connection, self.direction, self.source, self.sink = connection, direction, source, sink
+        self.pending = collections.deque()  # (when it is due, the bytes)
+        self.ended = False  # the source has no more
+        self.shut = False  # the sink was told so
+
+    @property
+    def is_full(self):
+        return sum(len(data) for _, data in self.pending) > 4 * PIECE
+
+
+class Connection:
+    """A connection through the link; its flows exist once the other end was reached."""
+
+    def __init__(self, port, near):
+        self.port, self.near, self.far = port, near, None
+        self.flows = []
+
+    def open_flows(self, far):
+        self.far = far
+        self.flows = [Flow(self, FORWARD, self.near, far), Flow(self, BACK, far, self.near)]
+
+    @property
+    def sockets(self):
+        return [end for end in (self.near, self.far) if end is not None]
+
+
+class Link(threading.Thread):
+    """Forwards both ports of `target` from `listen`. One thread carries everything, so that a fault is one step."""
+
+    def __init__(self, listen, target):
+        super().__init__(daemon=True, name=f"link-{target}")
+        self.target = target
+        self.listeners = {}
+        for port in (CONTROL_PORT, NBD_PORT):
+            server = socket.socket()
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind((listen, port))
+            server.listen(64)
+            self.listeners[server.fileno()] = (server, port)
+        self.lock = threading.Lock()
+        self.connections = []
+        self.held = set()  # (kind, direction) through which nothing goes
+        self.transforms = []  # [kind, direction, function]: each is for the next piece that fits
+        self.delay = 0.0
+        self.is_over = False
+        self.waker, self.wakened = socket.socketpair()
+        self.wakened.setblocking(False)
+        self.start()
+
+    # What the harness asks for. `kinds` are "control", "stream" and "nbd"; every kind when None.
+
+    def kind(self, connection):
+        """TLS hides what a connection is for; the oldest one of the control port carries the messages."""
+        if connection.port == NBD_PORT:
+            return "nbd"
+        first = next((other for other in self.connections if other.port == CONTROL_PORT), connection)
+        return "control" if connection is first else "stream"
+
+    def _fits(self, connection, kinds):
+        return kinds is None or self.kind(connection) in kinds
+
+    def _changed(self):
+        self.waker.send(b"x")
+
+    def reset(self, kinds=None):
+        """Ends connections with an RST at both ends."""
+        with self.lock:
+            for connection in [one for one in self.connections if self._fits(one, kinds)]:
+                self._drop(connection, abort=True)
+        self._changed()
+
+    def hold(self, kinds=None, directions=(FORWARD, BACK)):
+        """Forwards nothing any more: neither bytes nor ends of streams nor new connections."""
+        with self.lock:
+            self.held |= {(kind, way) for kind in kinds or ("control", "stream", "nbd") for way in directions}
+        self._changed()
+
+    def let_go(self):
+        """Forwards everything again, also what was held back."""
+        with self.lock:
+            self.held.clear()
+            self.delay = 0.0
+            self.transforms.clear()
+        self._changed()
+
+    def transform(self, function, kinds=None, direction=FORWARD):
+        """Changes the next piece of each kind on its way."""
+        with self.lock:
+            for kind in kinds or ("control", "stream", "nbd"):
+                self.transforms.append([kind, direction, function])
+
+    def half_close(self, kinds=None, direction=FORWARD):
+        """Tells the receivers of one direction that nothing more comes."""
+        with self.lock:
+            for connection in self.connections:
+                if self._fits(connection, kinds):
+                    for flow in connection.flows:
+                        if flow.direction == direction:
+                            flow.ended = True
+                            flow.pending.clear()
+        self._changed()
+
+    def slow_down(self, seconds):
+        """Delays everything in both directions."""
+        with self.lock:
+            self.delay = seconds
+
+    def close(self):
+        with self.lock:
+            self.is_over = True
+        self._changed()
+        self.join()
+
+    # The thread.
+
+    def _drop(self, connection, abort=False):
+        if connection in self.connections:
+            self.connections.remove(connection)
+        for end in connection.sockets:
+            if abort:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            end.close()
+        connection.flows = []
+
+    def run(self):
+        while True:
+            with self.lock:
+                if self.is_over:
+                    for connection in list(self.connections):
+                        self._drop(connection, abort=True)
+                    for server, _ in self.listeners.values():
+                        server.close()
+                    return
+                poll, actions, timeout = self._prepare()
+            ready = poll.poll(timeout)
+            with self.lock:
+                for descriptor, events in ready:
+                    for action in actions.get(descriptor, ()):
+                        action(events)
+
+    def _prepare(self):
+        """What to wait for, and what to do then. Called with the lock."""
+        poll = select.poll()
+        actions = collections.defaultdict(list)
+        wanted = collections.Counter()
+        timeout = 1000.0
+        now = time.monotonic()
+
+        def want(descriptor, events, action):
+            wanted[descriptor] |= events
+            actions[descriptor].append(action)
+
+        want(self.wakened.fileno(), select.POLLIN, lambda _: self.wakened.recv(4096))
+        for descriptor, (server, port) in self.listeners.items():
+            want(descriptor, select.POLLIN, lambda _, server=server, port=port: self._accept(server, port))
+        for connection in list(self.connections):
+            kind = self.kind(connection)
+            if connection.far is None:
+                # A new connection gets nowhere as long as anything of it is held.
+                if any((kind, way) in self.held for way in (FORWARD, BACK)):
+                    continue
+                if not self._reach(connection):
+                    continue
+            for flow in connection.flows:
+                if (kind, flow.direction) in self.held:
+                    continue
+                if not flow.ended and not flow.is_full:
+                    want(flow.source.fileno(), select.POLLIN, lambda events, flow=flow: self._read(flow, events))
+                if flow.pending:
+                    if flow.pending[0][0] <= now:
+                        want(flow.sink.fileno(), select.POLLOUT, lambda events, flow=flow: self._write(flow, events))
+                    else:
+                        timeout = min(timeout, (flow.pending[0][0] - now) * 1000 + 1)
+                elif flow.ended and not flow.shut:
+                    flow.shut = True
+                    try:
+                        flow.sink.shutdown(socket.SHUT_WR)
+                    except OSError:
+                        pass
+            if connection.flows and all(flow.shut for flow in connection.flows):
+                self._drop(connection)
+        for descriptor, events in wanted.items():
+            poll.register(descriptor, events)
+        return poll, actions, timeout
+
+    def _accept(self, server, port):
+        near, _ = server.accept()
+        near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.connections.append(Connection(port, near))
+
+    def _reach(self, connection):
+        try:
+            far = socket.create_connection((self.target, connection.port), timeout=2)
+        except OSError:
+            self._drop(connection, abort=True)
+            return False
+        far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        far.setblocking(False)
+        connection.near.setblocking(False)
+        connection.open_flows(far)
+        return True
+
+    def _read(self, flow, events):
+        if flow not in flow.connection.flows or not events & (select.POLLIN | select.POLLHUP | select.POLLERR):
+            return
+        try:
+            data = flow.source.recv(PIECE)
+        except BlockingIOError:
+            return
+        except OSError:
+            return self._drop(flow.connection, abort=True)
+        if not data:
+            flow.ended = True
+            return None
+        for item in self.transforms:
+            if item[0] == self.kind(flow.connection) and item[1] == flow.direction:
+                data = item[2](data)
+                self.transforms.remove(item)
+                break
+        flow.pending.append((time.monotonic() + self.delay, data))
+        return None
+
+    def _write(self, flow, events):
+        if flow not in flow.connection.flows or not events & (select.POLLOUT | select.POLLHUP | select.POLLERR):
+            return
+        while flow.pending and flow.pending[0][0] <= time.monotonic():
+            due, data = flow.pending[0]
+            try:
+                count = flow.sink.send(data)
+            except BlockingIOError:
+                return
+            except OSError:
+                return self._drop(flow.connection, abort=True)
+            if count < len(data):
+                flow.pending[0] = (due, data[count:])
+                return None
+            flow.pending.popleft()
+
+
+def corrupted(data):
+    """A bit in the middle is flipped."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0x10]) + data[middle + 1 :]
+
+
+def duplicated(data):
+    return data + data
+
+
+def reordered(data):
+    middle = len(data) // 2
+    return data[middle:] + data[:middle]

@@ -1,0 +1,83 @@
+"""The guest: a Linux that was booted once and saved, with its disk and its console; each run starts from there."""
+import json
+import os
+import socket
+import subprocess
+import time
+
+NAME = "web1"
+MEMORY = 80  # MiB
+DISK = 64  # MiB
+DATA = 8  # MiB of the disk's second half that are not zero
+INTERVAL = 5000  # microseconds between two records
+RECORD = 4096
+SLOTS = (DISK << 20) // 2 // RECORD  # the log goes round after so many records
+EMULATOR = "qemu-system-x86_64"
+
+
+class GuestFailed(Exception):
+    """The guest could not be made."""
+
+
+def command(files, disk, console, monitor):
+    """QEMU's command line; with one processor and a plain model, a look at it takes Crossdock little time."""
+    return [
+        EMULATOR, "-machine", "pc,accel=tcg", "-cpu", "qemu64", "-m", str(MEMORY), "-nodefaults", "-display", "none",
+        "-no-reboot", "-kernel", f"{files}/vmlinuz", "-initrd", f"{files}/initrd",
+        "-append", f"console=ttyS0 quiet xd.interval={INTERVAL}",
+        "-drive", f"file={disk},format=raw,if=virtio", "-serial", f"file:{console}",
+        "-chardev", f"socket,id=watch,path={monitor},server=on,wait=off", "-mon", "chardev=watch,mode=control",
+    ]  # fmt: skip
+
+
+def copy_sparse(source, target):
+    subprocess.run(["cp", "--sparse=always", source, target], check=True)
+
+
+class SavedGuest:
+    """Boots the guest and saves it: `state`, `disk` and `console` belong together."""
+
+    def __init__(self, directory, files):
+        self.files = files
+        self.disk, self.state, console = (os.path.join(directory, name) for name in ("disk0.raw", "state", "console"))
+        with open(self.disk, "wb") as file:
+            file.truncate(DISK << 20)
+            file.seek(DISK << 19)
+            file.write(os.urandom(DATA << 20))
+        monitor = os.path.join(directory, "m.sock")
+        line = command(files, self.disk, console, monitor)
+        process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            self._save(process, monitor, console)
+        finally:
+            process.terminate()
+            process.wait()
+        with open(console, encoding="latin-1") as file:
+            self.console = file.read()
+
+    def _save(self, process, monitor, console):
+        limit = time.monotonic() + 120
+        while not os.path.exists(console) or open(console, encoding="latin-1").read().count("REC ") < 20:
+            if process.poll() is not None or time.monotonic() > limit:
+                raise GuestFailed("the guest does not boot")
+            time.sleep(0.05)
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(monitor)
+            lines = connection.makefile("r")
+            lines.readline()
+
+            def execute(name, **arguments):
+                connection.sendall((json.dumps({"execute": name, "arguments": arguments}) + "\n").encode())
+                while True:
+                    answer = json.loads(lines.readline())
+                    if "return" in answer or "error" in answer:
+                        return answer.get("return")
+
+            execute("qmp_capabilities")
+            execute("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
+            # The guest runs until all is saved, so that it runs again once it was loaded.
+            execute("migrate", uri=f"exec:cat > {self.state}")
+            while (status := execute("query-migrate").get("status")) != "completed":
+                if status in ("failed", "cancelled") or time.monotonic() > limit:
+                    raise GuestFailed("the guest could not be saved")
+                time.sleep(0.02)

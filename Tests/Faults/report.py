@@ -1,0 +1,95 @@
+"""What the harness prints and writes about its runs."""
+import collections
+
+import injection
+import points
+
+RANKS = {point.name: number for number, point in enumerate(points.POINTS)}
+FAULT_RANKS = {fault.name: number for number, fault in enumerate(injection.FAULTS)}
+
+
+def order(result):
+    return RANKS[result.point], FAULT_RANKS[result.fault]
+
+
+def verdict(result):
+    if result.error:
+        return "NOT RUN"
+    return "VIOLATION" if result.violations else result.outcome
+
+
+def line(result, number, count):
+    text = f"[{number:3}/{count}] {result.point:16} {result.fault:30} {verdict(result):24}"
+    text += f" healed {result.healed:5.1f} s, stood still {result.pause:5.2f} s"
+    if result.error:
+        text += f"\n    harness: {result.error}"
+    if result.violations:
+        text += f"\n    outcome: {result.outcome}"
+        text += "".join(f"\n    {sentence}" for sentence in result.violations)
+    if result.evidence:
+        text += f"\n    evidence: {result.evidence}"
+    return text.rstrip()
+
+
+def overshoots(results):
+    """By how much bounded pauses were longer than the deadline, in milliseconds."""
+    from run import DEADLINE
+
+    return sorted(
+        result.pause * 1000 - DEADLINE
+        for result in results
+        if result.bounded and result.is_good and result.pause * 1000 > DEADLINE
+    )
+
+
+def summary(results, seconds):
+    counts = collections.Counter(verdict(result) for result in results)
+    parts = [f"{len(results)} runs in {seconds:.0f} s: " + ", ".join(f"{n} {name}" for name, n in counts.most_common())]
+    over = overshoots(results)
+    if over:
+        parts.append(
+            f"pauses beyond the blackout deadline: {len(over)}, median {over[len(over) // 2]:.0f} ms, longest {over[-1]:.0f} ms"
+        )
+    for result in results:
+        if not result.is_good:
+            reason = result.error or "; ".join(result.violations)
+            parts.append(f"{verdict(result)} {result.point}:{result.fault}: {reason}")
+    return "\n".join(parts)
+
+
+SHORT = {
+    "migrated": "migrated",
+    "rolled back": "back",
+    "migrated by crossdock recover": "migrated (recover)",
+    "rolled back by crossdock recover": "back (recover)",
+    "started again on the source": "started on source",
+    "started again on the destination": "started on destination",
+}
+
+
+def markdown(results):
+    """A table with a row for each point and a column for each fault that was injected at many; the rest as lists."""
+    by_pair = {(result.point, result.fault): result for result in results}
+    columns = [name for name in injection.KILLS + injection.STOPS + ["link-reset", "link-black-hole"]]
+    used = [name for name in columns if any(fault == name for _, fault in by_pair)]
+    text = "| Point | " + " | ".join(name.replace("-", " ") for name in used) + " |\n"
+    text += "|---" * (len(used) + 1) + "|\n"
+
+    def cell(result):
+        if result is None:
+            return ""
+        return SHORT.get(verdict(result), f"**{verdict(result)}**")
+
+    for point in points.POINTS:
+        row = [by_pair.get((point.name, name)) for name in used]
+        if any(row):
+            text += f"| {point.name}: {point.meaning} | " + " | ".join(cell(result) for result in row) + " |\n"
+    others = [fault for fault in injection.FAULTS if fault.name not in used]
+    rows = []
+    for fault in others:
+        found = [result for result in results if result.fault == fault.name]
+        if found:
+            rows.append(f"| {fault.name}: {fault.meaning} | " + ", ".join(f"{r.point}: {cell(r)}" for r in found) + " |\n")
+    if rows:
+        text += "\n| Fault | Outcome by point |\n|---|---|\n" + "".join(rows)
+    return text

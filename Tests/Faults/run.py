@@ -1,0 +1,287 @@
+"""One run: a migration, a fault at a point, the healing, the evidence."""
+import dataclasses
+import json
+import os
+import shutil
+import time
+
+import guest
+import injection
+import judge
+import points
+from lab import LabFailed, Scene
+
+# How long a point may take to be reached, and how long a run may heal by itself after the fault.
+REACH, HEAL = 30, 45
+# How long nothing may change, with nobody left who works at it, until an operator steps in.
+QUIET = 8
+DEADLINE = 1500  # the blackout deadline in milliseconds
+
+
+@dataclasses.dataclass
+class Result:
+    point: str
+    fault: str
+    outcome: str = ""
+    home: str = ""
+    commands: list = dataclasses.field(default_factory=list)
+    violations: list = dataclasses.field(default_factory=list)
+    notes: list = dataclasses.field(default_factory=list)
+    error: str = ""  # of the harness
+    seconds: float = 0.0
+    healed: float = 0.0  # seconds from the fault until all was well
+    pause: float = 0.0  # the longest time that the guest stood still, in seconds
+    bounded: bool = False  # whether the blackout deadline bounds the pause
+    evidence: str = ""
+
+    @property
+    def is_good(self):
+        return not self.violations and not self.error
+
+
+class Run:
+    """Carries a run out in a directory of its own."""
+
+    def __init__(self, pair, directory, point, fault, keep):
+        self.pair, self.point, self.fault, self.keep = pair, point, fault, keep
+        self.directory = directory
+        self.result = Result(point.name, fault.name)
+        self.scene = None
+        self.frozen_consoles = None
+        self.image = ""
+
+    def carry_out(self):
+        began = time.monotonic()
+        try:
+            os.makedirs(self.directory)
+            self.scene = Scene(self.pair, self.directory, DEADLINE)
+            self._play()
+        except LabFailed as error:
+            self.result.error = str(error)
+        except Exception as error:  # a run must not end the matrix
+            self.result.error = f"{type(error).__name__}: {error}"
+        finally:
+            self._end()
+        self.result.seconds = time.monotonic() - began
+        return self.result
+
+    def _play(self):
+        scene = self.scene
+        if self.fault.prepare:
+            self.fault.prepare(scene)
+        scene.start_guest()
+        scene.start_agent()
+        if self.fault.error:
+            self._let_fail()
+        else:
+            gate = points.reach(scene, self.point, REACH)
+            if gate is None:
+                words = open(os.path.join(self.directory, "a", "migrate.log"), encoding="latin-1").read()
+                raise LabFailed(f"the point was not reached; the last words: {words[-300:].strip()!r}")
+            scene.note(f"at the point {self.point.name}, process {gate.process}")
+            self.fault.inject(scene, gate)
+        scene.note("the fault is over")
+        hurt = time.monotonic()
+        self._heal()
+        self.result.healed = time.monotonic() - hurt
+        self._judge()
+
+    def _let_fail(self):
+        scene = self.scene
+        rule = self.fault.arm(scene, self.point)
+        gate = None
+        if self.point.cancels:
+            gate = points.BY_NAME[self.point.cancels].arm(scene.table)
+        scene.start_migration()
+        if gate is not None:
+            if not gate.wait(REACH):
+                raise LabFailed("the point at which the operator cancels was not reached")
+            points.cancel(scene)
+            gate.go()
+        if not rule.wait(REACH, points.Over(scene)):
+            raise LabFailed("the call that shall fail was not made")
+        scene.note(f"the call failed in process {rule.process}")
+        if self.fault.lasts:
+            # An operator makes room, or replaces the disk.
+            time.sleep(4)
+            rule.go()
+            scene.note("the call works again")
+
+    # Healing.
+
+    def _is_well(self):
+        """The host where the guest runs with nothing left to do; empty when that is not so."""
+        alive = self.scene.alive()
+        if len(alive) != 1 or self.scene.source_agents() or self.scene.leftovers(alive[0]):
+            return ""
+        return alive[0]
+
+    def _wait(self, seconds):
+        """Waits until all is well, or nobody works at it any more."""
+        scene = self.scene
+        limit = time.monotonic() + seconds
+        quiet = None
+        while time.monotonic() < limit:
+            home = self._is_well()
+            if home:
+                return home
+            if scene.source_agents():
+                quiet = None
+            else:
+                quiet = quiet or time.monotonic()
+                gone = not any(watcher.current for watcher in scene.watchers.values())
+                if time.monotonic() - quiet > (2 if gone else QUIET):
+                    return ""
+            time.sleep(0.05)
+        return ""
+
+    def _heal(self):
+        """First nothing, then one command; which one follows from what `crossdock status` says."""
+        home = self._wait(HEAL)
+        if not home:
+            home = self._recover()
+        if not home and not any(watcher.current for watcher in self.scene.watchers.values()):
+            home = self._start_again()
+        if not home:
+            alive = self.scene.alive()
+            home = alive[0] if len(alive) == 1 else ""
+        self.result.home = home
+
+    def _states(self, host):
+        return [row["state"] for row in self.scene.status(host) or []]
+
+    def _recover(self):
+        scene = self.scene
+        if not any(state in ("interrupted", "undecided") for state in self._states("a")) or scene.source_agents():
+            return ""
+        code, words = scene.crossdock("a", "recover", seconds=60, shimmed=True)
+        scene.note(f"crossdock recover: code {code}: {words.strip()}")
+        self.result.commands.append("crossdock recover")
+        return self._wait(12)
+
+    def _start_again(self):
+        """The memory was lost with QEMU. What was acknowledged has to be on the disk before the guest starts again."""
+        scene = self.scene
+        here, there = self._states("a"), self._states("b")
+        home = "b" if "owned" in there else "a"
+        if home == "a" and any(state in ("undecided", "migrated") for state in here):
+            return ""
+        self.image = self._image(home)
+        self.frozen_consoles = [scene.site.saved.console, scene.consoles["a"].text, scene.consoles["b"].text]
+        sums, _ = judge.parse(self.frozen_consoles)
+        kept = os.path.join(self.directory, "image")
+        if os.path.exists(self.image):
+            guest.copy_sparse(self.image, kept)
+        self.image = kept
+        code, words = scene.crossdock(home, "guest", "start", guest.NAME)
+        scene.note(f"crossdock guest start on host {home} ({len(sums)} records): code {code}: {words.strip()}")
+        self.result.commands.append("crossdock guest start")
+        if code != 0:
+            return ""
+        limit = time.monotonic() + 30
+        while time.monotonic() < limit:
+            if scene.alive() == [home] and "READY" in scene.consoles[home].text:
+                return home
+        return ""
+
+    def _image(self, home):
+        if home == "a":
+            return self.scene.disk
+        return os.path.join(self.scene.images, guest.NAME, os.path.basename(self.scene.disk))
+
+    # The judgement.
+
+    def _judge(self):
+        scene, result = self.scene, self.result
+        home = result.home
+        consoles = self.frozen_consoles
+        if consoles is None:
+            # The consoles first: what they have is on the disk by then.
+            consoles = [scene.site.saved.console, scene.consoles["a"].text, scene.consoles["b"].text]
+            self.image = self._image(home) if home else ""
+        evidence = judge.Evidence(
+            home=home,
+            is_alive=scene.alive() == [home],
+            running=[
+                (one.host, *span) for watcher in scene.watchers.values() for one in watcher.emulators for span in one.running
+            ],
+            consoles=consoles,
+            image=self.image,
+            slots=guest.SLOTS,
+            rows={host: scene.status(host) for host in ("a", "b")},
+            guests={host: scene.guests(host) for host in ("a", "b")},
+            leftovers=scene.leftovers(home) if home else [],
+            commands=result.commands,
+            emulator_killed=bool(self.fault.kills),
+            may_freeze=not injection.is_frozen(self.point, self.fault),
+            deadline=DEADLINE / 1000,
+            must_migrate=self.fault.name == "none",
+        )  # fmt: skip
+        self.evidence = evidence
+        result.violations = judge.judge(evidence, scene.site.records)
+        result.bounded = not evidence.may_freeze and home == "a"
+        if not evidence.emulator_killed:
+            result.pause = judge.longest_pause(evidence.running)
+        result.notes += [f"not taken away: {path}" for path in scene.scraps()]
+        result.outcome = self._outcome(home)
+
+    def _outcome(self, home):
+        if not home:
+            return "lost"
+        if "crossdock guest start" in self.result.commands:
+            text = "started again on the " + ("source" if home == "a" else "destination")
+        else:
+            text = "rolled back" if home == "a" else "migrated"
+        if "crossdock recover" in self.result.commands:
+            text += " by crossdock recover"
+        return text
+
+    # The end.
+
+    def _end(self):
+        scene = self.scene
+        if scene is None:
+            return
+        if not self.result.is_good:
+            try:
+                self._keep()
+            except OSError as error:
+                self.result.notes.append(f"the evidence could not be kept: {error}")
+        scene.close()
+        scene.forget()
+
+    def _keep(self):
+        """Keeps what tells how the run went, without the images."""
+        scene = self.scene
+        target = os.path.join(self.keep, f"{self.point.name}--{self.fault.name}")
+        shutil.rmtree(target, ignore_errors=True)
+        os.makedirs(target)
+        for host in ("a", "b"):
+            for where, _, files in os.walk(os.path.join(self.directory, host)):
+                for name in files:
+                    path = os.path.join(where, name)
+                    if not os.path.isfile(path) or os.path.getsize(path) > 4 << 20:
+                        continue
+                    copy = os.path.join(target, os.path.relpath(path, self.directory))
+                    os.makedirs(os.path.dirname(copy), exist_ok=True)
+                    shutil.copy(path, copy)
+            with open(os.path.join(target, f"console-{host}"), "w", encoding="latin-1") as file:
+                file.write(scene.consoles[host].text)
+        lines = [(when, f"harness: {text}") for when, text in scene.log]
+        for watcher in scene.watchers.values():
+            for one in watcher.emulators:
+                lines += [(when, f"QEMU {one.process} on host {one.host}: {name} {json.dumps(data)}")
+                          for when, name, data in one.events]  # fmt: skip
+        with open(os.path.join(target, "timeline"), "w") as file:
+            for when, text in sorted(lines):
+                file.write(f"{when - scene.began:9.3f} {text}\n")
+        with open(os.path.join(target, "result.json"), "w") as file:
+            known = dataclasses.asdict(self.result)
+            known["processes"] = [repr(one) for one in scene.processes()]
+            evidence = getattr(self, "evidence", None)
+            if evidence is not None:
+                known["status"] = evidence.rows
+                known["guests"] = evidence.guests
+                known["running"] = evidence.running
+            json.dump(known, file, indent=1)
+        self.result.evidence = target

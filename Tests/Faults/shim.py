@@ -1,0 +1,95 @@
+"""The rules that the shim (shim.c) obeys: a table in a file that the harness shares with all processes of a run."""
+import mmap
+import os
+import struct
+import subprocess
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+MAGIC, RULES, TEXT = 0x58464C31, 16, 128
+HEADER = struct.Struct("<Ii")
+NUMBERS = struct.Struct("<10i")
+RULE = NUMBERS.size + 3 * TEXT
+OFF, ARMED, REACHED = range(3)
+GATE, FAIL, DIE = 1, 2, 3
+WRITE, SEND, PWRITE, SYNC, RENAME, TRUNCATE, ALLOCATE = range(7)
+
+
+def build(source, target, *options):
+    """Compiles one of the C files of this directory as a shared library."""
+    command = ["gcc", "-O2", "-Wall", "-shared", "-fPIC", "-o", target, os.path.join(HERE, source), *options]
+    subprocess.run(command, check=True)
+    return target
+
+
+class Table:
+    """A run's rules. Processes find it by its path in XF_TABLE."""
+
+    def __init__(self, path):
+        self.path = path
+        with open(path, "wb") as file:
+            file.write(HEADER.pack(MAGIC, os.getpid()) + bytes(RULES * RULE))
+        with open(path, "r+b") as file:
+            self.memory = mmap.mmap(file.fileno(), 0)
+        self.used = 0
+
+    def add(self, call, action=GATE, *, role="", path="", text=b"", after=False, skip=0, left=1, error=0):
+        """Arms a rule. `left` is how often it acts, -1 for ever; `skip` is how many matches pass before."""
+        if self.used == RULES:
+            raise RuntimeError("the table of rules is full")
+        rule = Rule(self, HEADER.size + self.used * RULE)
+        self.used += 1
+        texts = [part.encode() if isinstance(part, str) else part for part in (role, path, text)]
+        if any(len(part) >= TEXT for part in texts):
+            raise ValueError("a text of a rule is too long")
+        numbers = NUMBERS.pack(OFF, action, call, int(after), error, skip, left, 0, 0, 0)
+        self.memory[rule.offset : rule.offset + RULE] = numbers + b"".join(part.ljust(TEXT, b"\0") for part in texts)
+        # The state comes last: from then on the shim looks at the rest.
+        rule.state = ARMED
+        return rule
+
+    def release(self):
+        """Lets everything go on, for good."""
+        for number in range(self.used):
+            Rule(self, HEADER.size + number * RULE).state = OFF
+
+
+class Rule:
+    """A rule in its table."""
+
+    def __init__(self, table, offset):
+        self.table, self.offset = table, offset
+
+    def _number(self, index):
+        return struct.unpack_from("<i", self.table.memory, self.offset + 4 * index)[0]
+
+    @property
+    def state(self):
+        return self._number(0)
+
+    @state.setter
+    def state(self, value):
+        struct.pack_into("<i", self.table.memory, self.offset, value)
+
+    @property
+    def hits(self):
+        """How often it has acted."""
+        return self._number(7)
+
+    @property
+    def process(self):
+        """Who stands at the gate."""
+        return self._number(8)
+
+    def wait(self, seconds, end=lambda: False):
+        """Whether it acted in time. `end` tells that there is nothing left to wait for."""
+        limit = time.monotonic() + seconds
+        while self.hits == 0 or (self._number(1) == GATE and self.state == ARMED):
+            if time.monotonic() > limit or end():
+                return self.hits > 0 and self.state == REACHED
+            time.sleep(0.001)
+        return True
+
+    def go(self):
+        """Opens the gate, or ends what failed so far."""
+        self.state = OFF
