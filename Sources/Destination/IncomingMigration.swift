@@ -1015,7 +1015,15 @@ final class IncomingMigration: @unchecked Sendable {
     /// agent with its QEMU and its images.
     func agentStops() async {
         absence?.cancel()
-        if state == .new || state == .offered { await giveUp("The destination agent was stopped") }
+        guard state == .new || state == .offered else { return }
+        let reason = "The destination agent was stopped"
+        // A source that only lost the connection would wait for it.
+        for connection in connections {
+            try? await connection.channel.withDeadline(.seconds(1), for: "ABORT") {
+                try await connection.send(.abort(reason))
+            }
+        }
+        await giveUp(reason)
     }
 
     /// Ends the migration before the release and leaves nothing behind.

@@ -15,10 +15,9 @@ import shim
 from forwarder import CONTROL_PORT, NBD_PORT, Link
 from watch import Console, Watcher
 
-FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
 WRAPPER = """#!/bin/sh
-# A guest's QEMU goes on from a saved state when the harness says so. It has its own clock and none of the shim's gates.
-unset LD_PRELOAD FAKETIME FAKETIME_TIMESTAMP_FILE FAKETIME_NO_CACHE FAKETIME_DONT_FAKE_MONOTONIC
+# A guest's QEMU goes on from a saved state when the harness says so. The shim is not for it.
+unset LD_PRELOAD XF_TABLE
 if [ -n "$XF_STATE" ]; then
     state=$XF_STATE
     unset XF_STATE
@@ -121,8 +120,6 @@ class Scene:
         self.table = shim.Table(os.path.join(directory, "table"))
         self.disk = os.path.join(directory, "a", "disk0.raw")
         self.images = os.path.join(directory, "b", "images")
-        self.clocks = {name: os.path.join(directory, f"clock-{name}") for name in ("a", "b")}
-        self.faked = set()
         run = os.path.join(self.state("b"), "guests", guest.NAME, "run")
         self.consoles = {
             "a": Console(os.path.join(directory, "a", "console")),
@@ -163,20 +160,7 @@ class Scene:
         if shimmed:
             environment["XF_TABLE"] = self.table.path
             environment["LD_PRELOAD"] = self.site.shim
-        if shimmed and host in self.faked:
-            environment["LD_PRELOAD"] += ":" + FAKETIME
-            environment["FAKETIME_TIMESTAMP_FILE"] = self.clocks[host]
-            environment["FAKETIME_NO_CACHE"] = "1"
-            environment["FAKETIME_DONT_FAKE_MONOTONIC"] = "1"
         return environment
-
-    def set_clock(self, host, offset):
-        """The clock of one host's agents, as libfaketime writes it: "+3d". Agents that start later have it too."""
-        temporary = self.clocks[host] + ".new"
-        with open(temporary, "w") as file:
-            file.write(offset + "\n")
-        os.rename(temporary, self.clocks[host])
-        self.faked.add(host)
 
     def credentials(self, host):
         return ["--object", f"tls-creds-x509,id=tls0,dir={self.pair.pki[host]}", "--tls-creds", "tls0"]

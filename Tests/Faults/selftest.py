@@ -1,10 +1,19 @@
-"""Tests the judge: evidence that is in order passes, evidence that was tampered with does not."""
+"""Tests the judge and the eyes: what is in order passes, what was tampered with does not."""
 import copy
+import json
 import os
+import socket
 import struct
+import subprocess
+import sys
+import threading
+import time
+import types
 
+import guest
 import judge
 from judge import Evidence
+from lab import Scene
 
 RECORD, COUNT = 4096, 90
 
@@ -170,8 +179,119 @@ def tamperings():
     return cases
 
 
+class FakeMonitor(threading.Thread):
+    """A monitor that says that the guest runs, and later what it is told to say."""
+
+    def __init__(self, path):
+        super().__init__(daemon=True)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        self.server = socket.socket(socket.AF_UNIX)
+        self.server.bind(path)
+        self.server.listen()
+        self.peer = None
+        self.start()
+
+    def run(self):
+        self.peer, _ = self.server.accept()
+        self.say({"QMP": {}})
+        returns = {
+            "query-status": {"status": "running", "running": True},
+            "query-jobs": [{"id": "xd-disk0-1"}],
+            "query-named-block-nodes": [{"node-name": "xdt-disk0-1"}, {"node-name": "#block1"}],
+            "query-block-exports": [{"id": "export0"}],
+            "query-migrate": {"status": "pre-switchover"},
+        }
+        for line in self.peer.makefile():
+            message = json.loads(line)
+            self.say({"return": returns.get(message["execute"], {}), "id": message.get("id")})
+
+    def say(self, message):
+        self.peer.sendall((json.dumps(message) + "\r\n").encode())
+
+    def event(self, name):
+        now = time.time()
+        stamp = {"seconds": int(now), "microseconds": int(now % 1 * 1e6)}
+        self.say({"event": name, "timestamp": stamp})
+
+
+def touch(path, text="{}"):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def look(directory):
+    """Puts things where they do not belong. Returns what the harness does not see of them."""
+    site = types.SimpleNamespace(saved=None, tools="", shim="")
+    scene = Scene(types.SimpleNamespace(link=None, site=site), os.path.join(directory, "scene"), 1500)
+    wrong = []
+
+    def expect(words, found, what):
+        if any(words in sentence for sentence in found):
+            print(f"seen: {what}")
+        else:
+            wrong.append(f"{what}: not seen; there is {found}")
+
+    def start(name, host, *words):
+        program = [name, "-c", "import time; time.sleep(60)", *words]
+        environment = {"XF_RUN": f"{scene.directory}/{host}/"}
+        return subprocess.Popen(program, executable=sys.executable, env=environment)
+
+    monitors = [FakeMonitor(scene.watchers[host].path) for host in ("a", "b")]
+    processes = [
+        start(guest.EMULATOR, "b", f"{scene.directory}/b/s/crossdock-status"),
+        start("crossdock", "a", "source-watchdog"),
+        start(guest.EMULATOR, "a", "-S"),
+    ]
+    try:
+        Scene.wait(10, "the fake monitors", lambda: all(watcher.is_running for watcher in scene.watchers.values()))
+        touch(scene.disk)
+        touch(os.path.join(scene.images, guest.NAME, "disk0.raw"))
+        touch(os.path.join(scene.state("b"), "guests", guest.NAME, "guest.json"))
+        touch(os.path.join(scene.state("a"), "guests", guest.NAME, "guest.json"))
+        touch(os.path.join(scene.state("b"), "migrations", "1-a", "incoming.json"))
+        touch(os.path.join(scene.state("a"), "migrations", "1-a", "journal"))
+        with socket.socket(socket.AF_UNIX) as stray:
+            stray.bind(os.path.join(scene.state("a"), "migrations", "1-a", "disk0.sock"))
+        found = scene.leftovers("a")
+        expect("emulator of host b", found, "a QEMU on the host without the guest")
+        expect("helper of host a", found, "a blank copy that still runs")
+        expect("image on host b", found, "an image on the host without the guest")
+        expect("record of the guest", found, "a record on the host without the guest")
+        expect("incoming.json", found, "a migration that the destination still waits for")
+        expect("disk0.sock", found, "a socket")
+        expect("job in the guest's QEMU: xd-disk0-1", found, "a block job")
+        expect("node in the guest's QEMU: xdt-disk0-1", found, "a block node")
+        expect("export in the guest's QEMU", found, "an export")
+        expect("pre-switchover", found, "a migration under way")
+        found = scene.leftovers("b")
+        expect("under its old name", found, "an old image that is not fenced")
+        expect("does not say that it left", found, "a record that does not say that the guest left")
+        if [one.pid for one in scene.source_agents()] != [processes[1].pid]:
+            wrong.append(f"a process that works for the source: not seen; there is {scene.processes()}")
+        expect("two instances", judge.two_running(spans(scene)), "two guests that run at once")
+        monitors[1].event("STOP")
+        time.sleep(0.1)
+        monitors[1].event("RESUME")
+        Scene.wait(10, "an event", lambda: len(spans(scene)) == 3)
+        if not 0.05 < judge.longest_pause([span for span in spans(scene) if span[0] == "b"]) < 2:
+            wrong.append(f"a pause: not measured; there is {spans(scene)}")
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        for watcher in scene.watchers.values():
+            watcher.close()
+        scene.is_over = True
+    return wrong
+
+
+def spans(scene):
+    return [(one.host, *span) for watcher in scene.watchers.values() for one in watcher.emulators for span in one.running]
+
+
 def run(directory, library):
-    """Returns what the judge got wrong."""
+    """Returns what was not noticed."""
     wrong = []
     for home in ("a", "b"):
         found = judge.judge(sound(directory, home), library)
@@ -185,4 +305,4 @@ def run(directory, library):
             wrong.append(f"{name}: not noticed; the judge said {found}")
         else:
             print(f"noticed: {name}: {next(sentence for sentence in found if words in sentence)}")
-    return wrong
+    return wrong + look(directory)

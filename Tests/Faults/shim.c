@@ -1,7 +1,8 @@
-/* Preloaded into Crossdock's processes: stops, or lets fail, chosen calls.
+/* Preloaded into Crossdock's processes: stops, or lets fail, chosen calls, and steps their clock.
  *
  * XF_TABLE names a file of rules that the harness shares with all processes; it may change them at any time. In every
- * program but crossdock the calls go straight through.
+ * program but crossdock the calls go straight through. libfaketime cannot be used for the clock: it changes the
+ * environment before main, and then Swift does not find its arguments.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -16,6 +17,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <time.h>
@@ -42,6 +44,7 @@ struct rule {
 struct table {
     uint32_t magic;
     int32_t harness;
+    int64_t steps[2]; /* seconds by which the clocks of the source and of the destination are wrong */
     struct rule rules[RULES];
 };
 
@@ -258,4 +261,31 @@ int ftruncate(int fd, off_t length) {
 int fallocate(int fd, int mode, off_t offset, off_t length) {
     REAL(int, "fallocate", int, int, off_t, off_t);
     AROUND(ALLOCATE, fd, NULL, NULL, 0, int, real(fd, mode, offset, length));
+}
+
+/* The monotonic clock stays: a step of the time of day does not touch it. */
+static time_t step(void) {
+    if (!table) return 0;
+    return (time_t)__atomic_load_n(&table->steps[!strcmp(role, "destination")], __ATOMIC_SEQ_CST);
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    REAL(int, "clock_gettime", clockid_t, struct timespec *);
+    int result = real(clock, now);
+    if (result == 0 && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += step();
+    return result;
+}
+
+int gettimeofday(struct timeval *restrict now, void *restrict zone) {
+    REAL(int, "gettimeofday", struct timeval *, void *);
+    int result = real(now, zone);
+    if (result == 0) now->tv_sec += step();
+    return result;
+}
+
+time_t time(time_t *result) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (result) *result = now.tv_sec;
+    return now.tv_sec;
 }

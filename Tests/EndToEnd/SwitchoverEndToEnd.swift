@@ -1,0 +1,187 @@
+import Emulator
+import Glibc
+import IO
+import Migration
+import TestSupport
+import Testing
+
+/// Faults while the guest is paused, and after it was released: it is never lost and never runs twice.
+@Suite(.serialized, .timeLimit(.minutes(5)))
+struct SwitchoverEndToEnd {
+    struct Paused {
+        let lab: Lab
+        let disk: String
+        let migration: ChildProcess
+    }
+
+    /// A migration whose guest is paused for two seconds: that long the link takes for what is always dirty.
+    func pause(deadline: Int) async throws -> Paused {
+        let lab = try Lab()
+        try await lab.startDestination()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 64, data: 4)
+        try await lab.startLinuxGuest(disks: [disk], workload: "xd.dirty=12")
+        let migration = try lab.beginMigration(more: [
+            "--bandwidth", "6000000", "--downtime-limit", "4000", "--blackout-deadline", "\(deadline)",
+        ])
+        try await migration.wait(seconds: 90, for: "the switchover") { migration.output.contains("switching over") }
+        return Paused(lab: lab, disk: disk, migration: migration)
+    }
+
+    func expectTheGuestOnTheSource(_ paused: Paused) async throws {
+        let lab = paused.lab
+        try await eventually("the guest runs on the source again") {
+            try await lab.monitor("a") { try await $0.status() } == "running"
+        }
+        let result = try await paused.migration.finish(seconds: 90)
+        #expect(result.code == MigrationError.Code.failed.rawValue, "\(result.all)")
+        #expect(try await lab.leftAtSource() == [])
+        try await eventually("the destination has cleaned up") { try lab.leftAtDestination() == [] }
+        let before = try lab.records(lab.consoleA)
+        try await eventually("the guest goes on writing") { try lab.records(lab.consoleA) > before + 20 }
+        let proved = try await Tool.run([
+            "python3", "\(Lab.repository)/deploy/demo/proofs.py", "records", lab.consoleA, "--image",
+            "0=\(paused.disk)",
+        ])
+        #expect(proved.code == 0, "\(proved.all)")
+        try await eventually("no process is left") {
+            Lab.processes(containing: lab.state("a")).allSatisfy { $0.line.contains("qemu-system") }
+        }
+    }
+
+    @Test(arguments: [SIGKILL, SIGSTOP])
+    func theWatchdogOfASourceAgentThatDiesOrStandsStillResumesTheGuest(_ signal: Int32) async throws {
+        let paused = try await pause(deadline: 4000)
+        try paused.lab.sourceAgent().signal(signal)
+        try await expectTheGuestOnTheSource(paused)
+        let status = try await paused.lab.crossdock(["status", "--state-dir", paused.lab.state("a")])
+        #expect(status.output.contains("rolled back"), "\(status.all)")
+    }
+
+    /// The copy was damaged after it was written and before it was read back.
+    @Test func aDamagedCopyIsNotRun() async throws {
+        let lab = try Lab()
+        try await lab.startDestination()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 64, data: 16)
+        try await lab.startLinuxGuest(disks: [disk])
+        let migration = try lab.beginMigration(more: ["--bandwidth", "8000000"])
+        let image = "\(lab.state("b"))/images/web1/disk.raw"
+        let place: UInt64 = 33 << 20
+        try await migration.wait(for: "a part of the copy") {
+            guard let copy = try? RawFileProbe.byte(of: image, at: place) else { return false }
+            return try copy == RawFileProbe.byte(of: disk, at: place) && copy != 0
+        }
+        try RawFileProbe.flip(image, at: place)
+        let result = try await migration.finish(seconds: 120)
+        #expect(result.code == MigrationError.Code.failed.rawValue, "\(result.all)")
+        #expect(result.errors.contains("disk0 is not what the source sent"), "\(result.all)")
+        try await expectTheGuestOnTheSource(Paused(lab: lab, disk: disk, migration: migration))
+        #expect(DurableFile.exists(disk))
+        let journal = MigrationStore(stateDirectory: lab.state("a"))
+        let records = try Journal.read(journal.journal(of: DurableFile.list(journal.directory).first ?? ""))
+        #expect(records.contains(.released) && !records.isReleased && records.isRolledBack)
+        // The old image got its name back, and the guest can be moved again.
+        #expect(try await lab.migrate().code == 0)
+    }
+
+    @Test func aFullVerificationReadsBothImagesBeforeTheGuestMoves() async throws {
+        let lab = try Lab()
+        try await lab.startDestination()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 64, data: 16)
+        try await lab.startLinuxGuest(disks: [disk])
+        let report = lab.directory.file("report.json")
+        let result = try await lab.migrate(more: ["--verify=full", "--report", report])
+        #expect(result.code == 0, "\(result.all)")
+        let written = try lab.report(report)
+        #expect(written.disks[0].digestDestination == written.disks[0].digestSource)
+        #expect(try await lab.monitor("b") { try await $0.status() } == "running")
+    }
+
+    /// The word of the destination is lost, and then the destination with all it had.
+    @Test func anOperatorTakesTheGuestOfADestinationThatIsGone() async throws {
+        let lab = try Lab()
+        try await lab.startDestination()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 64, data: 4)
+        try await lab.startIdleGuest(disks: [disk])
+        #expect(try await lab.migrate().code == 0)
+        let store = MigrationStore(stateDirectory: lab.state("a"))
+        let id = DurableFile.list(store.directory).first ?? ""
+        let lines = (try DurableFile.read(store.journal(of: id)) ?? []).split(separator: UInt8(ascii: "\n"))
+        try DurableFile.write(
+            Array(lines.dropLast().joined(separator: [UInt8(ascii: "\n")])) + [10],
+            to: store.journal(of: id)
+        )
+        let asked = try await lab.crossdock(["recover", id, "--take-ownership", "--state-dir", lab.state("a")])
+        // It is there after all, and has the guest.
+        #expect(asked.code == 0 && asked.output.contains("runs there"), "\(asked.all)")
+        #expect(try Journal.read(store.journal(of: id)).last == .confirmed)
+        try DurableFile.write(
+            Array(lines.dropLast().joined(separator: [UInt8(ascii: "\n")])) + [10],
+            to: store.journal(of: id)
+        )
+        lab.destination?.signal(SIGKILL)
+        try lab.guests("b").load("web1")?.process?.signal(SIGKILL)
+        let early = try await lab.crossdock(["guest", "start", "web1", "--state-dir", lab.state("a")])
+        #expect(early.code == 10, "\(early.all)")
+        let nameless = try await lab.crossdock(["recover", "--take-ownership", "--state-dir", lab.state("a")])
+        #expect(nameless.code != 0 && nameless.errors.contains("needs the migration's id"), "\(nameless.all)")
+        let taken = try await lab.crossdock(["recover", id, "--take-ownership", "--state-dir", lab.state("a")])
+        #expect(taken.code == 0 && taken.output.contains("belongs to this host"), "\(taken.all)")
+        #expect(try Journal.read(store.journal(of: id)).isTaken)
+        #expect(DurableFile.exists(disk))
+        let start = try await lab.crossdock(["guest", "start", "web1", "--state-dir", lab.state("a")])
+        #expect(start.code == 0, "\(start.all)")
+        #expect(try await lab.monitor("a") { try await $0.status() } == "running")
+    }
+
+    /// The journal of the destination is the only thing that says why a released guest is paused there.
+    @Test func whatAPreparedDestinationSaysAndDoesWithoutItsSource() async throws {
+        let paused = try await pause(deadline: 4000)
+        let lab = paused.lab
+        // Everything on the source goes at once, as with a host that loses its power.
+        let store = MigrationStore(stateDirectory: lab.state("b"))
+        let id = DurableFile.list(store.directory).first ?? ""
+        try await eventually("the destination is prepared") {
+            try Journal.read(store.journal(of: id)).contains(.prepared)
+        }
+        for process in Lab.processes(containing: "source-watchdog") where process.line.contains(lab.state("a")) {
+            kill(process.pid, SIGKILL)
+        }
+        try lab.sourceAgent().signal(SIGKILL)
+        try lab.guests("a").load("web1")?.process?.signal(SIGKILL)
+        _ = try await paused.migration.finish(seconds: 90)
+        let status = try await lab.crossdock(["status", "--state-dir", lab.state("b")])
+        #expect(status.output.contains("prepared") && status.output.contains("CN=host"), "\(status.all)")
+        let told = try await lab.crossdock(["recover", "--state-dir", lab.state("b")])
+        #expect(told.output.contains("If CN=host is gone for good"), "\(told.all)")
+        #expect(told.code == MigrationError.Code.undecided.rawValue)
+        // Its QEMU has only a part of the memory, so nobody can make it run.
+        let taken = try await lab.crossdock(["recover", id, "--take-ownership", "--state-dir", lab.state("b")])
+        #expect(taken.code != 0 && taken.errors.contains("cannot run here"), "\(taken.all)")
+        // The source comes back.
+        let recovered = try await lab.crossdock(["recover", "--state-dir", lab.state("a")])
+        #expect(recovered.code == 0 && recovered.output.contains("belongs to this host"), "\(recovered.all)")
+        try await eventually("the destination has cleaned up") { try lab.leftAtDestination() == [] }
+        let start = try await lab.crossdock(["guest", "start", "web1", "--state-dir", lab.state("a")])
+        #expect(start.code == 0, "\(start.all)")
+    }
+}
+
+/// Single bytes of an image that somebody else has open.
+enum RawFileProbe {
+    static func byte(of path: String, at offset: UInt64) throws -> UInt8 {
+        let fd = open(path, O_RDONLY | O_CLOEXEC)
+        guard fd >= 0 else { throw ChannelError.system("open \(path)", errno) }
+        defer { close(fd) }
+        var byte: UInt8 = 0
+        guard pread(fd, &byte, 1, off_t(offset)) == 1 else { throw ChannelError.system("read \(path)", errno) }
+        return byte
+    }
+
+    static func flip(_ path: String, at offset: UInt64) throws {
+        var byte = try byte(of: path, at: offset) ^ 1
+        let fd = open(path, O_WRONLY | O_CLOEXEC)
+        guard fd >= 0 else { throw ChannelError.system("open \(path)", errno) }
+        defer { close(fd) }
+        guard pwrite(fd, &byte, 1, off_t(offset)) == 1 else { throw ChannelError.system("write \(path)", errno) }
+    }
+}
