@@ -70,7 +70,9 @@ public final class DestinationAgent: @unchecked Sendable {
     private var nbd: Listener?
     private var monitor: ObjectMonitor?
     private var incoming: [String: IncomingMigration] = [:]
-    private var pending = 0
+    /// Connections that have not said HELLO, the oldest first.
+    private var pending: [(channel: SocketChannel, since: ContinuousClock.Instant)] = []
+    private var refusals = LogLimit()
     private let stateLock: FileLock
 
     private init(_ configuration: Configuration, loop: EventLoop, dataLoops: EventLoopGroup, lock: FileLock) {
@@ -177,26 +179,35 @@ public final class DestinationAgent: @unchecked Sendable {
 
     private func accept(_ listener: Listener) async {
         while let channel = try? await listener.accept() {
-            guard pending < Self.pendingLimit else {
-                log(.warning, "Refused \(channel.peerName): \(pending) connections have not said HELLO yet")
-                channel.close()
-                continue
+            if pending.count >= Self.pendingLimit {
+                // Whoever holds connections open without a word must not keep others out: an honest peer needs milliseconds.
+                let oldest = pending.removeFirst()
+                note(
+                    "Dropped \(oldest.channel.peerName): \(Self.pendingLimit) other connections have not said HELLO yet"
+                )
+                oldest.channel.abort(ChannelError(.closed, "Too many connections have not said HELLO"))
             }
-            pending += 1
+            pending.append((channel, .now))
             Task(executorPreference: loop) {
                 do {
                     try await self.serve(channel)
                 } catch {
-                    self.log(.warning, "Connection from \(channel.peerName): \(error)")
+                    self.note("Connection from \(channel.peerName): \(error)")
                 }
             }
         }
     }
 
+    /// Logs what anybody on the network can cause, but not as often as anybody wants.
+    private func note(_ text: String) {
+        guard let line = refusals.line(text) else { return }
+        log(.warning, line)
+    }
+
     private func serve(_ base: SocketChannel) async throws {
         let opened: (TLSChannel, MessageConnection, Message.Hello)
         do {
-            defer { pending -= 1 }
+            defer { pending.removeAll { $0.channel === base } }
             opened = try await base.withDeadline(.seconds(10), for: "The greeting") {
                 let channel = try await TLSChannel.handshake(over: base, credentials: configuration.credentials)
                 let connection = MessageConnection(channel)

@@ -50,7 +50,7 @@ public final class ObjectMonitor: @unchecked Sendable {
 
     private func accept() async {
         while let channel = try? await listener.accept() {
-            guard clients < Self.limit else {
+            guard clients < Self.limit, channel.isFrom(process: nil) else {
                 channel.close()
                 continue
             }

@@ -22,6 +22,7 @@ extension OutgoingMigration {
                     options: NBDClientOptions(export: export, credentials: credentials, hostname: plan.host),
                     connections: plan.connections,
                     size: disk.offer.size,
+                    client: record?.process?.pid,
                     endurance: .init(patience: .seconds(plan.patience), memory: plan.mirrorMemory),
                     on: dataLoops.next()
                 ) { [weak self] reason in

@@ -15,6 +15,7 @@ extension OutgoingMigration {
             socket: socket,
             plan: plan,
             credentials: credentials,
+            client: record.process?.pid,
             on: dataLoops.next()
         ) { [weak self] reason in
             guard let self else { return }

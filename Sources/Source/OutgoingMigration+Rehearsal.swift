@@ -119,6 +119,7 @@ extension OutgoingMigration {
                 socket: shadow.outgoingSocket,
                 plan: plan,
                 credentials: credentials,
+                client: nil,
                 on: dataLoops.next()
             ) { _ in }
             defer { stream.abort("The rehearsal is over") }

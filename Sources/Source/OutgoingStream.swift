@@ -13,6 +13,8 @@ final class OutgoingStream: @unchecked Sendable {
     private let credentials: any TLSCredentials
     private let sent = Atomic<UInt64>(0)
     private let opened = Atomic<Int>(0)
+    /// The only process that may connect.
+    private let client: Int32?
     private var channels: [any Channel] = []
     private let onFailure: @Sendable (String) -> Void
 
@@ -26,8 +28,10 @@ final class OutgoingStream: @unchecked Sendable {
         _ listener: Listener,
         _ plan: MigrationPlan,
         _ credentials: any TLSCredentials,
+        _ client: Int32?,
         _ onFailure: @escaping @Sendable (String) -> Void
     ) {
+        self.client = client
         self.socket = socket
         self.listener = listener
         self.plan = plan
@@ -40,12 +44,13 @@ final class OutgoingStream: @unchecked Sendable {
         socket: String,
         plan: MigrationPlan,
         credentials: any TLSCredentials,
+        client: Int32?,
         on loop: EventLoop,
         onFailure: @escaping @Sendable (String) -> Void
     ) async throws -> OutgoingStream {
         try await loop.run {
             let listener = try await Listener.listen(on: .unix(path: socket), loop: loop)
-            let stream = OutgoingStream(socket, listener, plan, credentials, onFailure)
+            let stream = OutgoingStream(socket, listener, plan, credentials, client, onFailure)
             Task(executorPreference: loop) { await stream.accept() }
             return stream
         }
@@ -56,6 +61,10 @@ final class OutgoingStream: @unchecked Sendable {
     private func accept() async {
         var index = 0
         while let near = try? await listener.accept() {
+            guard near.isFrom(process: client) else {
+                near.close()
+                continue
+            }
             channels.append(near)
             do {
                 let far = try await ControlConnection.openStream(plan, index: index, credentials: credentials, on: loop)

@@ -56,9 +56,8 @@ def two_running(running):
     for index, (host, start, end) in enumerate(running):
         for other, other_start, other_end in running[index + 1 :]:
             if start < (other_end or float("inf")) and other_start < (end or float("inf")):
-                found.append(
-                    f"two instances ran at once, on host {host} from {start:.3f} and on host {other} from {other_start:.3f}"
-                )
+                spans = f"on host {host} from {start:.3f} and on host {other} from {other_start:.3f}"
+                found.append(f"two instances ran at once, {spans}")
     return found
 
 
@@ -137,7 +136,9 @@ def status(evidence):
             found.append(f"crossdock status on host {host} says '{state}', but the guest is on host {evidence.home}")
         listed = [row["state"] for row in evidence.guests.get(host) or []]
         if evidence.is_alive and (host == evidence.home) != ("running" in listed):
-            found.append(f"crossdock guest list on host {host} says {listed}, but the guest runs on host {evidence.home}")
+            found.append(
+                f"crossdock guest list on host {host} says {listed}, but the guest runs on host {evidence.home}"
+            )
     source = [row["state"] for row in evidence.rows.get("a") or [] if row["role"] == "source"]
     if evidence.home == "b" and source and source[-1] == "undecided":
         found.append("the source is left undecided, though the destination owns the guest and can be reached")

@@ -231,8 +231,8 @@ class Scene:
 
     def start_migration(self):
         command = [self.site.crossdock, "migrate", guest.NAME, f"{self.pair.seen_as}:{CONTROL_PORT}", "--json"]
-        command += ["--state-dir", self.state("a"), "--blackout-deadline", str(self.deadline), "--downtime-limit", "300"]
-        command += ["--connections", "2", *self.credentials("a")]
+        command += ["--state-dir", self.state("a"), "--blackout-deadline", str(self.deadline)]
+        command += ["--downtime-limit", "300", "--connections", "2", *self.credentials("a")]
         if self.site.patience is not None:
             command += ["--patience", str(self.site.patience)]
         with open(os.path.join(self.directory, "a", "migrate.log"), "ab") as output:
@@ -288,7 +288,8 @@ class Scene:
 
     def source_agents(self):
         """The processes that still work at the source's part by themselves."""
-        return [one for one in self.processes() if one.host == "a" and one.role not in ("emulator", "helper", "migrate")]
+        others = ("emulator", "helper", "migrate")
+        return [one for one in self.processes() if one.host == "a" and one.role not in others]
 
     def migrations(self, host):
         directory = os.path.join(self.state(host), "migrations")
@@ -324,6 +325,11 @@ class Scene:
             name for name, console in self.consoles.items()
             if console.size > before[name] and self.watchers[name].is_running
         ]  # fmt: skip
+
+    def spans(self):
+        """(host, from, to) of each time that a guest ran; `to` is None while it runs."""
+        emulators = [one for watcher in self.watchers.values() for one in watcher.emulators]
+        return [(one.host, *span) for one in emulators for span in one.running]
 
     def leftovers(self, home):
         """What is left of the guest and of the migration where it does not belong, a sentence each.
@@ -375,7 +381,7 @@ class Scene:
             left.append("host b still has a record of the guest")
         for where, _, files in os.walk(self.images):
             if "/.files" not in where:
-                left += [f"image on host b: {os.path.relpath(os.path.join(where, one), self.directory)}" for one in files]
+                left += [f"image on host b: {os.path.relpath(where, self.images)}/{one}" for one in files]
         if not os.path.exists(self.disk):
             left.append("host a has no image under the disk's name")
         return left

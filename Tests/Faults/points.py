@@ -50,26 +50,29 @@ def journal(name, meaning, phase, role, entry, call, after, **more):
 
 
 EARLY = {"has_emulator": False}
+NBD_REPLY = b"\x67\x44\x66\x98"
+VERIFY = b'"phase":"verify"'
+CANCEL = execute("block-job-cancel")
 POINTS = [
     Point("check", "the guest is looked at", RUNS, SOURCE, SEND, QMP, execute("query-block"), **EARLY),
     journal("offer-written", "OFFERED is written", RUNS, SOURCE, "offered", WRITE, True, **EARLY),
     journal("offered", "OFFERED is durable", RUNS, SOURCE, "offered", SYNC, True, **EARLY),
     journal("accept-written", "ACCEPTED is written", RUNS, DESTINATION, "accepted", WRITE, True, **EARLY),
     journal("accepted", "ACCEPTED is durable", RUNS, DESTINATION, "accepted", SYNC, True, **EARLY),
-    Point("rehearsal", "the blank copy is about to be sent", RUNS, SOURCE, SEND, "/qmp.sock", b"/outgoing.sock", **EARLY),
+    Point("rehearsal", "before the blank copy is sent", RUNS, SOURCE, SEND, "/qmp.sock", b"/outgoing.sock", **EARLY),
     Point("images-made", "an image was made", RUNS, DESTINATION, TRUNCATE, IMAGE, after=True, **EARLY),
     Point("ready", "the destination's QEMU waits", RUNS, DESTINATION, SEND, QMP, b"late-block-activate", after=True),
     Point("mirror-due", "before blockdev-mirror", RUNS, SOURCE, SEND, QMP, execute("blockdev-mirror")),
     Point("mirror-begun", "after blockdev-mirror", RUNS, SOURCE, SEND, QMP, execute("blockdev-mirror"), after=True),
-    Point("copy-source", "in the disk copy, an answer to QEMU", RUNS, SOURCE, SEND, "/disk0.sock", b"\x67\x44\x66\x98", skip=4),
+    Point("copy-source", "in the disk copy, an answer to QEMU", RUNS, SOURCE, SEND, "/disk0.sock", NBD_REPLY, skip=4),
     Point("copy-image", "in the disk copy, a write to the image", RUNS, DESTINATION, PWRITE, IMAGE, skip=3),
-    Point("mirrors-ready", "the disks are in sync", RUNS, SOURCE, WRITE, "/events.jsonl", b'"phase":"verify"', after=True),
+    Point("mirrors-ready", "the disks are in sync", RUNS, SOURCE, WRITE, "/events.jsonl", VERIFY, after=True),
     Point("stream-due", "before migrate-incoming", RUNS, DESTINATION, SEND, QMP, execute("migrate-incoming")),
     Point("memory-due", "before migrate", RUNS, SOURCE, SEND, QMP, execute("migrate")),
     Point("memory-begun", "after migrate", RUNS, SOURCE, SEND, QMP, execute("migrate"), after=True),
     Point("memory-middle", "in the memory", RUNS, DESTINATION, SEND, f"{guest.NAME}/incoming.sock", skip=25),
-    Point("pre-switchover", "the guest stands still", STANDS, SOURCE, SEND, QMP, execute("block-job-cancel")),
-    Point("mirrors-ending", "after block-job-cancel", STANDS, SOURCE, SEND, QMP, execute("block-job-cancel"), after=True),
+    Point("pre-switchover", "the guest stands still", STANDS, SOURCE, SEND, QMP, CANCEL),
+    Point("mirrors-ending", "after block-job-cancel", STANDS, SOURCE, SEND, QMP, CANCEL, after=True),
     Point("mirrors-ended", "before blockdev-del", STANDS, SOURCE, SEND, QMP, execute("blockdev-del")),
     journal("prepare-due", "before PREPARED is written", STANDS, DESTINATION, "prepared", WRITE, False),
     journal("prepare-written", "PREPARED is written", STANDS, DESTINATION, "prepared", WRITE, True),
@@ -89,10 +92,7 @@ POINTS = [
     journal("confirm-due", "before CONFIRMED is written", OWNED, SOURCE, "confirmed", WRITE, False),
     journal("confirmed", "CONFIRMED is durable", OWNED, SOURCE, "confirmed", SYNC, True),
     Point("quit-due", "before the old QEMU ends", OWNED, SOURCE, SEND, QMP, execute("quit")),
-    Point(
-        "way-back", "cancelled; before block-job-cancel", RUNS, SOURCE, SEND, QMP, execute("block-job-cancel"),
-        cancels="copy-source",
-    ),  # fmt: skip
+    Point("way-back", "cancelled; before block-job-cancel", RUNS, SOURCE, SEND, QMP, CANCEL, cancels="copy-source"),
     Point(
         "back-memory", "cancelled in the memory; before migrate_cancel", RUNS, SOURCE, SEND, QMP,
         execute("migrate_cancel"), cancels="memory-middle",
@@ -124,7 +124,7 @@ def cancel(scene):
 
 
 def reach(scene, point, seconds):
-    """Starts the migration and waits until it stands at the point. Returns the gate, or None when it was not reached."""
+    """Starts the migration and waits until it stands at the point. Returns the gate, None when it was not reached."""
     first = BY_NAME[point.cancels].arm(scene.table) if point.cancels else None
     gate = point.arm(scene.table)
     scene.start_migration()

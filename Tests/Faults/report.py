@@ -3,8 +3,10 @@ import collections
 
 import injection
 import points
+from run import DEADLINE
 
 RANKS = {point.name: number for number, point in enumerate(points.POINTS)}
+SLOW = 3  # seconds
 FAULT_RANKS = {fault.name: number for number, fault in enumerate(injection.FAULTS)}
 
 
@@ -33,8 +35,6 @@ def line(result, number, count):
 
 def overshoots(results):
     """By how much bounded pauses were longer than the deadline, in milliseconds."""
-    from run import DEADLINE
-
     return sorted(
         result.pause * 1000 - DEADLINE
         for result in results
@@ -47,9 +47,12 @@ def summary(results, seconds):
     parts = [f"{len(results)} runs in {seconds:.0f} s: " + ", ".join(f"{n} {name}" for name, n in counts.most_common())]
     over = overshoots(results)
     if over:
-        parts.append(
-            f"pauses beyond the blackout deadline: {len(over)}, median {over[len(over) // 2]:.0f} ms, longest {over[-1]:.0f} ms"
-        )
+        middle = over[len(over) // 2]
+        parts.append(f"{len(over)} pauses beyond the deadline, median by {middle:.0f} ms, longest by {over[-1]:.0f} ms")
+    slow = [result for result in results if result.pause > SLOW and result.is_good]
+    if slow:
+        listed = ", ".join(f"{result.point}:{result.fault} {result.pause:.1f} s" for result in slow)
+        parts.append(f"stood still for more than {SLOW} s without a violation: {listed}")
     for result in results:
         if not result.is_good:
             reason = result.error or "; ".join(result.violations)
@@ -89,7 +92,8 @@ def markdown(results):
     for fault in others:
         found = [result for result in results if result.fault == fault.name]
         if found:
-            rows.append(f"| {fault.name}: {fault.meaning} | " + ", ".join(f"{r.point}: {cell(r)}" for r in found) + " |\n")
+            outcomes = ", ".join(f"{result.point}: {cell(result)}" for result in found)
+            rows.append(f"| {fault.name}: {fault.meaning} | {outcomes} |\n")
     if rows:
         text += "\n| Fault | Outcome by point |\n|---|---|\n" + "".join(rows)
     return text

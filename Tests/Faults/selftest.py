@@ -269,13 +269,13 @@ def look(directory):
         expect("does not say that it left", found, "a record that does not say that the guest left")
         if [one.pid for one in scene.source_agents()] != [processes[1].pid]:
             wrong.append(f"a process that works for the source: not seen; there is {scene.processes()}")
-        expect("two instances", judge.two_running(spans(scene)), "two guests that run at once")
+        expect("two instances", judge.two_running(scene.spans()), "two guests that run at once")
         monitors[1].event("STOP")
         time.sleep(0.1)
         monitors[1].event("RESUME")
-        Scene.wait(10, "an event", lambda: len(spans(scene)) == 3)
-        if not 0.05 < judge.longest_pause([span for span in spans(scene) if span[0] == "b"]) < 2:
-            wrong.append(f"a pause: not measured; there is {spans(scene)}")
+        Scene.wait(10, "an event", lambda: len(scene.spans()) == 3)
+        if not 0.05 < judge.longest_pause([span for span in scene.spans() if span[0] == "b"]) < 2:
+            wrong.append(f"a pause: not measured; there is {scene.spans()}")
     finally:
         for process in processes:
             process.kill()
@@ -284,10 +284,6 @@ def look(directory):
             watcher.close()
         scene.is_over = True
     return wrong
-
-
-def spans(scene):
-    return [(one.host, *span) for watcher in scene.watchers.values() for one in watcher.emulators for span in one.running]
 
 
 def run(directory, library):

@@ -96,23 +96,24 @@ static void describe(int fd, char *path, size_t size) {
     if (strncmp(path, "socket:", 7)) return;
     struct sockaddr_un address = {0};
     socklen_t length = sizeof address;
-    if (getpeername(fd, (struct sockaddr *)&address, &length) == 0 && address.sun_family == AF_UNIX && address.sun_path[0]) {
-        snprintf(path, size, "%s", address.sun_path);
+    if (getpeername(fd, (struct sockaddr *)&address, &length) < 0 || address.sun_family != AF_UNIX) {
+        snprintf(path, size, "tcp");
         return;
     }
-    memset(&address, 0, sizeof address);
-    length = sizeof address;
-    if (getsockname(fd, (struct sockaddr *)&address, &length) == 0 && address.sun_family == AF_UNIX)
-        snprintf(path, size, "%s", address.sun_path);
-    else
-        snprintf(path, size, "tcp");
+    if (!address.sun_path[0]) {
+        /* The peer has no name: it has connected to a socket of ours. */
+        memset(&address, 0, sizeof address);
+        length = sizeof address;
+        (void)getsockname(fd, (struct sockaddr *)&address, &length);
+    }
+    snprintf(path, size, "%s", address.sun_path);
 }
 
 static int contains(const char *bytes, size_t length, const char *text) {
     return !text[0] || (bytes && memmem(bytes, length < FIRST ? length : FIRST, text, strlen(text)) != NULL);
 }
 
-/* Waits until the harness lets go, or is gone. The clock of this process may be a false one: only the kernel is asked. */
+/* Waits until the harness lets go, or is gone. */
 static void park(struct rule *rule) {
     struct timespec pause = {0, 1000000};
     rule->pid = getpid();

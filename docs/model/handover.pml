@@ -33,6 +33,7 @@ bit runGiven;       /* so is migrate_cancel or cont */
 #define ENDED 3
 unsigned d : 2 = INCOMING;
 bit sent;           /* the last of the state has left the source */
+bit arrived;        /* the destination has said that it has everything; that it died since does not take it back */
 bit cut;            /* the stream of this migration is broken */
 
 /* A record. MAYBE: written, but no fsync has returned without an error: the disk may have it or not. */
@@ -71,7 +72,7 @@ bit stopped;        /* SIGSTOP: the first agent makes no step */
 #define KILL 2      /* SIGKILL is sent to the agent */
 #define LOOK 3      /* the agent is dead, the lock is taken */
 #define ACT 4       /* the journal was read, the source may run the guest */
-#define KILL_KNOWING 5
+#define KILL_KNOWING 5  /* only where the journal is read before the kill */
 unsigned w : 3 = WATCH;
 
 /* The lock of the source's journal. */
@@ -90,7 +91,7 @@ unsigned lock : 2 = BY_A;
 #define W_PREPARED 2    /* the record is written, fsync is under way */
 #define W_OWNER 3
 #define W_ROLLEDBACK 4
-#define FRESH 5
+#define FRESH 5         /* only where nothing is done about owner after a restart */
 unsigned da : 3 = UP;
 
 /* The network: what was sent and can still arrive. A message stays after it has arrived, so it can come again, late and
@@ -254,13 +255,13 @@ bit fenced;
 #define P2(what) assert(what)
 #endif
 
-
+/* P1: the guest never runs at the source once it has run at the destination, and the other way round. */
 inline sourceRuns() {
 	P1(!destinationRan);
 	s = RUNNING; sourceRan = 1
 }
 
-/* The state that the destination has is the one at which the source stopped. */
+/* What the destination has is the state in which the source stopped; it is stale once the source has gone on. */
 inline destinationRuns() {
 	P1(!sourceRan && s != MOVING);
 	d = OWNING; destinationRan = 1
@@ -302,11 +303,11 @@ inline endFirst() {
 }
 
 /* The loss of the guest's memory is no fault of the protocol when the source still had the guest, has it again or is
-   about to, or when the destination has no copy. */
+   about to, or when the destination has no copy or was told to drop it. */
 inline sourceDies() {
 	if
-	:: s != DEAD && (released != YES || reclaimed != NONE || s == RUNNING || d == ENDED || toABORT || rolledBack != NONE) ->
-		lossExcused = 1
+	:: s != DEAD && (released != YES || reclaimed != NONE || s == RUNNING
+			|| d == ENDED || toABORT || rolledBack != NONE) -> lossExcused = 1
 	:: else
 	fi;
 	s = DEAD; cut = 1; goGiven = 0; runGiven = 0
@@ -321,22 +322,19 @@ inline destinationDies() {
 	d = ENDED; cut = 1
 }
 
-/* An append that succeeds makes what was in doubt before it durable too. Only for `confirmed` does that matter. */
-
-/* ---- Steps of both agents of the source. `me` is the name that the lock knows, `awake` is false while stopped. ---- */
+/* ---- Steps of both agents of the source. `me` is the name that the lock knows, `awake` is false while stopped. ----
+   What was in doubt is durable with the append that succeeds next; it matters with `confirmed` only. */
 
 #define AGENT(x, me, awake) \
 	FENCING(x, awake) \
-	:: d_step { awake && RELEASE_MAY_BE_SENT(x) && IS_FENCED && DESTINATION_LISTENS && !toRELEASE && !isOWNED && !isREFUSED -> \
+	:: d_step { awake && RELEASE_MAY_BE_SENT(x) && IS_FENCED && DESTINATION_LISTENS && \
+			!toRELEASE && !isOWNED && !isREFUSED -> \
 		toRELEASE = 1; printf("source agent: RELEASE\n") } \
 	:: d_step { awake && x == RELEASE && isOWNED -> \
-		over = 1; released = YES; s = DEAD; runGiven = 0; leave(x, me); printf("source agent: confirmed, old QEMU ends\n") } \
+		over = 1; released = YES; s = DEAD; runGiven = 0; leave(x, me); \
+		printf("source agent: confirmed, old QEMU ends\n") } \
 	:: d_step { awake && x == RELEASE && GUEST_IS_GIVEN_BACK -> \
 		x = TAKE; printf("source agent: takes the guest back\n") } \
-	:: d_step { awake && x == DOUBT && DESTINATION_LISTENS && !toABORT && !isABORTED -> \
-		toABORT = 1; printf("source agent: ABORT, in doubt\n") } \
-	:: d_step { awake && x == DOUBT && isABORTED -> \
-		x = AFTER_DOUBT; printf("source agent: the abort is acknowledged\n") } \
 	:: d_step { awake && x == TAKE -> \
 		reclaimed = (reclaimed == YES -> YES : MAYBE); runGiven = RUNS_BEFORE_RECLAIMED; \
 		x = TAKING; printf("source agent: writes reclaimed\n") } \
@@ -359,7 +357,7 @@ active proctype System() {
 	:: d_step { s == MOVING && cut -> sourceRuns(); printf("source QEMU: failed, runs on\n") }
 	:: d_step { goGiven && s == PRESWITCH -> goGiven = 0; s = DEVICE; sent = 1; printf("source QEMU: device\n") }
 	:: d_step { goGiven && s != PRESWITCH -> goGiven = 0 }
-	:: d_step { s == DEVICE && (d == LOADED || d == OWNING) -> s = COMPLETED; printf("source QEMU: completed\n") }
+	:: d_step { s == DEVICE && arrived -> s = COMPLETED; printf("source QEMU: completed\n") }
 	:: d_step { s == DEVICE && cut -> sourceRuns(); printf("source QEMU: failed, resumes the guest by itself\n") }
 	:: d_step { runGiven && s != RUNNING -> runGiven = 0; cut = 1; sourceRuns(); printf("source QEMU: runs\n") }
 	:: d_step { runGiven && s == RUNNING -> runGiven = 0 }
@@ -371,6 +369,7 @@ active proctype System() {
 #else
 		d = LOADED;
 #endif
+		arrived = 1;
 		printf("destination QEMU: loaded\n") }
 	:: d_step { d == INCOMING && cut -> d = ENDED; printf("destination QEMU: ends, its stream is broken\n") }
 
@@ -392,6 +391,10 @@ active proctype System() {
 		printf("source agent: released is durable\n") }
 	:: d_step { !stopped && (a == MIGRATE || a == ASKED || a == WENT || a == SEEN) -> a = ROLL;
 		printf("source agent: rolls back\n") }
+	:: d_step { !stopped && a == DOUBT && DESTINATION_LISTENS && !toABORT && !isABORTED -> toABORT = 1;
+		printf("source agent: ABORT, in doubt\n") }
+	:: d_step { !stopped && a == DOUBT && isABORTED -> a = AFTER_DOUBT;
+		printf("source agent: the abort is acknowledged\n") }
 	AGENT(a, BY_A, !stopped)
 
 #ifdef NO_R10_SENDER
@@ -415,7 +418,8 @@ active proctype System() {
 	/* The watchdog. It acts on a stuck agent as on a dead one. */
 	:: d_step { w == WATCH && over -> w = GONE }
 #ifdef NO_R9
-	:: d_step { w == WATCH && !over && (stopped || a == GONE) -> w = LOOK; printf("watchdog: the agent is stuck or dead\n") }
+	:: d_step { w == WATCH && !over && (stopped || a == GONE) -> w = LOOK;
+		printf("watchdog: the agent is stuck or dead\n") }
 #else
 #ifdef NO_R9_REREAD
 	:: atomic { w == WATCH && !over && (stopped || a == GONE) ->
@@ -428,7 +432,8 @@ active proctype System() {
 	:: d_step { w == KILL_KNOWING && a == GONE && lock == FREE -> lock = BY_W; w = ACT }
 	:: d_step { w == KILL_KNOWING && a != GONE -> endFirst(); printf("source agent: killed by the watchdog\n") }
 #else
-	:: d_step { w == WATCH && !over && (stopped || a == GONE) -> w = KILL; printf("watchdog: the agent is stuck or dead\n") }
+	:: d_step { w == WATCH && !over && (stopped || a == GONE) -> w = KILL;
+		printf("watchdog: the agent is stuck or dead\n") }
 #endif
 #endif
 #ifndef NO_R9_KILL
@@ -520,14 +525,14 @@ end:	do
 	:: d_step { FAULT(s != DEAD); sourceDies(); printf("FAULT source QEMU killed\n") }
 	:: d_step { FAULT(d != ENDED); destinationDies(); printf("FAULT destination QEMU killed\n") }
 	:: d_step { FAULT(da != GONE); da = GONE; cut = 1; printf("FAULT destination agent killed\n") }
-	:: atomic { FAULT(true) ;
+	:: atomic { FAULT(true);
 		sourceDies(); endFirst(); leave(r, BY_R); leave(w, BY_W);
 		settle(released); settle(reclaimed);
 #ifdef NO_R13
 		booted = 1;
 #endif
 		printf("FAULT source host crashed\n") }
-	:: atomic { FAULT(d != ENDED || da != GONE) ;
+	:: atomic { FAULT(d != ENDED || da != GONE);
 		destinationDies(); da = GONE;
 		settle(prepared); settle(owner); settle(rolledBack);
 		printf("FAULT destination host crashed\n") }

@@ -17,7 +17,7 @@ public final class ShadowEmulator: Sendable {
     /// A socket for whoever carries its outgoing migration.
     public var outgoingSocket: String { "\(process.directory)/outgoing.sock" }
 
-    /// Starts a blank copy.
+    /// Starts a blank copy, with the system calls filtered that it does not need, where QEMU offers that (`-sandbox`).
     ///
     /// - Parameters:
     ///   - commandLine: the guest, as it would be started on this host.
@@ -31,6 +31,27 @@ public final class ShadowEmulator: Sendable {
         program: String? = nil,
         _ material: GuestCommandLine.ShadowMaterial,
         isIncoming: Bool,
+        on loop: EventLoop
+    ) async throws -> ShadowEmulator {
+        do {
+            return try await start(commandLine, program, material, isIncoming, isSandboxed: true, on: loop)
+        } catch let error as GuestError
+            where error.message.contains("seccomp") || error.message.contains("sandbox")
+        {
+            // A QEMU that was built without system call filters says so.
+            return try await start(commandLine, program, material, isIncoming, isSandboxed: false, on: loop)
+        }
+    }
+
+    /// What a blank copy never needs: it has nothing of the host's, and takes a stream from another one.
+    private static let sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+    private static func start(
+        _ commandLine: GuestCommandLine,
+        _ program: String?,
+        _ material: GuestCommandLine.ShadowMaterial,
+        _ isIncoming: Bool,
+        isSandboxed: Bool,
         on loop: EventLoop
     ) async throws -> ShadowEmulator {
         let directory = try BoundProcess.makeDirectory()
@@ -54,6 +75,7 @@ public final class ShadowEmulator: Sendable {
             if let program { arguments[0] = program }
             arguments += ["-S", "-qmp", "unix:\(socket),server=on,wait=off"]
             if isIncoming { arguments += ["-incoming", "defer"] }
+            if isSandboxed, !line.has("sandbox") { arguments += ["-sandbox", sandbox] }
             let words = arguments
             process = try await BlockingPool.shared.run { try BoundProcess(words, directory: directory) }
         } catch {

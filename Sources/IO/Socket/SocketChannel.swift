@@ -261,6 +261,12 @@ public final class SocketChannel: Channel, @unchecked Sendable {
         return (process, user)
     }
 
+    /// Whether the other end of a Unix socket is a certain process, or, when none is given, one of this user's or root's.
+    public func isFrom(process: Int32?) -> Bool {
+        guard let (found, user) = peerCredentials else { return false }
+        return process.map { $0 == found } ?? (user == geteuid() || user == 0)
+    }
+
     /// Bounds what the kernel holds of this stream before it is on the wire, in bytes; without a bound a slow link has
     /// seconds of data queued. Has no effect on a Unix socket.
     public func limitUnsent(_ bytes: Int) {

@@ -23,6 +23,8 @@ public final class MirrorRelay: @unchecked Sendable {
     private let disk: RemoteDisk
     private let server: NBDServer
     private let export: Export
+    /// The only process that may connect; nil for any of this user's.
+    private let client: Int32?
     private var serving: Task<Void, Never>?
 
     private init(
@@ -31,9 +33,11 @@ public final class MirrorRelay: @unchecked Sendable {
         socket: String,
         disk: RemoteDisk,
         connections: [NBDConnection],
-        export: String
+        export: String,
+        client: Int32?
     ) {
         self.loop = loop
+        self.client = client
         self.listener = listener
         self.socket = socket
         self.disk = disk
@@ -53,6 +57,7 @@ public final class MirrorRelay: @unchecked Sendable {
     ///   - options: the export and the credentials.
     ///   - connections: how many connections to open; one if the server cannot keep several consistent.
     ///   - size: what the disk's size must be.
+    ///   - client: the only process that may connect to the socket; nil for any of this user's.
     ///   - endurance: what it bears; nil for a mirror that ends with the first lost connection.
     ///   - loop: where it all lives.
     ///   - onOutage: is told on the loop when the destination cannot be reached or has no space, with the reason, and with nil
@@ -63,6 +68,7 @@ public final class MirrorRelay: @unchecked Sendable {
         options: NBDClientOptions,
         connections count: Int,
         size: UInt64,
+        client: Int32? = nil,
         endurance: MirrorEndurance? = MirrorEndurance(),
         on loop: EventLoop,
         onOutage: @escaping @Sendable (String?) -> Void = { _ in }
@@ -99,7 +105,8 @@ public final class MirrorRelay: @unchecked Sendable {
                     socket: socket,
                     disk: disk,
                     connections: connections,
-                    export: options.export
+                    export: options.export,
+                    client: client
                 )
                 relay.serve()
                 return relay
@@ -116,6 +123,10 @@ public final class MirrorRelay: @unchecked Sendable {
         serving = Task(executorPreference: loop) {
             // One QEMU is expected; a second connection may follow when it probes first.
             while let channel = try? await self.listener.accept() {
+                guard channel.isFrom(process: self.client) else {
+                    channel.close()
+                    continue
+                }
                 try? await self.server.serve(channel)
             }
         }

@@ -1,0 +1,25 @@
+/// Keeps what peers can cause from filling the operator's log: a few lines in a while, and how many were left out.
+public struct LogLimit: Sendable {
+    /// How many lines in a period.
+    public static let lines = 20
+    /// The period.
+    public static let period = Duration.seconds(60)
+
+    private var began = ContinuousClock.now
+    private var count = 0
+
+    /// Makes a limit that has let nothing through.
+    public init() {}
+
+    /// The line to log; nil when there were too many. The first one of a period tells how many the last one left out.
+    public mutating func line(_ text: String, now: ContinuousClock.Instant = .now) -> String? {
+        var text = text
+        if now - began >= Self.period {
+            if count > Self.lines { text += " (and \(count - Self.lines) other refusals that were not logged)" }
+            began = now
+            count = 0
+        }
+        count += 1
+        return count <= Self.lines ? text : nil
+    }
+}
