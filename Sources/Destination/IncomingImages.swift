@@ -58,6 +58,10 @@ final class IncomingImages: @unchecked Sendable {
         for peer: TLSPeerName
     ) async throws {
         try DurableFile.makeDirectory(directory)
+        var status = stat()
+        guard lstat(directory, &status) == 0, status.st_mode & S_IFMT == S_IFDIR else {
+            throw GuestError("\(directory) is no directory of its own; a link would lead the images elsewhere")
+        }
         let isDevice = Self.deviceSize(path) != nil
         guard isDevice || !DurableFile.exists(path) else {
             throw ChannelError.system("create the image \(path)", EEXIST)
@@ -183,6 +187,10 @@ final class IncomingImages: @unchecked Sendable {
             var options: [String] = []
             if secret != nil { options += ["encrypt.format=luks", "encrypt.key-secret=key"] }
             if let backing { options += ["backing_file=\(backing)", "backing_fmt=\(disk.backingFormat ?? "raw")"] }
+            // The name is taken first, so that nothing that is there already is overwritten.
+            let fd = xd_open_create_exclusive(path)
+            guard fd >= 0 else { throw ChannelError.system("create the image \(path)", errno) }
+            close(fd)
             try await ImageMaker.make(path, format: disk.format, size: disk.size, options: options, secret: secret)
             chmod(path, 0o600)
         }

@@ -69,6 +69,8 @@ final class IncomingMigration: @unchecked Sendable {
     private var isFull = false
     /// Why this migration was given up, once that is durable: the guest can never run here by it.
     private var refusal: String?
+    /// Whether OWNER could be written, but perhaps not durably.
+    private var isOwnerInDoubt = false
 
     init(_ id: String, peer: TLSPeer, agent: DestinationAgent) {
         self.id = id
@@ -244,18 +246,22 @@ final class IncomingMigration: @unchecked Sendable {
                 try await connection.send(.refused(refused.reasons.joined(separator: "; ")))
             }
         case (.release, .aborted):
-            guard let refusal else { throw GuestError("The end of this migration could not be made durable") }
+            try makeRefusalDurable("It was given up here")
+            guard let refusal else { throw GuestError("This migration was not begun here") }
             try await connection.send(.refused(refusal))
         case (.done, .owner), (.done, .done):
             finish()
             try await connection.send(.done)
         case (.abort(let reason), .new), (.abort(let reason), .offered):
             await giveUp(reason)
+            try makeRefusalDurable(reason)
             try await connection.send(.abort(reason))
-        case (.abort(let reason), .prepared):
+        case (.abort(let reason), .prepared) where !isOwnerInDoubt:
             try await refuse(reason)
             try await connection.send(.abort(reason))
-        case (.abort(let reason), .aborted): try await connection.send(.abort(reason))
+        case (.abort(let reason), .aborted):
+            try makeRefusalDurable(reason)
+            try await connection.send(.abort(reason))
         default:
             throw ChannelError(.protocolViolation, "\(message.name) is not due in state \(state.rawValue)")
         }
@@ -864,22 +870,39 @@ final class IncomingMigration: @unchecked Sendable {
         await giveUp(reason)
     }
 
+    /// A source that hears ABORT counts on it.
+    private func makeRefusalDurable(_ reason: String) throws {
+        guard refusal == nil, let journal else { return }
+        try journal.append(.rolledBack(reason: reason))
+        refusal = reason
+    }
+
     private func own(_ release: Message.Release = .init()) async throws {
         guard let journal, let offer else {
             throw ChannelError(.protocolViolation, "RELEASE for a migration that is not there")
         }
         if state == .prepared {
-            if let reason = try await flaw(release) {
+            // A record that may be found later must not be contradicted: then it can only be written again.
+            if !isOwnerInDoubt, let reason = try await flaw(release) {
                 // The guest is whole where it came from, and nothing has happened here.
                 log(.error, "Migration \(id): guest '\(offer.guest)' is refused: \(reason)")
                 try await refuse(reason)
                 throw Refusal(reasons: [reason])
             }
-            try journal.append(.owner(digests: ownedDigests))
-            state = .owner
+            try decide(journal, .owner(digests: ownedDigests))
             log(.info, "Migration \(id): this host owns guest '\(offer.guest)' now")
         }
         try await resumeGuest()
+    }
+
+    private func decide(_ journal: Journal, _ record: JournalRecord) throws {
+        do {
+            try journal.append(record)
+        } catch let error as JournalError {
+            if error.kind == .doubtful { isOwnerInDoubt = true }
+            throw error
+        }
+        state = .owner
     }
 
     /// An operator says that the source will never run the guest: it belongs here, if it is here.
@@ -890,8 +913,7 @@ final class IncomingMigration: @unchecked Sendable {
             throw GuestError("Migration \(id) is in the state '\(state.rawValue)': there is nothing to decide here")
         }
         if let reason = try await flaw(.init()) { throw GuestError("The guest cannot run here: \(reason)") }
-        try journal.append(.taken(by: operatorName))
-        state = .owner
+        try decide(journal, .taken(by: operatorName))
         log(.warning, "Migration \(id): \(operatorName) has taken guest '\(offer.guest)' for this host")
         try await resumeGuest()
         if connections.isEmpty { finish() }

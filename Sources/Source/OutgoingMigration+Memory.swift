@@ -198,6 +198,11 @@ extension OutgoingMigration {
         if plan.verifiesFully {
             for disk in disks { fullDigests[disk.offer.name] = await digest(of: disk, at: disk.path) }
         }
+        // First the images are out of reach of whatever might start the guest on its own, and QEMU still has what it sent.
+        fence()
+        guard try await monitor.status() == "postmigrate" else {
+            throw MigrationError(.failed, "QEMU left the state 'postmigrate' before the guest was released")
+        }
         if let fault { throw fault }
         do {
             try journal.append(.released)

@@ -503,6 +503,7 @@ public final class OutgoingMigration: @unchecked Sendable {
     func handOver() async -> String? {
         deadline?.cancel()
         control?.interruption = nil
+        // A release that is recovered may have been written before its images were fenced.
         fence()
         enter("release")
         var delay = Duration.milliseconds(100)
@@ -667,6 +668,7 @@ public final class OutgoingMigration: @unchecked Sendable {
             }
             if let monitor, monitor.isConnected { isRestored = await restoreGuest(monitor) } else { isRestored = false }
         }
+        unfence()
         let isTold = await tellDestination(reason.message)
         for disk in disks { await disk.relay?.close() }
         if !isRestored {
@@ -742,7 +744,8 @@ public final class OutgoingMigration: @unchecked Sendable {
         while ContinuousClock.now < end {
             if let (control, welcome) = try? await ControlConnection.open(plan, credentials: credentials, on: loop) {
                 defer { control.close() }
-                if !["offered", "prepared"].contains(welcome.state) { return true }
+                // It has never heard of this migration, and cannot become the owner.
+                if welcome.state == "new" { return true }
                 try? await control.send(.abort(reason))
                 if let answer = try? await control.next(timeout: .seconds(5)), case .abort = answer { return true }
             }

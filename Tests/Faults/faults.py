@@ -76,18 +76,19 @@ class Matrix:
         self.count = len(runs)
         self.results = []
         self.lock = threading.Lock()
-        self.is_over = False
 
     def work(self, number):
         pair = Pair(self.site, number)
         try:
-            while not self.is_over:
+            while not self.site.ending.is_set():
                 try:
                     index, point, fault = self.waiting.get_nowait()
                 except queue.Empty:
                     return
                 directory = os.path.join(self.site.base, f"r{index:04}")
                 result = Run(pair, directory, point, fault, self.keep).carry_out()
+                if self.site.ending.is_set():
+                    return
                 with self.lock:
                     self.results.append(result)
                     print(report.line(result, len(self.results), self.count), flush=True)
@@ -104,7 +105,7 @@ class Matrix:
                     worker.join(0.2)
         except BaseException:
             # The runs under way end their processes.
-            self.is_over = True
+            self.site.ending.set()
             print("faults.py: ending the runs under way", file=sys.stderr, flush=True)
             for worker in workers:
                 worker.join()

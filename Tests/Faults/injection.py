@@ -3,7 +3,6 @@ import dataclasses
 import errno
 import os
 import signal
-import time
 import typing
 
 import forwarder
@@ -64,7 +63,7 @@ def stopping(*targets):
     def inject(scene, gate):
         found = hit(scene, signal.SIGSTOP, *targets)
         gate.go()
-        time.sleep(LONG_STOP if scene.site.patience is None else scene.site.patience + 8)
+        scene.sleep(LONG_STOP if scene.site.patience is None else scene.site.patience + 8)
         for one in found:
             one.signal(signal.SIGCONT)
         scene.note("SIGCONT")
@@ -88,7 +87,7 @@ def holding(seconds, directions=(forwarder.FORWARD, forwarder.BACK), kinds=None,
         scene.link.hold(kinds, directions)
         scene.note(f"the link holds {directions} back")
         gate.go()
-        time.sleep(seconds)
+        scene.sleep(seconds)
         if dies:
             scene.link.reset()
         scene.link.let_go()
@@ -118,7 +117,7 @@ def changing(function, direction=forwarder.FORWARD):
 def delaying(scene, gate):
     scene.link.slow_down(0.08)
     gate.go()
-    time.sleep(4)
+    scene.sleep(4)
     scene.link.slow_down(0)
 
 
@@ -129,7 +128,7 @@ def filling(scene, gate):
         for call in (PWRITE, ALLOCATE)
     ]
     gate.go()
-    time.sleep(3)
+    scene.sleep(3)
     for rule in rules:
         rule.go()
     scene.note("the disk has room again")
@@ -149,7 +148,7 @@ def filling_for_real(scene, gate):
             pass
     scene.note(f"the file system is full, {os.path.getsize(ballast)} bytes of ballast")
     gate.go()
-    time.sleep(3)
+    scene.sleep(3)
     os.unlink(ballast)
     scene.note("the disk has room again")
 
@@ -164,7 +163,7 @@ def stepping(host, days):
         scene.table.step_clock(host, days * 86400)
         scene.note(f"the clock of host {host} is stepped by {days} days")
         gate.go()
-        time.sleep(8)
+        scene.sleep(8)
         scene.table.step_clock(host, 0)
         scene.note("the clock is right again")
 
@@ -284,9 +283,8 @@ def matrix():
 
 FAST = [
     ("check", "none"), ("copy-image", "kill-destination-agent"), ("copy-source", "link-reset"),
-    ("memory-middle", "kill-source-agent"), ("pre-switchover", "kill-source-agent"), ("prepared", "link-black-hole"),
-    ("continued", "kill-destination-qemu"), ("continued", "link-black-hole"), ("released", "journal-sync-error"),
+    ("copy-image", "disk-full"), ("memory-middle", "kill-source-agent"), ("pre-switchover", "kill-source-agent"),
+    ("prepared", "link-black-hole"), ("continued", "kill-destination-qemu"), ("released", "journal-sync-error"),
     ("released", "kill-source-agent"), ("own-due", "kill-destination-agent"), ("owner", "kill-both-agents"),
-    ("resumed", "link-reset"),
 ]  # fmt: skip
 

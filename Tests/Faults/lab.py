@@ -31,10 +31,15 @@ class LabFailed(Exception):
     """The harness could not set a scene up; says nothing about Crossdock."""
 
 
+class Ended(LabFailed):
+    """Whoever started the harness has ended it."""
+
+
 class Site:
     """What all runs share. Everything is in one directory, which `close` removes."""
 
     def __init__(self, crossdock, files, patience):
+        self.ending = threading.Event()
         self.crossdock = os.path.abspath(crossdock)
         self.base = tempfile.mkdtemp(prefix="xf-", dir=os.environ.get("XF_BASE", "/tmp"))
         self.shim = shim.build("shim.c", os.path.join(self.base, "shim.so"), "-ldl")
@@ -138,6 +143,10 @@ class Scene:
         self.observer = threading.Thread(target=self._observe, daemon=True)
         self.observer.start()
 
+    def sleep(self, seconds):
+        if self.site.ending.wait(seconds):
+            raise Ended("the harness was ended")
+
     def note(self, text):
         self.log.append((time.time(), text))
 
@@ -178,9 +187,10 @@ class Scene:
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment,
                 cwd=os.path.join(self.directory, host),
             )  # fmt: skip
-            try:
-                code = process.wait(seconds)
-            except subprocess.TimeoutExpired:
+            limit = time.monotonic() + seconds
+            while (code := process.poll()) is None and time.monotonic() < limit and not self.site.ending.is_set():
+                time.sleep(0.005)
+            if code is None:
                 process.kill()
                 process.wait()
                 code = 124
@@ -320,7 +330,7 @@ class Scene:
     def alive(self, seconds=0.4):
         """The hosts on which the guest runs and writes records."""
         before = {name: console.size for name, console in self.consoles.items()}
-        time.sleep(seconds)
+        self.sleep(seconds)
         return [
             name for name, console in self.consoles.items()
             if console.size > before[name] and self.watchers[name].is_running
@@ -426,13 +436,12 @@ class Scene:
             found += [f"{name}/t/{entry}" for entry in os.listdir(os.path.join(self.directory, name, "t"))]
         return found
 
-    @staticmethod
-    def wait(seconds, what, condition):
+    def wait(self, seconds, what, condition):
         limit = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > limit:
                 raise LabFailed(f"waited {seconds} s for {what} in vain")
-            time.sleep(0.01)
+            self.sleep(0.01)
 
     def close(self):
         """Ends every process of the run and forgets it. The directory stays."""

@@ -145,6 +145,8 @@ class Over:
         self.scene, self.since = scene, None
 
     def __call__(self):
+        if self.scene.site.ending.is_set():
+            return True
         if self.scene.command.poll() is None:
             return False
         self.since = self.since or time.monotonic()

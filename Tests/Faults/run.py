@@ -12,7 +12,7 @@ from lab import LabFailed, Scene
 
 # How long a point may take to be reached, and how long a run may heal by itself after the fault.
 REACH, HEAL = 30, 45
-# How long nothing may change, with nobody left who works at it, until an operator steps in.
+# How long an open migration may have nobody on the source who works at it, until an operator steps in.
 QUIET = 5
 # The blackout deadline in milliseconds where the pause is measured, and elsewhere: on a machine that is busy with other
 # things a migration without any trouble may stand still for a second.
@@ -59,7 +59,7 @@ class Run:
     def carry_out(self):
         began = time.monotonic()
         for attempt in range(ATTEMPTS):
-            if not self._attempt():
+            if not self._attempt() or self.pair.site.ending.is_set():
                 break
         self.result.seconds = time.monotonic() - began
         return self.result
@@ -115,7 +115,7 @@ class Run:
             gate = points.BY_NAME[self.point.cancels].arm(scene.table)
         scene.start_migration()
         if gate is not None:
-            if not gate.wait(REACH):
+            if not gate.wait(REACH, points.Over(scene)):
                 raise NotReached("the point at which the operator cancels was not reached")
             points.cancel(scene)
             gate.go()
@@ -124,7 +124,7 @@ class Run:
         scene.note(f"the call failed in process {rule.process}")
         if self.fault.lasts:
             # An operator makes room, or replaces the disk.
-            time.sleep(4)
+            scene.sleep(4)
             rule.go()
             scene.note("the call works again")
 
@@ -154,9 +154,11 @@ class Run:
                 quiet = None
             else:
                 quiet = quiet or time.monotonic()
-                if time.monotonic() - quiet > (QUIET if self._has_emulator() else 2):
+                waited = time.monotonic() - quiet
+                # The destination may still wait for a source that has given up: it has a patience, nobody has to help it.
+                if waited > 2 and not self._has_emulator() or waited > QUIET and self._is_open():
                     return ""
-            time.sleep(0.05)
+            scene.sleep(0.05)
         return ""
 
     def _has_emulator(self):
@@ -275,7 +277,7 @@ class Run:
         scene = self.scene
         if scene is None:
             return
-        if not self.result.is_good:
+        if not self.result.is_good and not scene.site.ending.is_set():
             try:
                 self._keep()
             except OSError as error:

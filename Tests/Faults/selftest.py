@@ -222,7 +222,7 @@ def touch(path, text="{}"):
 
 def look(directory):
     """Puts things where they do not belong. Returns what the harness does not see of them."""
-    site = types.SimpleNamespace(saved=None, tools="", shim="")
+    site = types.SimpleNamespace(saved=None, tools="", shim="", ending=threading.Event())
     scene = Scene(types.SimpleNamespace(link=None, site=site), os.path.join(directory, "scene"), 1500)
     wrong = []
 
@@ -244,7 +244,7 @@ def look(directory):
         start(guest.EMULATOR, "a", "-S"),
     ]
     try:
-        Scene.wait(10, "the fake monitors", lambda: all(watcher.is_running for watcher in scene.watchers.values()))
+        scene.wait(10, "the fake monitors", lambda: all(watcher.is_running for watcher in scene.watchers.values()))
         touch(scene.disk)
         touch(os.path.join(scene.images, guest.NAME, "disk0.raw"))
         touch(os.path.join(scene.state("b"), "guests", guest.NAME, "guest.json"))
@@ -273,7 +273,7 @@ def look(directory):
         monitors[1].event("STOP")
         time.sleep(0.1)
         monitors[1].event("RESUME")
-        Scene.wait(10, "an event", lambda: len(scene.spans()) == 3)
+        scene.wait(10, "an event", lambda: len(scene.spans()) == 3)
         if not 0.05 < judge.longest_pause([span for span in scene.spans() if span[0] == "b"]) < 2:
             wrong.append(f"a pause: not measured; there is {scene.spans()}")
     finally:

@@ -225,9 +225,8 @@ unsigned seenReclaimed : 2;
 #define MAY_START (s == DEAD && lock == FREE)
 #endif
 
-/* What else may start the source's guest without looking at a journal, an old start script, is held back by the fence
-   only: the images are renamed. Made as the protocol says, between released and RELEASE, the fence is too late for that;
-   made first, and QEMU looked at once more, it is in time. */
+/* A start script that looks at no journal is held back by the fence only: the images are renamed. Made between released
+   and RELEASE, the fence is too late for that; made first, and QEMU looked at once more, it is in time. */
 #ifdef FOREIGN_START
 bit fenced;
 #define FENCE fenced = 1
