@@ -4,7 +4,7 @@ WIDTH ?= 3
 FUZZ_SECONDS ?= 60
 SWIFT_SOURCES = Sources Tests Benchmarks Fuzz Package.swift
 
-.PHONY: all setup build release lint fmt test demo bench soak tsan clean
+.PHONY: all setup build release lint fmt test model faults demo bench soak tsan clean
 
 all: build
 
@@ -19,16 +19,24 @@ release: setup
 
 lint: setup
 	swift format lint --strict --recursive --parallel $(SWIFT_SOURCES)
-	python3 -m py_compile deploy/demo/*.py Benchmarks/*.py Tests/EndToEnd/*.py
-	sh -n deploy/setup && sh -n Fuzz/run && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n deploy/guest/init-agent && sh -n .ci/run
+	python3 -m py_compile deploy/demo/*.py Benchmarks/*.py Tests/EndToEnd/*.py Tests/Faults/*.py
+	sh -n deploy/setup && sh -n Fuzz/run && sh -n docs/model/check && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n deploy/guest/init-agent && sh -n .ci/run
 
 fmt:
 	swift format --in-place --recursive --parallel $(SWIFT_SOURCES)
 
 # The tests run real guests under emulation: a few at once are as fast as many, and steadier.
-test: setup
+test: setup model
 	swift build --build-tests
 	SWT_EXPERIMENTAL_MAXIMUM_PARALLELIZATION_WIDTH=$(WIDTH) swift test --skip-build --disable-xctest
+
+# The rules of ownership, searched exhaustively; each rule taken away must show why it is there.
+model: setup
+	docs/model/check
+
+# Real migrations, broken at every step; takes long. `make test` runs a few of them.
+faults: release
+	python3 Tests/Faults/faults.py .build/release/crossdock .cache/guest --json .build/faults.json --markdown .build/faults.md
 
 demo: release
 	python3 deploy/demo/demo.py .build/release/crossdock .cache/guest
