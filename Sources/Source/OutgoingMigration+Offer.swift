@@ -57,7 +57,6 @@ extension OutgoingMigration {
         }
         let ready = try readiness(answer)
         keepsBacking = Set(ready.keepsBacking)
-        isAwaited = true
         isResumable = true
         try await connectDisks(ready)
     }

@@ -1,4 +1,4 @@
-internal import Emulator
+public import Emulator
 internal import Glibc
 internal import IO
 public import Migration
@@ -20,6 +20,21 @@ extension OutgoingMigration {
         try await loop.run { try await self.resumeFromJournal(operatorName) }
     }
 
+    /// Whether there is something left to do about a migration that started here and whose agent has ended.
+    public static func isUnfinished(
+        _ id: String,
+        _ records: [JournalRecord],
+        _ migrations: MigrationStore,
+        _ guests: GuestStore
+    ) -> Bool {
+        if records.isRolledBack { return false }
+        guard records.contains(.confirmed) else { return true }
+        guard let guest = records.first?.guest, (try? migrations.latest(of: guest)) == id else { return false }
+        let record = (try? guests.load(guest)) ?? nil
+        return record != nil && record?.released?.migration != id || record?.process?.isRunning == true
+            || DurableFile.list(migrations.directory(of: id)).contains { $0.hasSuffix(".sock") }
+    }
+
     private func resumeFromJournal(_ operatorName: String?) async throws -> MigrationReport {
         guard let lock = try migrations.lock(guest: plan.guest) else {
             throw MigrationError(
@@ -30,7 +45,7 @@ extension OutgoingMigration {
         guestLock = lock
         defer { guestLock = nil }
         let records = try Journal.read(migrations.journal(of: plan.id))
-        guard case .offered = records.first, !records.isRolledBack, !records.contains(.confirmed) else {
+        guard case .offered = records.first, Self.isUnfinished(plan.id, records, migrations, guests) else {
             throw MigrationError(.guest, "Migration \(plan.id) has nothing to recover; see 'crossdock status'")
         }
         journal = try Journal(opening: migrations.journal(of: plan.id))
@@ -39,11 +54,11 @@ extension OutgoingMigration {
             if !records.contains(.released) { try journal?.append(.rolledBack(reason: Self.superseded)) }
             throw MigrationError(.guest, "Migration \(plan.id) was followed by a later one of guest '\(plan.guest)'")
         }
-        guard operatorName == nil || records.isReleased else {
+        guard operatorName == nil || records.isReleased && !records.contains(.confirmed) else {
             throw MigrationError(
                 .guest,
-                "Guest '\(plan.guest)' was not released by migration \(plan.id): it belongs to this host already; run "
-                    + "'crossdock recover \(plan.id)' without --take-ownership"
+                "Who owns guest '\(plan.guest)' is known: run 'crossdock recover \(plan.id)' without --take-ownership, or see "
+                    + "'crossdock status'"
             )
         }
         guard let known = try guests.load(plan.guest) else {
@@ -60,16 +75,19 @@ extension OutgoingMigration {
             }
         }
         restoreDisks()
-        if records.isReleased {
+        if records.contains(.confirmed) {
+            // The guest has long been there; only what it left behind is still here.
+            report.outcome = .migrated
+            rememberRelease()
+            await endEmulator()
+        } else if records.isReleased {
             isReleased = true
             if let operatorName { try await take(operatorName) } else { await complete() }
         } else {
             unfence()
             await takeUp()
         }
-        for name in DurableFile.list(migrations.directory(of: plan.id)) where name.hasSuffix(".sock") {
-            unlink("\(migrations.directory(of: plan.id))/\(name)")
-        }
+        removeSockets()
         control?.close()
         monitor?.close()
         if let text = try? MigrationReportFile.save(report, migrations) { warn(text) }

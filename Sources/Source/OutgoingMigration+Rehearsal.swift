@@ -80,6 +80,8 @@ extension OutgoingMigration {
             )
         }
         if reasons.isEmpty {
+            // READY may be on its way from here on.
+            isAwaited = !plan.isRehearsal
             try await control.send(.rehearsed(.init(backing: digests)))
             if plan.isRehearsal { _ = try readiness(try await control.next(timeout: .seconds(30))) }
         }

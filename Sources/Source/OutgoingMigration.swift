@@ -59,7 +59,7 @@ public final class OutgoingMigration: @unchecked Sendable {
     /// How often the memory was sent in vain.
     var memoryAttempts = 0
     static let memoryAttemptsLimit = 20
-    /// Whether the destination has said READY: it then waits for a source that it has lost.
+    /// Whether the destination may have said READY: it then waits for a source that it has lost.
     var isAwaited = false
     /// Whether a lost connection to the destination is made again.
     var isResumable = false
@@ -310,6 +310,7 @@ public final class OutgoingMigration: @unchecked Sendable {
         }
         stream?.abort("The migration is over")
         await shadow?.stop()
+        removeSockets()
         control?.close()
         watchdog?.dismiss()
         monitor?.close()
@@ -592,7 +593,7 @@ public final class OutgoingMigration: @unchecked Sendable {
 
     /// Notes for people and for the deletion of the old images; the journal has decided already, so that this need not
     /// happen while the guest is paused.
-    private func rememberRelease() {
+    func rememberRelease() {
         if var record {
             record.released = .init(migration: plan.id, destination: plan.host)
             try? guests.save(record)
@@ -606,16 +607,26 @@ public final class OutgoingMigration: @unchecked Sendable {
         )
     }
 
-    /// Ends the old QEMU and compares the images.
-    func finish() async {
-        rememberRelease()
-        _ = try? await control?.ask(.done, timeout: .seconds(10))
+    /// Ends the QEMU that has nothing to run any more.
+    func endEmulator() async {
         monitor?.onDisconnect = nil
         await monitor?.quit()
         await record?.process?.terminate()
         if let record, record.adopted == nil {
             for name in ["qmp.sock", "status.sock"] { unlink("\(guests.directory(of: record.name))/\(name)") }
         }
+    }
+
+    func removeSockets() {
+        let directory = migrations.directory(of: plan.id)
+        for name in DurableFile.list(directory) where name.hasSuffix(".sock") { unlink("\(directory)/\(name)") }
+    }
+
+    /// Ends the old QEMU and compares the images.
+    func finish() async {
+        rememberRelease()
+        _ = try? await control?.ask(.done, timeout: .seconds(10))
+        await endEmulator()
         for index in disks.indices {
             let fenced = Fence.path(disks[index].path, plan.id)
             let path = DurableFile.exists(fenced) ? fenced : disks[index].path
@@ -667,6 +678,8 @@ public final class OutgoingMigration: @unchecked Sendable {
                 if let record { monitor = try? await QMPClient.connect(to: guests.agentMonitor(of: record), on: loop) }
             }
             if let monitor, monitor.isConnected { isRestored = await restoreGuest(monitor) } else { isRestored = false }
+            // A QEMU that has ended meanwhile has nothing left to restore; the guest can be started again.
+            if record?.process?.isRunning == false { isRestored = true }
         }
         unfence()
         let isTold = await tellDestination(reason.message)

@@ -70,7 +70,8 @@ struct RecoverCommand: AsyncParsableCommand {
         }
         switch records.first {
         case .offered(let guest, _, _):
-            if records.isRolledBack || records.contains(.confirmed) { return false }
+            let guests = GuestStore(stateDirectory: common.stateDirectory)
+            guard OutgoingMigration.isUnfinished(id, records, common.migrations, guests) else { return false }
             // A migration whose agent holds the guest's lock is at work.
             return try common.migrations.lock(guest: guest) != nil
         case .accepted: return records.contains(.prepared) && records.ownerDigests == nil && !records.isRolledBack
