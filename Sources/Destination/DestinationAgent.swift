@@ -241,10 +241,20 @@ public final class DestinationAgent: @unchecked Sendable {
         let peer = channel.session.peer
         switch hello.role {
         case .control:
+            if incoming[hello.migration] == nil,
+                let reason = refusal(of: hello.migration, for: peer.name)
+            {
+                try await connection.send(.abort(reason))
+                return
+            }
             let migration =
                 incoming[hello.migration] ?? IncomingMigration.open(hello.migration, peer: peer, agent: self)
             guard migration.peer.name == peer.name else {
                 try await connection.send(.abort("This migration belongs to another source"))
+                return
+            }
+            guard !migration.isStuck else {
+                try await connection.send(.abort("This migration cannot be taken up at the moment; ask again"))
                 return
             }
             incoming[hello.migration] = migration
@@ -258,6 +268,17 @@ public final class DestinationAgent: @unchecked Sendable {
             base.limitUnsent(256 << 10)
             try await migration.serveStream(connection)
         }
+    }
+
+    /// Why a peer has no part in a migration that is known from its journal only; nil when there is no reason.
+    private func refusal(of id: String, for peer: String) -> String? {
+        let records: [JournalRecord]
+        do { records = try Journal.read(migrations.journal(of: id)) } catch { return "\(error)" }
+        guard case .accepted(_, let source, _) = records.first else { return nil }
+        if source != peer { return "This migration belongs to another source" }
+        // Whoever is told that there is no such migration would count on that.
+        return records.ownerDigests != nil || records.isRolledBack
+            ? nil : "This migration cannot be taken up at the moment; ask again"
     }
 
     /// Ends the agent: migrations before PREPARED are given up, those after it wait for the next agent, and guests that

@@ -113,7 +113,7 @@ final class IncomingImages: @unchecked Sendable {
             $0?.name == peer ? .readWrite : .denied("It is of another migration")
         }
         images.append(Image(disk: disk, path: path, export: export, isDevice: isDevice, open: open, digests: digests))
-        exports.add(export)
+        exports.addFenced(export)
     }
 
     /// Goes on with an image that an earlier agent made and was still filling.
@@ -250,7 +250,8 @@ final class IncomingImages: @unchecked Sendable {
     func mismatches(_ proofs: [String: DiskProof]) async -> [String] {
         var found: [String] = []
         for image in images {
-            guard let proof = proofs[image.disk.name] else { continue }
+            // An image that an earlier agent made in another format than raw is not open here, so nothing is known of it.
+            guard image.open != nil, let proof = proofs[image.disk.name] else { continue }
             let digests = image.digests
             if await !BlockingPool.shared.value({ digests.matches(proof) }) { found.append(image.disk.name) }
         }
@@ -260,7 +261,7 @@ final class IncomingImages: @unchecked Sendable {
     /// The digests by disk name; right once the exports are closed and the digests updated.
     func digests() async throws -> [String: String] {
         var result: [String: String] = [:]
-        for image in images {
+        for image in images where image.open != nil {
             let digests = image.digests
             result[image.disk.name] = try await BlockingPool.shared.run { digests.digest() }
         }
@@ -270,7 +271,7 @@ final class IncomingImages: @unchecked Sendable {
     /// Ends all writing from the network, for good.
     func closeExports() async {
         for image in images {
-            exports.remove(image.export.name)
+            await exports.closeFenced(image.export.name)
             await image.export.close()
         }
     }

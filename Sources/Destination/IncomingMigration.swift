@@ -71,6 +71,8 @@ final class IncomingMigration: @unchecked Sendable {
     private var refusal: String?
     /// Whether OWNER could be written, but perhaps not durably.
     private var isOwnerInDoubt = false
+    /// Whether it could not be taken up after a restart of the agent; that is tried again.
+    private(set) var isStuck = false
 
     init(_ id: String, peer: TLSPeer, agent: DestinationAgent) {
         self.id = id
@@ -96,7 +98,7 @@ final class IncomingMigration: @unchecked Sendable {
         return migration
     }
 
-    var isOver: Bool { (state == .new && connections.isEmpty) || state == .done || state == .aborted }
+    var isOver: Bool { (state == .new && connections.isEmpty && !isStuck) || state == .done || state == .aborted }
     private var directory: String { agent.migrations.directory(of: id) }
     private var incomingSocket: String { "\(agent.guests.directory(of: offer?.guest ?? ""))/incoming.sock" }
     private var log: Log { agent.log }
@@ -190,6 +192,15 @@ final class IncomingMigration: @unchecked Sendable {
             try await handle(message, connection)
         } catch {
             log(.warning, "Migration \(id): \(message.name): \(error)")
+            // The step went well, and only its answer did not get through: it will be asked for again.
+            if isReady, let lost = error as? ChannelError, [.closed, .truncated, .timedOut].contains(lost.code) {
+                return
+            }
+            // An ABORT in answer to ABORT would say that this migration is over, durably.
+            if case .abort = message {
+                connection.channel.abort(ChannelError(.closed, "ABORT failed: \(error)"))
+                return
+            }
             if state == .new || state == .offered {
                 await giveUp("\(error)")
                 try? await connection.send(.abort("\(error)"))
@@ -218,7 +229,7 @@ final class IncomingMigration: @unchecked Sendable {
         switch (message, state) {
         case (.secrets(let values), .new), (.secrets(let values), .offered):
             for (id, text) in values {
-                guard var bytes = Base64.decode(text.utf8) else {
+                guard secrets.count < 256, var bytes = Base64.decode(text.utf8) else {
                     throw GuestError("A secret of the offer is not Base64")
                 }
                 secrets[id] = try SecretBytes(wiping: &bytes)
@@ -796,7 +807,9 @@ final class IncomingMigration: @unchecked Sendable {
 
     /// Carries one of QEMU's connections.
     func serveStream(_ connection: MessageConnection) async throws {
-        guard state == .offered, let target = shadow?.incomingSocket ?? (monitor == nil ? nil : incomingSocket) else {
+        guard state == .offered,
+            let target = shadow?.incomingSocket ?? (monitor != nil && hasListened ? incomingSocket : nil)
+        else {
             try await connection.send(.abort("No stream is due"))
             return
         }
@@ -830,6 +843,8 @@ final class IncomingMigration: @unchecked Sendable {
 
     private func prepare(_ prepared: Message.Prepared) async throws {
         guard state == .offered, let images, let journal else { return }
+        // A journal is written only for what is still wanted.
+        func check() throws { if state != .offered { throw GuestError("The migration was given up meanwhile") } }
         guard monitor?.isConnected == true, record?.process?.isRunning == true else {
             throw GuestError("QEMU does not run any more")
         }
@@ -840,6 +855,7 @@ final class IncomingMigration: @unchecked Sendable {
         isFull = prepared.isFull
         // For an agent that takes this one's place. A host that falls takes QEMU with it, and then nothing is compared.
         try? saveProofs()
+        try check()
         try journal.append(.prepared)
         state = .prepared
         secrets = [:]
@@ -1163,6 +1179,17 @@ final class IncomingMigration: @unchecked Sendable {
             }
         } catch {
             log(.error, "Migration \(id): cannot be taken up: \(error)")
+            if state == .owner { return tryAgain() }
+            // A disk that is full may be emptied; until then nobody is told that there is no such migration.
+            isStuck = true
+            Task(executorPreference: agent.loop) {
+                await self.agent.loop.sleep(for: .seconds(5))
+                guard let records = try? Journal.read(self.agent.migrations.journal(of: self.id)) else { return }
+                self.isStuck = false
+                (self.journal, self.guestLock) = (nil, nil)
+                await self.images?.forget()
+                await self.resume(records)
+            }
         }
     }
 

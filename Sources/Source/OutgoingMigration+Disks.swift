@@ -23,11 +23,15 @@ extension OutgoingMigration {
                     connections: plan.connections,
                     size: disk.offer.size,
                     client: record?.process?.pid,
-                    endurance: .init(patience: .seconds(plan.patience), memory: plan.mirrorMemory),
+                    endurance: .init(patience: .seconds(plan.patience), memory: plan.mirrorMemory, isFenced: true),
                     on: dataLoops.next()
                 ) { [weak self] reason in
                     guard let self else { return }
                     self.loop.execute { self.mirrorOutage(index, reason) }
+                } onFailure: { [weak self] reason in
+                    guard let self else { return }
+                    let name = disk.offer.name
+                    self.loop.execute { self.fail(MigrationError(.failed, "Copying \(name) failed: \(reason)")) }
                 }
             } catch let error as ChannelError {
                 throw MigrationError(.failed, "Cannot reach the export of \(disk.offer.name): \(error.message)")

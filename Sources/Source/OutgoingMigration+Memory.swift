@@ -87,7 +87,6 @@ extension OutgoingMigration {
         guard let monitor else { return }
         memoryAttempts += 1
         stream?.abort(reason)
-        deadline?.cancel()
         try await monitor.cancelMigration()
         while true {
             let state = try await monitor.migrationState()
@@ -97,6 +96,7 @@ extension OutgoingMigration {
             if let fault { throw fault }
         }
         guard await resume(monitor) else { throw MigrationError(.failed, reason) }
+        deadline?.cancel()
         stoppedAt = nil
         isAtSwitchover = false
         memoryFault = nil
@@ -196,7 +196,13 @@ extension OutgoingMigration {
             try await wait(.milliseconds(2))
         }
         if plan.verifiesFully {
-            for disk in disks { fullDigests[disk.offer.name] = await digest(of: disk, at: disk.path) }
+            for disk in disks {
+                guard let digest = await digest(of: disk, at: disk.path) else {
+                    throw MigrationError(.failed, "The image \(disk.path) cannot be read for --verify=full")
+                }
+                fullDigests[disk.offer.name] = digest
+                if let fault { throw fault }
+            }
         }
         // First the images are out of reach of whatever might start the guest on its own, and QEMU still has what it sent.
         fence()

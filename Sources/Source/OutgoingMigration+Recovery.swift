@@ -43,7 +43,13 @@ extension OutgoingMigration {
             )
         }
         guestLock = lock
-        defer { guestLock = nil }
+        if let process = EmulatorProcess(pid: getpid()) {
+            try? DurableFile.write(try JSONText.encode(process), to: recoveryFile)
+        }
+        defer {
+            unlink(recoveryFile)
+            guestLock = nil
+        }
         let records = try Journal.read(migrations.journal(of: plan.id))
         guard case .offered = records.first, Self.isUnfinished(plan.id, records, migrations, guests) else {
             throw MigrationError(.guest, "Migration \(plan.id) has nothing to recover; see 'crossdock status'")
@@ -76,7 +82,11 @@ extension OutgoingMigration {
         }
         restoreDisks()
         if records.contains(.confirmed) {
-            // The guest has long been there; only what it left behind is still here.
+            // The guest has long been there; only what it left behind is still here. A QEMU that is in another state than the one
+            // in which a migration ends is somebody else's.
+            if let monitor, try await monitor.status() != "postmigrate" {
+                throw MigrationError(.guest, "Migration \(plan.id) has nothing to recover; see 'crossdock status'")
+            }
             report.outcome = .migrated
             rememberRelease()
             await endEmulator()
@@ -124,25 +134,37 @@ extension OutgoingMigration {
 
     /// The operator says that the destination will never run the guest. If it can be asked, it is asked.
     private func take(_ operatorName: String) async throws {
-        var answer: Message?
-        if let (control, _) = try? await ControlConnection.open(plan, credentials: credentials, on: loop) {
+        let opened = try? await ControlConnection.open(plan, credentials: credentials, on: loop)
+        if let (control, welcome) = opened, welcome.state != "new" {
             self.control = control
-            answer = try? await control.ask(.release(.init()), timeout: .seconds(30))
+            let answer = try? await control.ask(.release(.init()), timeout: .seconds(60))
+            switch answer {
+            case .owned, .refused:
+                // It has answered after all, so there is nothing to override.
+                await complete()
+                return
+            default:
+                // It is there, and may be about to run the guest.
+                throw MigrationError(
+                    .undecided,
+                    "\(plan.host) can be reached and has not decided yet, so the guest is not taken; run 'crossdock recover "
+                        + "\(plan.id)', or switch that host off first"
+                )
+            }
         }
-        switch answer {
-        case .owned, .refused:
-            // It has answered after all, so there is nothing to override.
-            await complete()
-        default:
-            try journal?.append(.taken(by: operatorName))
-            isReleased = false
-            unfence()
-            hasMigrationStarted = true
-            mayBePrepared = false
-            await rollBack(MigrationError(.failed, "\(operatorName) has taken the guest for this host"))
-            report.code = 0
-        }
+        opened?.0.close()
+        try journal?.append(.taken(by: operatorName))
+        isReleased = false
+        unfence()
+        hasMigrationStarted = true
+        mayBePrepared = false
+        isAwaited = false
+        await rollBack(MigrationError(.failed, "\(operatorName) has taken the guest for this host"))
+        report.code = 0
     }
+
+    /// Names the process that recovers the migration, while it does.
+    private var recoveryFile: String { "\(migrations.directory(of: plan.id))/recovery.json" }
 
     private func restoreDisks() {
         for (index, saved) in savedDisks().enumerated() {

@@ -332,7 +332,6 @@ public final class OutgoingMigration: @unchecked Sendable {
                 throw MigrationError(.busy, "Guest '\(plan.guest)' is being migrated already; see 'crossdock status'")
             }
             guestLock = lock
-            if !plan.isRehearsal { try closeSuperseded() }
             if let release = try migrations.release(of: plan.guest) {
                 throw MigrationError(
                     .guest,
@@ -349,7 +348,18 @@ public final class OutgoingMigration: @unchecked Sendable {
             }
             let status = try await monitor.status()
             guard status == "running" else {
-                throw MigrationError(.guest, "Guest '\(plan.guest)' is in the state '\(status)', not running")
+                let earlier = superseded().last.map {
+                    "; 'crossdock recover \($0)' ends what an earlier migration left"
+                }
+                throw MigrationError(
+                    .guest,
+                    "Guest '\(plan.guest)' is in the state '\(status)', not running\(earlier ?? "")"
+                )
+            }
+            if !plan.isRehearsal {
+                for id in superseded() {
+                    try Journal(opening: migrations.journal(of: id)).append(.rolledBack(reason: Self.superseded))
+                }
             }
             try await clearExports(monitor)
             if !plan.isRehearsal { try await clearLeftovers(monitor) }
@@ -394,14 +404,13 @@ public final class OutgoingMigration: @unchecked Sendable {
         }
     }
 
-    /// Ends the journals of earlier migrations of this guest whose agents died before the release: this one takes over.
-    private func closeSuperseded() throws {
-        for id in migrations.ids() {
-            let records = try Journal.read(migrations.journal(of: id))
-            guard case .offered(plan.guest, _, _) = records.first, !records.isReleased, !records.isRolledBack,
-                !records.contains(.confirmed)
-            else { continue }
-            try Journal(opening: migrations.journal(of: id)).append(.rolledBack(reason: Self.superseded))
+    /// Earlier migrations of this guest whose agents died before the release.
+    private func superseded() -> [String] {
+        migrations.ids().filter { id in
+            guard let records = try? Journal.read(migrations.journal(of: id)),
+                case .offered(plan.guest, _, _) = records.first
+            else { return false }
+            return !records.isReleased && !records.isRolledBack && !records.contains(.confirmed)
         }
     }
 
@@ -678,8 +687,14 @@ public final class OutgoingMigration: @unchecked Sendable {
                 if let record { monitor = try? await QMPClient.connect(to: guests.agentMonitor(of: record), on: loop) }
             }
             if let monitor, monitor.isConnected { isRestored = await restoreGuest(monitor) } else { isRestored = false }
-            // A QEMU that has ended meanwhile has nothing left to restore; the guest can be started again.
+            // A QEMU that has ended meanwhile has nothing left to restore; the guest can be started again. Its monitor is gone a
+            // moment before it is.
+            for _ in 0..<100 where !isRestored && monitor?.isConnected != true && record?.process?.isRunning == true {
+                await loop.sleep(for: .milliseconds(20))
+            }
             if record?.process?.isRunning == false { isRestored = true }
+            // The rest may take as long as the destination is away.
+            if isRestored { watchdog?.guestRuns() }
         }
         unfence()
         let isTold = await tellDestination(reason.message)

@@ -67,6 +67,7 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
             close(ends[1])
             throw error
         }
+        try? DurableFile.write(try JSONText.encode(process), to: "\(directory)/watchdog.json")
         pipe = ends[1]
         _ = fcntl(pipe, F_SETFL, O_NONBLOCK)
         self.loop = loop
@@ -175,7 +176,11 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
         // Somebody who is faster with the lock does the same.
         guard let lock = try? migrations.lock(guest: plan.guest) else { return true }
         defer { withExtendedLifetime(lock) {} }
-        guard let records = try? Journal.read(migrations.journal(of: plan.id)), !records.isReleased else { return true }
+        guard let records = try? Journal.read(migrations.journal(of: plan.id)), !records.isReleased else {
+            // The monitor serves one client, and the recovery wants to be that.
+            close(monitor)
+            return true
+        }
         try? await loop.run {
             let channel = try SocketChannel(adopting: monitor, on: loop, peerName: "QEMU's monitor")
             let client = try await QMPClient.resume(over: channel)

@@ -2,7 +2,7 @@
 """Injects faults into real migrations of a real guest, and judges what became of the guest.
 
     faults.py CROSSDOCK GUEST-FILES [--fast] [--only POINT:FAULT[,...]] [--list] [--selftest] [--json FILE]
-              [--markdown FILE] [--jobs N] [--keep DIR] [--patience SECONDS]
+              [--markdown FILE] [--jobs N] [--keep DIR] [--keep-all] [--patience SECONDS]
 """
 import argparse
 import collections
@@ -68,8 +68,8 @@ def show(runs):
 class Matrix:
     """Carries runs out, some beside each other."""
 
-    def __init__(self, site, runs, keep):
-        self.site, self.keep = site, keep
+    def __init__(self, site, runs, keep, keeps_all):
+        self.site, self.keep, self.keeps_all = site, keep, keeps_all
         self.waiting = queue.Queue()
         for number, run in enumerate(runs):
             self.waiting.put((number, *run))
@@ -86,7 +86,7 @@ class Matrix:
                 except queue.Empty:
                     return
                 directory = os.path.join(self.site.base, f"r{index:04}")
-                result = Run(pair, directory, point, fault, self.keep).carry_out()
+                result = Run(pair, directory, point, fault, self.keep, self.keeps_all).carry_out()
                 if self.site.ending.is_set():
                     return
                 with self.lock:
@@ -124,6 +124,7 @@ def main():
     parser.add_argument("--markdown", metavar="FILE")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--keep", metavar="DIR", help="where the evidence of failed runs is kept")
+    parser.add_argument("--keep-all", action="store_true", help="keep the evidence of every run")
     parser.add_argument("--patience", type=int, default=20, help="how long Crossdock waits for an outage")
     options = parser.parse_args()
     runs = choose(options)
@@ -140,7 +141,7 @@ def main():
     site = Site(options.crossdock, options.files, options.patience)
     try:
         keep = options.keep or tempfile.mkdtemp(prefix="xf-evidence-")
-        matrix = Matrix(site, runs, os.path.abspath(keep))
+        matrix = Matrix(site, runs, os.path.abspath(keep), options.keep_all)
         matrix.carry_out(max(1, options.jobs))
     finally:
         site.close()

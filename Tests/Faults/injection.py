@@ -7,6 +7,7 @@ import typing
 
 import forwarder
 import points
+from points import RELEASED, SOURCE, STANDS
 from shim import ALLOCATE, FAIL, PWRITE, SYNC, WRITE
 
 # Longer than the blackout deadline of a run.
@@ -29,7 +30,19 @@ class Fault:
     error: int = 0
     lasts: bool = False  # whether the error comes again
     kills: str = ""  # the host whose QEMU it kills
-    freezes: bool = False  # whether the guest, when it stands still, waits for a deadline
+
+    def bounds(self, point):
+        """Whether the guest, if it stays on the source, may not stand still for longer than the blackout deadline."""
+        if self.kills or self.lasts or self.inject in (nothing, killing_everybody):
+            return False
+        # A RELEASED that could not be written is none.
+        return point.phase == STANDS or bool(self.error) and point.phase == RELEASED and point.role == SOURCE
+
+    @property
+    def is_passing(self):
+        """Whether the other host is there again afterwards, so that a migration may go on."""
+        names = ("link-", "disk-full", "clock-", "kill-destination-", "stop-destination-")
+        return self.name.startswith(names)
 
     def arm(self, scene, point):
         return scene.table.add(
@@ -57,6 +70,10 @@ def killing(*targets):
         gate.go()
 
     return inject
+
+
+# Nobody is left who could watch the time.
+killing_everybody = killing(SOURCE_AGENT, WATCHDOG)
 
 
 def stopping(*targets):
@@ -176,39 +193,36 @@ def nothing(scene, gate):
 
 FAULTS = [
     Fault("none", "nothing; the gate alone", nothing),
-    Fault("kill-source-agent", "SIGKILL of the source agent", killing(SOURCE_AGENT), freezes=True),
-    Fault("kill-destination-agent", "SIGKILL of the destination agent", killing(DESTINATION_AGENT), freezes=True),
-    Fault("kill-both-agents", "SIGKILL of both agents", killing(SOURCE_AGENT, DESTINATION_AGENT), freezes=True),
+    Fault("kill-source-agent", "SIGKILL of the source agent", killing(SOURCE_AGENT)),
+    Fault("kill-destination-agent", "SIGKILL of the destination agent", killing(DESTINATION_AGENT)),
+    Fault("kill-both-agents", "SIGKILL of both agents", killing(SOURCE_AGENT, DESTINATION_AGENT)),
     Fault("kill-source-qemu", "SIGKILL of the source's QEMU", killing(("a", "emulator")), kills="a"),
     Fault("kill-destination-qemu", "SIGKILL of the destination's QEMU", killing(("b", "emulator")), kills="b"),
-    Fault("kill-source-agent-and-watchdog", "SIGKILL of both at once", killing(SOURCE_AGENT, WATCHDOG)),
-    Fault("stop-source-agent", "SIGSTOP for longer than every timeout", stopping(SOURCE_AGENT), freezes=True),
-    Fault("stop-destination-agent", "SIGSTOP for longer than every timeout", stopping(DESTINATION_AGENT), freezes=True),
-    Fault("link-reset", "every connection ends with RST", resetting(), freezes=True),
-    Fault("link-reset-control", "the control connection ends with RST", resetting("control"), freezes=True),
-    Fault("link-reset-stream", "the stream's connection ends with RST", resetting("stream"), freezes=True),
-    Fault("link-reset-nbd", "the NBD connections end with RST", resetting("nbd"), freezes=True),
-    Fault("link-black-hole", "nothing passes for 4 s, then all connections die", holding(HOLE), freezes=True),
-    Fault("link-silence", "nothing passes for 25 s, then all connections die", holding(25), freezes=True),
-    Fault("link-outage", "nothing passes for 3 s, then all goes on", holding(3, dies=False), freezes=True),
+    Fault("kill-source-agent-and-watchdog", "SIGKILL of both at once", killing_everybody),
+    Fault("stop-source-agent", "SIGSTOP for longer than every timeout", stopping(SOURCE_AGENT)),
+    Fault("stop-destination-agent", "SIGSTOP for longer than every timeout", stopping(DESTINATION_AGENT)),
+    Fault("link-reset", "every connection ends with RST", resetting()),
+    Fault("link-reset-control", "the control connection ends with RST", resetting("control")),
+    Fault("link-reset-stream", "the stream's connection ends with RST", resetting("stream")),
+    Fault("link-reset-nbd", "the NBD connections end with RST", resetting("nbd")),
+    Fault("link-black-hole", "nothing passes for 4 s, then all connections die", holding(HOLE)),
+    Fault("link-silence", "nothing passes for 25 s, then all connections die", holding(25)),
+    Fault("link-outage", "nothing passes for 3 s, then all goes on", holding(3, dies=False)),
     Fault(
         "link-half-open-forward", "nothing passes towards the destination for 4 s, then all connections die",
-        holding(HOLE, (forwarder.FORWARD,)), freezes=True,
+        holding(HOLE, (forwarder.FORWARD,)),
     ),
     Fault(
         "link-half-open-back", "nothing passes towards the source for 4 s, then all connections die",
-        holding(HOLE, (forwarder.BACK,)), freezes=True,
+        holding(HOLE, (forwarder.BACK,)),
     ),
-    Fault("link-closed-forward", "the destination sees every stream end", closing(forwarder.FORWARD), freezes=True),
-    Fault("link-closed-back", "the source sees every stream end", closing(forwarder.BACK), freezes=True),
-    Fault("link-corrupt", "a bit flips towards the destination", changing(forwarder.corrupted), freezes=True),
-    Fault(
-        "link-corrupt-back", "a bit flips towards the source", changing(forwarder.corrupted, forwarder.BACK),
-        freezes=True,
-    ),
-    Fault("link-duplicate", "bytes come twice", changing(forwarder.duplicated), freezes=True),
-    Fault("link-reorder", "bytes change places", changing(forwarder.reordered), freezes=True),
-    Fault("link-delay", "everything takes 80 ms more", delaying, freezes=True),
+    Fault("link-closed-forward", "the destination sees every stream end", closing(forwarder.FORWARD)),
+    Fault("link-closed-back", "the source sees every stream end", closing(forwarder.BACK)),
+    Fault("link-corrupt", "a bit flips towards the destination", changing(forwarder.corrupted)),
+    Fault("link-corrupt-back", "a bit flips towards the source", changing(forwarder.corrupted, forwarder.BACK)),
+    Fault("link-duplicate", "bytes come twice", changing(forwarder.duplicated)),
+    Fault("link-reorder", "bytes change places", changing(forwarder.reordered)),
+    Fault("link-delay", "everything takes 80 ms more", delaying),
     Fault("disk-full", "ENOSPC for 3 s on every write to the image", filling),
     Fault("disk-full-real", "a file system without room for 3 s", filling_for_real, prepare=mounting),
     Fault("image-sync-error", "EIO from an fsync of the image", failing_flush),
@@ -284,7 +298,8 @@ def matrix():
 FAST = [
     ("check", "none"), ("copy-image", "kill-destination-agent"), ("copy-source", "link-reset"),
     ("copy-image", "disk-full"), ("memory-middle", "kill-source-agent"), ("pre-switchover", "kill-source-agent"),
-    ("prepared", "link-black-hole"), ("continued", "kill-destination-qemu"), ("released", "journal-sync-error"),
-    ("released", "kill-source-agent"), ("own-due", "kill-destination-agent"), ("owner", "kill-both-agents"),
+    ("prepared", "link-black-hole"), ("continued", "kill-destination-qemu"), ("release-due", "kill-source-agent"),
+    ("released", "journal-sync-error"), ("released", "kill-source-agent"), ("own-due", "kill-destination-agent"),
+    ("owner", "kill-both-agents"),
 ]  # fmt: skip
 

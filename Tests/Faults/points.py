@@ -30,6 +30,11 @@ class Point:
     has_emulator: bool = True  # whether the destination has a QEMU for the guest
     cancels: str = ""
 
+    @property
+    def can_go_on(self):
+        """Whether a migration with a fault that passes may go on: it is in its disk or memory phase."""
+        return self.phase == RUNS and self.has_emulator and not self.cancels and self.name != "ready"
+
     def arm(self, table):
         """Sets the gate."""
         return table.add(

@@ -49,6 +49,9 @@ def summary(results, seconds):
     if over:
         middle = over[len(over) // 2]
         parts.append(f"{len(over)} pauses beyond the deadline, median by {middle:.0f} ms, longest by {over[-1]:.0f} ms")
+    gave_up = [f"{result.point}:{result.fault}" for result in results if result.is_good and result.gave_up]
+    if gave_up:
+        parts.append(f"rolled back where it could have gone on: {', '.join(gave_up)}")
     slow = [result for result in results if result.pause > SLOW and result.is_good]
     if slow:
         listed = ", ".join(f"{result.point}:{result.fault} {result.pause:.1f} s" for result in slow)

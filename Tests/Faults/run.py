@@ -8,7 +8,7 @@ import time
 import guest
 import judge
 import points
-from lab import LabFailed, Scene
+from lab import LabFailed, Scene, Spoiled
 
 # How long a point may take to be reached, and how long a run may heal by itself after the fault.
 REACH, HEAL = 30, 45
@@ -17,7 +17,7 @@ QUIET = 5
 # The blackout deadline in milliseconds where the pause is measured, and elsewhere: on a machine that is busy with other
 # things a migration without any trouble may stand still for a second.
 DEADLINE, EASY_DEADLINE = 1500, 10_000
-ATTEMPTS = 3  # to reach the point
+ATTEMPTS = 5  # to reach the point with a guest that is whole
 
 
 class NotReached(LabFailed):
@@ -38,6 +38,7 @@ class Result:
     healed: float = 0.0  # seconds from the fault until all was well
     pause: float = 0.0  # the longest time that the guest stood still, in seconds
     bounded: bool = False  # whether the blackout deadline bounds the pause
+    gave_up: bool = False  # whether it rolled back where it could have gone on
     evidence: str = ""
 
     @property
@@ -48,13 +49,12 @@ class Result:
 class Run:
     """Carries a run out in a directory of its own."""
 
-    def __init__(self, pair, directory, point, fault, keep):
-        self.pair, self.point, self.fault, self.keep = pair, point, fault, keep
+    def __init__(self, pair, directory, point, fault, keep, keeps_all=False):
+        self.pair, self.point, self.fault, self.keep, self.keeps_all = pair, point, fault, keep, keeps_all
         self.directory = directory
-        self.result = Result(point.name, fault.name)
-        self.scene = None
-        self.frozen_consoles = None
-        self.image = ""
+        self.is_bounded = fault.bounds(point)
+        self.result, self.scene = Result(point.name, fault.name), None
+        self.frozen_consoles, self.image = None, ""
 
     def carry_out(self):
         began = time.monotonic()
@@ -66,12 +66,13 @@ class Run:
 
     def _attempt(self):
         """Returns whether another attempt makes sense."""
-        self.result.error, self.scene = "", None
+        self.result, self.scene = Result(self.point.name, self.fault.name), None
+        self.frozen_consoles, self.image = None, ""
         try:
             os.makedirs(self.directory)
-            self.scene = Scene(self.pair, self.directory, DEADLINE if self._is_bounded() else EASY_DEADLINE)
+            self.scene = Scene(self.pair, self.directory, DEADLINE if self.is_bounded else EASY_DEADLINE)
             self._play()
-        except NotReached as error:
+        except (NotReached, Spoiled) as error:
             self.result.error = str(error)
             return True
         except LabFailed as error:
@@ -81,10 +82,6 @@ class Run:
         finally:
             self._end()
         return False
-
-    def _is_bounded(self):
-        """Whether the guest stands still at the point and is the source's, so that the blackout deadline bounds it."""
-        return self.fault.freezes and self.point.phase == points.STANDS
 
     def _play(self):
         scene = self.scene
@@ -155,7 +152,7 @@ class Run:
             else:
                 quiet = quiet or time.monotonic()
                 waited = time.monotonic() - quiet
-                # The destination may still wait for a source that has given up: it has a patience, nobody has to help it.
+                # The destination may wait for a source that has given up: it has a patience, nobody has to help it.
                 if waited > 2 and not self._has_emulator() or waited > QUIET and self._is_open():
                     return ""
             scene.sleep(0.05)
@@ -240,13 +237,14 @@ class Run:
             leftovers=scene.leftovers(home) if home else [],
             commands=result.commands,
             emulator_killed=bool(self.fault.kills),
-            may_freeze=not self._is_bounded(),
+            may_freeze=not self.is_bounded,
             deadline=scene.deadline / 1000,
             must_migrate=self.fault.name == "none",
         )  # fmt: skip
         self.evidence = evidence
         result.violations = judge.judge(evidence, scene.site.records)
         result.bounded = not evidence.may_freeze and home == "a"
+        result.gave_up = home == "a" and self.point.can_go_on and self.fault.is_passing
         if not evidence.emulator_killed:
             result.pause = judge.longest_pause(evidence.running)
         result.notes += [f"not taken away: {path}" for path in scene.scraps()]
@@ -277,7 +275,7 @@ class Run:
         scene = self.scene
         if scene is None:
             return
-        if not self.result.is_good and not scene.site.ending.is_set():
+        if (self.keeps_all or not self.result.is_good) and not scene.site.ending.is_set():
             try:
                 self._keep()
             except OSError as error:

@@ -16,13 +16,18 @@ class Emulator:
         self.state = "unknown"
         self.running = []  # [from, to]; `to` is None while it runs
         self.events = []
+        self.passes = 0  # how often the memory was gone through in the latest migration
+        self.passes_before_stop = 0
 
     def note(self, when, name, data=None):
         self.events.append((when, name, data or {}))
+        if name == "MIGRATION_PASS":
+            self.passes = data["pass"]
         if name == "RESUME" and not self.is_running:
             self.running.append([when, None])
         elif name in ("STOP", "SHUTDOWN", "GONE") and self.is_running:
             self.running[-1][1] = when
+            self.passes_before_stop = self.passes
 
     @property
     def is_running(self):

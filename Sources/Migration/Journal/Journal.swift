@@ -217,7 +217,7 @@ public final class Journal: Sendable {
                 try DurableFile.append(line, to: state.fd, path: path)
             } catch {
                 // Half a record would hide all that follow it.
-                _ = ftruncate(state.fd, off_t(state.text.count))
+                if ftruncate(state.fd, off_t(state.text.count)) != 0 { state.isDoubtful = true }
                 throw JournalError(kind: .notWritten, description: "\(error)")
             }
             state.text += line

@@ -62,6 +62,7 @@ public final class MirrorRelay: @unchecked Sendable {
     ///   - loop: where it all lives.
     ///   - onOutage: is told on the loop when the destination cannot be reached or has no space, with the reason, and with nil
     ///     when that is over.
+    ///   - onFailure: is told once on the loop when the relay fails for good.
     public static func start(
         socket: String,
         to address: SocketAddress,
@@ -71,13 +72,21 @@ public final class MirrorRelay: @unchecked Sendable {
         client: Int32? = nil,
         endurance: MirrorEndurance? = MirrorEndurance(),
         on loop: EventLoop,
-        onOutage: @escaping @Sendable (String?) -> Void = { _ in }
+        onOutage: @escaping @Sendable (String?) -> Void = { _ in },
+        onFailure: @escaping @Sendable (String) -> Void = { _ in }
     ) async throws -> MirrorRelay {
         var options = options
         // A link that swallows everything is noticed by what does not come back.
         if options.replyTimeout == nil { options.replyTimeout = .seconds(10) }
         return try await loop.run { [options] in
-            var connections = [try await NBDConnection.connect(to: address, on: loop, options)]
+            var target = MirrorTarget(
+                address: address,
+                options: options,
+                connections: count,
+                reconnects: endurance != nil,
+                isFenced: endurance?.isFenced ?? false
+            )
+            let connections = try await target.connect(on: loop)
             do {
                 guard connections[0].size == size else {
                     throw MigrationError(
@@ -85,20 +94,16 @@ public final class MirrorRelay: @unchecked Sendable {
                         "The export '\(options.export)' has \(connections[0].size) bytes instead of \(size)"
                     )
                 }
-                if connections[0].flags.contains(.canMultiConn) {
-                    while connections.count < count {
-                        connections.append(try await NBDConnection.connect(to: address, on: loop, options))
-                    }
-                }
                 let listener = try await Listener.listen(on: .unix(path: socket), loop: loop)
                 let disk = RemoteDisk(
                     connections: connections,
-                    to: .init(address: address, options: options, reconnects: endurance != nil),
+                    to: target,
                     endurance: endurance ?? MirrorEndurance(),
                     counters: MirrorCounters(),
                     sums: try ChunkSums(size: size)
                 )
                 disk.onOutage = onOutage
+                disk.onFailure = onFailure
                 let relay = MirrorRelay(
                     loop: loop,
                     listener: listener,

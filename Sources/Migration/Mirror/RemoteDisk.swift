@@ -36,11 +36,45 @@ public struct MirrorEndurance: Sendable {
     public var patience: Duration
     /// How many bytes a mirror keeps in memory at most: what is under way, and what is not yet durable there.
     public var memory: Int
+    /// Whether the export has a new life under each `NAME#NUMBER`, so that what is left of lost connections is fenced.
+    public var isFenced: Bool
 
     /// Makes limits.
-    public init(patience: Duration = .seconds(300), memory: Int = 64 << 20) {
+    public init(patience: Duration = .seconds(300), memory: Int = 64 << 20, isFenced: Bool = false) {
         self.patience = patience
         self.memory = memory
+        self.isFenced = isFenced
+    }
+}
+
+/// Where a mirror's export is.
+struct MirrorTarget {
+    var address: SocketAddress
+    var options: NBDClientOptions
+    /// How many connections are wanted.
+    var connections: Int
+    /// Whether lost connections are made again.
+    var reconnects: Bool
+    /// The number of the export's life; see `ExportTable.addFenced`.
+    var epoch: UInt64 = 0
+    var isFenced: Bool
+
+    /// Connects to the next life of the export: all connections, or none.
+    mutating func connect(on loop: EventLoop) async throws -> [NBDConnection] {
+        epoch += 1
+        var options = options
+        if isFenced { options.export += "#\(epoch)" }
+        var made: [NBDConnection] = []
+        do {
+            made.append(try await NBDConnection.connect(to: address, on: loop, options))
+            while made.count < connections, made[0].flags.contains(.canMultiConn) {
+                made.append(try await NBDConnection.connect(to: address, on: loop, options))
+            }
+            return made
+        } catch {
+            for connection in made { connection.abort(ChannelError(.closed, "The mirror could not be connected")) }
+            throw error
+        }
     }
 }
 
@@ -87,8 +121,13 @@ final class RemoteDisk: BackEnd, @unchecked Sendable {
     let counters: MirrorCounters
     private let endurance: MirrorEndurance
     private let loop: EventLoop
+    private var target: MirrorTarget
+    private let first: NBDExportInfo
+    private let identity: TLSPeer?
+    /// The connections; none while there is an outage. They are lost and made together, so that nothing of the lost ones can
+    /// come between what is sent again.
     private var lanes: [MirrorLane] = []
-    /// Which life of the export the connections belong to.
+    /// Which life of the destination's agent the connections belong to.
     private var generation: String
     /// Everything that the destination has not acknowledged.
     private var pending: [UInt64: DiskChange] = [:]
@@ -100,20 +139,23 @@ final class RemoteDisk: BackEnd, @unchecked Sendable {
     private var bytesPending = 0
     private var bytesRetained = 0
     private var isFlushing = false
+    private var isResting = false
+    private var isReconnecting = false
     private let changed = AsyncCondition()
     private(set) var failure: NBDError?
-    private var outage: (since: ContinuousClock.Instant, reason: String)?
     private var outageTimer: LoopTimer?
     private var isFull = false
     /// What the source has, chunk by chunk.
     let sums: ChunkSums
     /// Told on the loop when an outage begins, with the reason, and with nil when it is over.
     var onOutage: ((String?) -> Void)?
+    /// Told once on the loop when nothing can be mended.
+    var onFailure: ((String) -> Void)?
 
     /// Takes over connections.
     init(
         connections: [NBDConnection],
-        to target: MirrorLane.Target,
+        to target: MirrorTarget,
         endurance: MirrorEndurance,
         counters: MirrorCounters,
         sums: ChunkSums
@@ -121,18 +163,26 @@ final class RemoteDisk: BackEnd, @unchecked Sendable {
         self.counters = counters
         self.endurance = endurance
         self.sums = sums
+        self.target = target
+        self.target.options.timeout = min(target.options.timeout, .seconds(3))
         loop = connections[0].loop
-        size = connections[0].size
-        generation = connections[0].info.summary ?? ""
+        first = connections[0].info
+        size = first.size
+        identity = connections[0].tls?.peer
+        generation = first.summary ?? ""
         var traits = BackEndTraits()
         // Whole chunks are what the proof at the end is made of.
         traits.blockSizes = BlockSizes(minimum: 1, preferred: UInt32(ChunkDigests.chunkSize))
         self.traits = traits
-        lanes = connections.map { MirrorLane($0, target) }
-        for lane in lanes {
-            lane.onLost = { [weak self] in self?.laneLost($0) }
-            lane.onConnected = { [weak self] in try self?.laneConnected($0) }
-            lane.onBroken = { [weak self] in self?.fail(NBDError(.io, $0)) }
+        use(connections)
+    }
+
+    private func use(_ connections: [NBDConnection]) {
+        lanes = connections.map(MirrorLane.init)
+        for connection in connections {
+            connection.onFailure = { [weak self] error in self?.lost(error) }
+            // One that has failed already tells nobody.
+            if let failure = connection.failure { loop.execute { self.lost(failure) } }
         }
     }
 
@@ -142,59 +192,114 @@ final class RemoteDisk: BackEnd, @unchecked Sendable {
         guard failure == nil else { return }
         failure = error
         outageTimer?.cancel()
-        for lane in lanes { lane.close(ChannelError(.closed, error.message)) }
+        let last = lanes
+        lanes = []
+        for lane in last { lane.connection.abort(ChannelError(.closed, error.message)) }
         let lost = pending
         pending = [:]
         queue = []
         retained = []
         bytesPending = 0
         bytesRetained = 0
+        counters.inFlight(0)
         for change in lost.values { change.onDone?(error) }
         changed.signal()
+        onFailure?(error.message)
+        onFailure = nil
+        onOutage = nil
     }
 
     /// Fails every request from now on, and those under way.
     func abort(_ reason: ChannelError) { fail(NBDError(.io, reason.message)) }
 
     /// QEMU has flushed and gone: the destination may close the export.
-    func rest() { for lane in lanes { lane.rest() } }
+    func rest() { isResting = true }
 
     /// Says goodbye on all connections.
     func disconnect() async {
+        isResting = true
         outageTimer?.cancel()
-        for lane in lanes { await lane.disconnect() }
+        for lane in lanes {
+            lane.connection.onFailure = nil
+            await lane.connection.disconnect()
+        }
     }
 
     /// Where the server listens from now on.
-    func move(to address: SocketAddress) { for lane in lanes { lane.target.address = address } }
+    func move(to address: SocketAddress) { target.address = address }
 
     private func check() throws { if let failure { throw failure } }
 
     private func beginOutage(_ reason: String) {
-        guard outage == nil, failure == nil else { return }
-        outage = (.now, reason)
-        onOutage?(reason)
+        guard outageTimer == nil, failure == nil else { return }
         outageTimer = loop.schedule(after: endurance.patience) {
             self.fail(NBDError(.io, "\(reason); it was waited for \(self.endurance.patience)"))
         }
+        onOutage?(reason)
     }
 
     private func endOutage() {
-        guard outage != nil, !isFull, lanes.contains(where: { $0.connection != nil }) else { return }
-        outage = nil
-        outageTimer?.cancel()
+        guard let outageTimer, !isFull, !lanes.isEmpty else { return }
+        outageTimer.cancel()
+        self.outageTimer = nil
         onOutage?(nil)
     }
 
-    private func laneLost(_ reason: String) {
-        if !lanes.contains(where: { $0.connection != nil }) {
-            beginOutage("The mirror's connections were lost: \(reason)")
+    /// One connection was lost, and the others are given up with it.
+    private func lost(_ error: any Error) {
+        guard !isResting, failure == nil, !lanes.isEmpty else { return }
+        let last = lanes
+        lanes = []
+        for lane in last { lane.connection.abort(ChannelError(.closed, "Another connection of the mirror was lost")) }
+        // A server that breaks the protocol would break it again.
+        if let error = error as? ChannelError, error.code == .protocolViolation {
+            return fail(NBDError(.io, error.message))
         }
+        guard target.reconnects else { return fail(NBDError(.io, "A connection of the mirror was lost: \(error)")) }
+        beginOutage("The mirror's connections were lost: \(error)")
         changed.signal()
+        if isReconnecting { return }
+        isReconnecting = true
+        Task(executorPreference: loop) {
+            await self.reconnect()
+            self.isReconnecting = false
+        }
     }
 
-    private func laneConnected(_ connection: NBDConnection) throws {
-        let now = connection.info.summary ?? ""
+    private func reconnect() async {
+        var pause = Duration.milliseconds(100)
+        while failure == nil, !isResting {
+            do {
+                let connections = try await target.connect(on: loop)
+                guard failure == nil, !isResting, connections.allSatisfy({ $0.failure == nil }) else {
+                    for one in connections {
+                        one.abort(ChannelError(.closed, "The mirror has ended, or was lost again"))
+                    }
+                    continue
+                }
+                for connection in connections {
+                    var info = connection.info
+                    (info.name, info.summary) = (first.name, first.summary)
+                    guard info == first, connection.tls?.peer == identity else {
+                        for one in connections { one.abort(ChannelError(.closed, "The export is not what it was")) }
+                        return fail(
+                            NBDError(
+                                .io,
+                                "The NBD server at \(target.address) came back, but its export is not the same as before"
+                            )
+                        )
+                    }
+                }
+                return connected(connections)
+            } catch {
+                await loop.sleep(for: pause)
+                pause = min(pause * 2, .seconds(1))
+            }
+        }
+    }
+
+    private func connected(_ connections: [NBDConnection]) {
+        let now = connections[0].info.summary ?? ""
         if now != generation {
             // Nobody knows what of the acknowledged changes the new server still has.
             generation = now
@@ -207,9 +312,11 @@ final class RemoteDisk: BackEnd, @unchecked Sendable {
                 bytesPending += change.bytes
                 counters.resent(change.bytes)
             }
+            counters.inFlight(bytesPending)
             queue = (queue + again).sorted { $0.id < $1.id }
         }
-        counters.reconnected()
+        for _ in connections { counters.reconnected() }
+        use(connections)
         endOutage()
         pump()
         changed.signal()
@@ -229,7 +336,7 @@ final class RemoteDisk: BackEnd, @unchecked Sendable {
 
     /// How many bytes that the destination has acknowledged may not be durable there: what is sent again in the worst case. A
     /// hundredth of what was copied, but enough for the disk to work on.
-    private var doubtLimit: Int { min(max(4 << 20, Int(clamping: counters.bytesSent / 100)), endurance.memory / 2) }
+    private var doubtLimit: Int { min(max(8 << 20, Int(clamping: counters.bytesSent / 100)), endurance.memory / 2) }
 
     /// Whether so many bytes more may be kept.
     private func hasRoom(_ bytes: Int) -> Bool {
@@ -251,9 +358,7 @@ final class RemoteDisk: BackEnd, @unchecked Sendable {
     /// The connection with the least under way.
     private var idlest: MirrorLane? {
         var best: MirrorLane?
-        for lane in lanes where lane.connection != nil && !lane.isFailing {
-            if best == nil || lane.bytesInFlight < best?.bytesInFlight ?? 0 { best = lane }
-        }
+        for lane in lanes where best == nil || lane.bytesInFlight < best?.bytesInFlight ?? 0 { best = lane }
         return best
     }
 
@@ -326,7 +431,7 @@ final class RemoteDisk: BackEnd, @unchecked Sendable {
         _ = loop.schedule(after: .milliseconds(500)) {
             self.isFull = false
             // One change shows whether there is space now.
-            if let first = self.queue.first, let lane = self.idlest {
+            if let first = self.queue.first, let lane = self.idlest, !self.isUnderWay(first.range) {
                 self.queue.removeFirst()
                 self.isFull = true
                 lane.send(first) { error, isLost in
@@ -352,7 +457,7 @@ final class RemoteDisk: BackEnd, @unchecked Sendable {
     /// again.
     private func makeDurable(now: Bool) {
         guard !isFlushing, failure == nil, !retained.isEmpty,
-            now || bytesRetained >= doubtLimit / 2 || retained.count >= 4096, let lane = idlest
+            now || bytesRetained >= doubtLimit / 4 || retained.count >= 4096, let lane = idlest
         else { return }
         isFlushing = true
         let covered = retained.count
@@ -414,7 +519,7 @@ final class RemoteDisk: BackEnd, @unchecked Sendable {
         let range = offset..<(offset + UInt64(payload.count))
         while true {
             try check()
-            guard !overlaps(range), let lane = idlest, let connection = lane.connection else {
+            guard !overlaps(range), let connection = idlest?.connection else {
                 await changed.wait()
                 continue
             }

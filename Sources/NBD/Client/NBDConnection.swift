@@ -120,7 +120,10 @@ public final class NBDConnection: @unchecked Sendable {
         on loop: EventLoop,
         _ options: NBDClientOptions
     ) async throws -> NBDConnection {
-        try await open(over: SocketChannel.connect(to: address, on: loop, timeout: options.timeout), options)
+        let socket = try await SocketChannel.connect(to: address, on: loop, timeout: options.timeout)
+        // What the kernel holds back is no sign that the server takes anything.
+        if options.replyTimeout != nil { socket.limitUnsent(1 << 20) }
+        return try await open(over: socket, options)
     }
 
     private func start() {
@@ -342,19 +345,30 @@ public final class NBDConnection: @unchecked Sendable {
 
     private func sendRequests() async {
         let headers = IOBuffer(capacity: 32)
+        // A slow link that takes a piece now and then is not a silent one.
+        let piece = replyTimeout == nil ? Int.max : 128 << 10
+        var batch: [Outgoing] = []
         do {
             while failure == nil {
                 if queue.isEmpty {
                     await queued.wait()
                     continue
                 }
-                let batch = queue
-                queue.removeAll(keepingCapacity: true)
+                batch.removeAll(keepingCapacity: true)
+                swap(&batch, &queue)
                 for item in batch {
                     item.request.encode(into: headers.mutable(0..<form.requestSize), form: form)
                     let header = headers.bytes(0..<form.requestSize)
                     if let payload = item.payload {
-                        try await channel.writeAll(header, payload.bytes, flush: false)
+                        var done = min(piece, payload.count)
+                        try await channel.writeAll(header, payload.part(0..<done).bytes, flush: false)
+                        while done < payload.count {
+                            progress &+= 1
+                            let next = min(done + piece, payload.count)
+                            try await channel.writeAll(payload.part(done..<next).bytes, flush: false)
+                            done = next
+                        }
+                        progress &+= 1
                     } else {
                         try await channel.writeAll(header, flush: false)
                     }

@@ -26,6 +26,8 @@ public final class Export: Sendable {
     /// Whether only one connection uses it at a time.
     public let isExclusive: Bool
     private let authorize: @Sendable (TLSPeer?) -> ExportAccess
+    /// What this one takes the place of: its requests end before any of this one's begins.
+    private let predecessor: Guarded<Export?>
     private let users = Guarded(Users())
 
     private struct Users {
@@ -43,6 +45,7 @@ public final class Export: Sendable {
     ///   - requiresTLS: whether it is only there within TLS; matters for a server whose clients may choose.
     ///   - isHidden: whether a peer that may not use it is told that it does not exist.
     ///   - isExclusive: whether a second connection is refused.
+    ///   - predecessor: what this one takes the place of.
     ///   - authorize: who may do what; everybody who got through TLS may do all, when it is not given. The peer is nil in
     ///     clear text.
     public init(
@@ -52,6 +55,7 @@ public final class Export: Sendable {
         requiresTLS: Bool = false,
         isHidden: Bool = true,
         isExclusive: Bool = false,
+        predecessor: Export? = nil,
         authorize: @escaping @Sendable (TLSPeer?) -> ExportAccess = { _ in .readWrite }
     ) {
         self.name = name
@@ -60,6 +64,7 @@ public final class Export: Sendable {
         self.requiresTLS = requiresTLS
         self.isHidden = isHidden
         self.isExclusive = isExclusive
+        self.predecessor = Guarded(predecessor)
         self.authorize = authorize
     }
 
@@ -107,6 +112,28 @@ public final class Export: Sendable {
         }
     }
 
+    /// The same export in its next life, which ends this one's.
+    func successor(_ name: String) -> Export {
+        Export(
+            name: name,
+            summary: summary,
+            backEnd: backEnd,
+            requiresTLS: requiresTLS,
+            isHidden: isHidden,
+            isExclusive: isExclusive,
+            predecessor: self,
+            authorize: authorize
+        )
+    }
+
+    /// Ends the use of what this one takes the place of; when this returns none of its requests is under way.
+    func displace() async {
+        guard let earlier = predecessor.withLock({ $0 }) else { return }
+        await earlier.displace()
+        await earlier.close()
+        predecessor.withLock { $0 = nil }
+    }
+
     /// Counts a connection; false when none is admitted.
     func enter(_ channel: any Channel) -> Bool {
         users.withLock { users in
@@ -130,12 +157,48 @@ public final class Export: Sendable {
 /// The exports of a server by name.
 public final class ExportTable: Sendable {
     private let exports = Guarded<[String: Export]>([:])
+    /// The lives of exports whose clients fence themselves, by name: how many there were, and each of them.
+    private let lives = Guarded<[String: (epoch: UInt64, exports: [Export])]>([:])
 
     /// Makes an empty table.
     public init() {}
 
     /// Adds an export; one of the same name is replaced for new connections.
     public func add(_ export: Export) { exports.withLock { $0[export.name] = export } }
+
+    /// Adds an export that has a new life under each `NAME#NUMBER` with a higher number than before.
+    ///
+    /// A client that has lost its connections cannot know what of their requests is still on its way. It connects again
+    /// under the next number: before the server carries out anything of the new life, everything of the old one has ended, and
+    /// numbers that are not the latest are refused.
+    public func addFenced(_ export: Export) {
+        lives.withLock { $0[export.name] = (0, [export]) }
+        add(export)
+    }
+
+    /// Ends all lives of an export: when this returns no request is under way, and none is admitted any more.
+    public func closeFenced(_ name: String) async {
+        remove(name)
+        for export in lives.withLock({ $0.removeValue(forKey: name)?.exports ?? [] }) { await export.close() }
+    }
+
+    private func life(_ name: String, for peer: TLSPeer?) -> Export? {
+        guard let mark = name.lastIndex(of: "#"), let epoch = UInt64(name[name.index(after: mark)...]) else {
+            return nil
+        }
+        let base = String(name[..<mark])
+        return lives.withLock { lives in
+            guard let known = lives[base], let current = known.exports.last, epoch >= known.epoch else { return nil }
+            if epoch == known.epoch { return current }
+            // Whoever may not write has no part in this.
+            guard current.access(for: peer) == .readWrite else { return current }
+            let next = current.successor(name)
+            // What has ended need not be kept; what has not is waited for at the end.
+            lives[base] = (epoch, known.exports.filter { $0 === current || $0.connections > 0 } + [next])
+            exports.withLock { $0[base] = next }
+            return next
+        }
+    }
 
     /// Removes an export from the table; `Export.close` ends its use.
     @discardableResult
@@ -160,7 +223,7 @@ public final class ExportTable: Sendable {
         let found = exports.withLock { exports in
             exports[name] ?? (name.isEmpty && exports.count == 1 ? exports.first?.value : nil)
         }
-        guard let found else { return .nothing }
+        guard let found = found ?? life(name, for: peer) else { return .nothing }
         if found.requiresTLS, !isSecure { return .needsTLS }
         switch found.access(for: peer) {
         case .denied(let reason): return found.isHidden ? .nothing : .denied(reason)

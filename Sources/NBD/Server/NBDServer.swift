@@ -194,6 +194,7 @@ public final class NBDServer: Sendable {
                     try await channel.write(OptionReply.error(option: option, type: NBDOptionReply.policy, reason))
                     continue
                 }
+                await negotiated.export.displace()
                 do {
                     try await channel.write(bytes)
                 } catch {

@@ -171,7 +171,12 @@ struct MigrateCommand: AsyncParsableCommand {
     private func startAgent(_ plan: MigrationPlan) throws -> (EmulatorProcess, Int32) {
         let directory = common.migrations.directory(of: plan.id)
         try DurableFile.makeDirectory(directory)
-        let order = SourceAgentOrder(plan: plan, objects: security.objects, tlsCreds: security.tlsCreds)
+        let order = SourceAgentOrder(
+            plan: plan,
+            objects: security.objects,
+            tlsCreds: security.tlsCreds,
+            directory: currentDirectory
+        )
         try DurableFile.write(try JSONText.encode(order), to: "\(directory)/plan.json")
         var ends: [Int32] = [-1, -1]
         guard pipe(&ends) == 0 else { throw ChannelError.system("make a pipe", errno) }
@@ -277,9 +282,12 @@ struct SourceAgentOrder: Codable {
     var plan: MigrationPlan
     var objects: [String]
     var tlsCreds: String?
+    /// What relative paths among them begin from.
+    var directory: String
 
     /// The credentials that the command named.
     func credentials() throws -> any TLSCredentials {
+        guard chdir(directory) == 0 else { throw ChannelError.system("enter the directory \(directory)", errno) }
         var security = CredentialOptions()
         security.objects = objects
         security.tlsCreds = tlsCreds

@@ -100,10 +100,13 @@ struct RecoverCommand: AsyncParsableCommand {
     /// A process that asks the destination in the background gives way to the operator.
     private func endRecovery(of id: String) async throws {
         let records = try Journal.read(common.migrations.journal(of: id))
-        guard let guest = records.first?.guest, records.isReleased,
-            let process = Recovery.process(of: id, common.migrations)
-        else { return }
-        await process.terminate()
+        guard let guest = records.first?.guest, records.isReleased else { return }
+        // The watchdog first: it would take the agent's place.
+        for role in ["watchdog", "agent", "recovery"] {
+            guard let process = Recovery.process(of: id, common.migrations, role) else { continue }
+            process.signal(SIGKILL)
+            await process.terminate(grace: .zero)
+        }
         let end = ContinuousClock.now + .seconds(5)
         while try common.migrations.lock(guest: guest) == nil, ContinuousClock.now < end {
             try await Task.sleep(for: .milliseconds(20))
@@ -143,13 +146,10 @@ struct RecoverCommand: AsyncParsableCommand {
 
 /// What a recovering process does, whoever started it.
 enum Recovery {
-    private static func file(_ id: String, _ migrations: MigrationStore) -> String {
-        "\(migrations.directory(of: id))/recovery.json"
-    }
-
-    /// The process that recovers a migration now.
-    static func process(of id: String, _ migrations: MigrationStore) -> EmulatorProcess? {
-        guard let bytes = (try? DurableFile.read(file(id, migrations))) ?? nil,
+    /// The process that recovers a migration now, or another one that works on it: `watchdog`, `agent`.
+    static func process(of id: String, _ migrations: MigrationStore, _ role: String = "recovery") -> EmulatorProcess? {
+        let file = "\(migrations.directory(of: id))/\(role).json"
+        guard let bytes = (try? DurableFile.read(file)) ?? nil,
             let process = JSONText.decode(EmulatorProcess.self, from: bytes), process.isRunning
         else { return nil }
         return process
@@ -162,10 +162,6 @@ enum Recovery {
         guard let bytes = try DurableFile.read("\(migrations.directory(of: id))/plan.json"),
             let order = JSONText.decode(SourceAgentOrder.self, from: bytes)
         else { throw MigrationError(.guest, "There is no migration '\(id)' that started on this host") }
-        if let process = EmulatorProcess(pid: getpid()) {
-            try? DurableFile.write(try JSONText.encode(process), to: file(id, migrations))
-        }
-        defer { unlink(file(id, migrations)) }
         let outgoing = OutgoingMigration(
             plan: order.plan,
             credentials: try order.credentials(),
