@@ -237,7 +237,9 @@ extension OutgoingMigration {
 
     // MARK: what recovery needs
 
-    private var disksFile: String { "\(migrations.directory(of: plan.id))/disks.json" }
+    private static func disksFile(_ id: String, _ migrations: MigrationStore) -> String {
+        "\(migrations.directory(of: id))/disks.json"
+    }
 
     /// What recovery knows of a disk.
     struct SavedDisk: Codable {
@@ -251,12 +253,12 @@ extension OutgoingMigration {
         let saved = disks.map {
             SavedDisk(path: $0.path, format: $0.format, size: $0.offer.size, isSealed: $0.secret != nil)
         }
-        try DurableFile.write(try JSONText.encode(saved), to: disksFile)
+        try DurableFile.write(try JSONText.encode(saved), to: Self.disksFile(plan.id, migrations))
     }
 
     /// The disks of a migration whose agent has died.
-    func savedDisks() -> [SavedDisk] {
-        guard let bytes = (try? DurableFile.read(disksFile)) ?? nil else { return [] }
+    static func savedDisks(of id: String, _ migrations: MigrationStore) -> [SavedDisk] {
+        guard let bytes = (try? DurableFile.read(disksFile(id, migrations))) ?? nil else { return [] }
         return JSONText.decode([SavedDisk].self, from: bytes) ?? []
     }
 

@@ -167,7 +167,7 @@ extension OutgoingMigration {
     private var recoveryFile: String { "\(migrations.directory(of: plan.id))/recovery.json" }
 
     private func restoreDisks() {
-        for (index, saved) in savedDisks().enumerated() {
+        for (index, saved) in Self.savedDisks(of: plan.id, migrations).enumerated() {
             let name = "disk\(index)"
             var disk = SourceDisk(
                 offer: .init(name: name, size: saved.size, allocated: 0, path: saved.path),

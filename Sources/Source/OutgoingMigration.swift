@@ -563,21 +563,8 @@ public final class OutgoingMigration: @unchecked Sendable {
         }
     }
 
-    /// Gives the old images their names back.
-    func unfence() {
-        for disk in disks {
-            let fenced = Fence.path(disk.path, plan.id)
-            guard DurableFile.exists(fenced) else { continue }
-            guard !DurableFile.exists(disk.path) else {
-                warn("The image \(fenced) cannot get its name back: \(disk.path) is in the way")
-                continue
-            }
-            if rename(fenced, disk.path) != 0 {
-                warn("Cannot rename \(fenced) to \(disk.path): \(String(cString: strerror(errno)))")
-            }
-            try? DurableFile.syncDirectory(of: disk.path)
-        }
-    }
+    /// Gives the old images their names back. QEMU opens them by their names again when it resumes the guest.
+    func unfence() { for problem in Fence.lift(disks.map(\.path), plan.id) { warn(problem) } }
 
     /// The destination will never run the guest: it belongs to this side again, once that is durable.
     func takeBack(_ reason: String) async {
@@ -681,6 +668,7 @@ public final class OutgoingMigration: @unchecked Sendable {
             )
             if await tellDestination(reason.message) { isInDoubt = false } else { await loop.sleep(for: .seconds(1)) }
         }
+        unfence()
         var isRestored = true
         if record?.process?.isRunning == true, hasMigrationStarted || disks.contains(where: \.hasTarget) {
             if monitor?.isConnected != true {
@@ -696,7 +684,6 @@ public final class OutgoingMigration: @unchecked Sendable {
             // The rest may take as long as the destination is away.
             if isRestored { watchdog?.guestRuns() }
         }
-        unfence()
         let isTold = await tellDestination(reason.message)
         for disk in disks { await disk.relay?.close() }
         if !isRestored {

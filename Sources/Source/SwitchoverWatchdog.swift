@@ -181,6 +181,8 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
             close(monitor)
             return true
         }
+        // The agent may have fenced the images on its way to the release.
+        _ = Fence.lift(OutgoingMigration.savedDisks(of: plan.id, migrations).map(\.path), plan.id)
         try? await loop.run {
             let channel = try SocketChannel(adopting: monitor, on: loop, peerName: "QEMU's monitor")
             let client = try await QMPClient.resume(over: channel)

@@ -7,6 +7,7 @@ import typing
 
 import forwarder
 import points
+from lab import LabFailed
 from points import RELEASED, SOURCE, STANDS
 from shim import ALLOCATE, FAIL, PWRITE, SYNC, WRITE
 
@@ -52,8 +53,11 @@ class Fault:
 
 
 def hit(scene, number, *targets):
-    """Sends a signal to processes of (host, role)."""
+    """Sends a signal to processes of (host, role), all of which must be there."""
     found = [one for host, role in targets for one in scene.find(host, role)]
+    missing = [target for target in targets if target not in [(one.host, one.role) for one in found]]
+    if missing:
+        raise LabFailed(f"there is no process {missing} to be hit")
     for one in found:
         scene.note(f"signal {number} to {one}")
         one.signal(number)
