@@ -7,7 +7,6 @@ import typing
 
 import forwarder
 import points
-from lab import LabFailed
 from points import RELEASED, SOURCE, STANDS
 from shim import ALLOCATE, FAIL, PWRITE, SYNC, WRITE
 
@@ -54,10 +53,13 @@ class Fault:
 
 def hit(scene, number, *targets):
     """Sends a signal to processes of (host, role), all of which must be there."""
-    found = [one for host, role in targets for one in scene.find(host, role)]
-    missing = [target for target in targets if target not in [(one.host, one.role) for one in found]]
-    if missing:
-        raise LabFailed(f"there is no process {missing} to be hit")
+    found = []
+
+    def look():
+        found[:] = [one for host, role in targets for one in scene.find(host, role)]
+        return {(one.host, one.role) for one in found} == set(targets)
+
+    scene.wait(2, f"the processes {targets}", look)
     for one in found:
         scene.note(f"signal {number} to {one}")
         one.signal(number)

@@ -116,7 +116,7 @@ POINTS = [
     ),  # fmt: skip
     journal(
         "back-here-due", "cancelled; before the source writes ROLLEDBACK", RUNS, SOURCE, "rolledBack", WRITE, False,
-        cancels="copy-source",
+        has_emulator=False, cancels="copy-source",
     ),  # fmt: skip
 ]
 BY_NAME = {point.name: point for point in POINTS}
