@@ -45,6 +45,8 @@ extension OutgoingMigration {
             "max-cpu-throttle": 1,
         ])
         hasMigrationStarted = true
+        // From here on QEMU may pause the guest.
+        try startWatchdog(monitor)
         try await monitor.migrate(toSocket: socket)
         try await followMemory(monitor)
     }

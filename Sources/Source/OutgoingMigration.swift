@@ -502,7 +502,11 @@ public final class OutgoingMigration: @unchecked Sendable {
 
     /// Starts the process that looks after the guest when this one cannot.
     func startWatchdog(_ monitor: QMPClient) throws {
-        guard watchdog == nil else { return }
+        if let watchdog {
+            if watchdog.isAlive { return }
+            watchdog.dismiss()
+            warn("The watchdog of this migration has ended; starting another one")
+        }
         watchdog = try SwitchoverWatchdog(plan, monitor: monitor.descriptor, beating: loop)
     }
 

@@ -100,6 +100,9 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
     /// It belongs to the other side now: there is no hurry any more.
     func guestIsReleased() { guestRuns() }
 
+    /// Whether there is anybody who would act.
+    var isAlive: Bool { process.isRunning }
+
     /// Ends it: the guest is in good hands.
     func dismiss() {
         guard !isDismissed else { return }
