@@ -80,7 +80,9 @@ struct HostileNetworkTests {
         }
         #expect(isRefused(try await answer(lab, as: other, release).first, "belongs to another source"))
         let before: [Message] = [.hello(.init(role: .control, migration: id)), .abort("take it back")]
-        #expect(isRefused(try await answer(lab, as: lab.pki.directory, before).last, "not due"))
+        // An ABORT in answer would say that the guest will never run there.
+        let late = try await answer(lab, as: lab.pki.directory, before)
+        #expect(late.count == 1 && !isRefused(late.last, ""))
         #expect(try await lab.monitor("b") { try await $0.status() } == "running")
     }
 

@@ -8,7 +8,7 @@ import typing
 import forwarder
 import points
 from points import RELEASED, SOURCE, STANDS
-from shim import ALLOCATE, FAIL, PWRITE, SYNC, WRITE
+from shim import ALLOCATE, DIE, FAIL, PWRITE, SYNC, WRITE
 
 # Longer than the blackout deadline of a run.
 HOLE = 4.0
@@ -20,7 +20,8 @@ LONG_STOP = 18.0
 class Fault:
     """`inject` gets the scene and the gate at which the process stands, and opens the gate when the fault is there.
 
-    A fault with an `error` needs no gate: the call of the point itself fails with it.
+    A fault with an `error` needs no gate: the call of the point itself fails with it. Nor does one that `dies`: the
+    process kills itself within the call, so that none of its threads goes on meanwhile.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Fault:
     prepare: typing.Callable = None  # before the agents start
     error: int = 0
     lasts: bool = False  # whether the error comes again
+    dies: bool = False
     kills: str = ""  # the host whose QEMU it kills
 
     def bounds(self, point):
@@ -46,8 +48,8 @@ class Fault:
 
     def arm(self, scene, point):
         return scene.table.add(
-            point.call, FAIL, role=point.role, path=point.path, text=point.text, error=self.error,
-            left=-1 if self.lasts else 1,
+            point.call, DIE if self.dies else FAIL, role=point.role, path=point.path, text=point.text,
+            after=self.dies and point.after, skip=point.skip, error=self.error, left=-1 if self.lasts else 1,
         )  # fmt: skip
 
 
@@ -205,6 +207,7 @@ FAULTS = [
     Fault("kill-source-qemu", "SIGKILL of the source's QEMU", killing(("a", "emulator")), kills="a"),
     Fault("kill-destination-qemu", "SIGKILL of the destination's QEMU", killing(("b", "emulator")), kills="b"),
     Fault("kill-source-agent-and-watchdog", "SIGKILL of both at once", killing_everybody),
+    Fault("die", "the agent that makes the call kills itself within it", dies=True),
     Fault("stop-source-agent", "SIGSTOP for longer than every timeout", stopping(SOURCE_AGENT)),
     Fault("stop-destination-agent", "SIGSTOP for longer than every timeout", stopping(DESTINATION_AGENT)),
     Fault("link-reset", "every connection ends with RST", resetting()),
@@ -266,6 +269,10 @@ SCOPED = {
     "disk-full-real": ["mirror-due"],
     "image-sync-error": "copy-image pre-switchover mirrors-ended".split(),
 }
+DIE_POINTS = """
+    offered accepted copy-source copy-image memory-middle prepare-written prepared continued fenced release-written
+    released own-written owner resumed confirmed back-there
+""".split()
 CLOCK_POINTS = "copy-image memory-due pre-switchover continued released owner".split()
 LASTING = "prepared released owner confirmed".split()
 
@@ -281,6 +288,7 @@ def matrix():
 
     for point in points.POINTS:
         add([point.name], *[name for name in KILLS if point.has_emulator or name != "kill-destination-qemu"])
+    add(DIE_POINTS, "die")
     add(STOP_POINTS, *STOPS)
     add(LINK_POINTS, "link-reset", "link-black-hole")
     add(
