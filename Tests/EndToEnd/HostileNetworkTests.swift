@@ -90,7 +90,7 @@ struct HostileNetworkTests {
         let lab = try Lab()
         try await lab.startDestination()
         let messages: [Message] = [
-            .release(.init()), .prepared(.init()), .stream, .mirrored, .done, .rehearsed(.init()), .file(0),
+            .release(.init()), .prepared(.init()), .stream, .mirrored, .done, .rehearsed(.init()),
             .owned(.init(digests: [:])), .refused("no"), .welcome(.init(state: "owner")), .need([0]),
         ]
         for (index, message) in messages.enumerated() {

@@ -36,7 +36,7 @@ def line(result, number, count):
 def overshoots(results):
     """By how much bounded pauses were longer than the deadline, in milliseconds."""
     return sorted(
-        result.pause * 1000 - DEADLINE
+        (result.pause * 1000 - DEADLINE, f"{result.point}:{result.fault}")
         for result in results
         if result.bounded and result.is_good and result.pause * 1000 > DEADLINE
     )
@@ -47,8 +47,10 @@ def summary(results, seconds):
     parts = [f"{len(results)} runs in {seconds:.0f} s: " + ", ".join(f"{n} {name}" for name, n in counts.most_common())]
     over = overshoots(results)
     if over:
-        middle = over[len(over) // 2]
-        parts.append(f"{len(over)} pauses beyond the deadline, median by {middle:.0f} ms, longest by {over[-1]:.0f} ms")
+        middle, (most, where) = over[len(over) // 2][0], over[-1]
+        parts.append(f"{len(over)} pauses beyond the deadline, by {middle:.0f} ms (median) to {most:.0f} ms ({where})")
+    for result in results:
+        parts += [f"{result.point}:{result.fault}: {note}" for note in result.notes if note.startswith("made again")]
     gave_up = [f"{result.point}:{result.fault}" for result in results if result.is_good and result.gave_up]
     if gave_up:
         parts.append(f"rolled back where it could have gone on: {', '.join(gave_up)}")

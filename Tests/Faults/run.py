@@ -58,9 +58,12 @@ class Run:
 
     def carry_out(self):
         began = time.monotonic()
-        for attempt in range(ATTEMPTS):
-            if not self._attempt() or self.pair.site.ending.is_set():
-                break
+        spoiled = []
+        while self._attempt() and len(spoiled) < ATTEMPTS - 1 and not self.pair.site.ending.is_set():
+            spoiled.append(f"made again: {self.result.error}")
+        if self.result.is_good and not self.keeps_all:
+            shutil.rmtree(self._evidence(), ignore_errors=True)
+        self.result.notes += spoiled
         self.result.seconds = time.monotonic() - began
         return self.result
 
@@ -283,10 +286,13 @@ class Run:
         scene.close()
         scene.forget()
 
+    def _evidence(self):
+        return os.path.join(self.keep, f"{self.point.name}--{self.fault.name}")
+
     def _keep(self):
         """Keeps what tells how the run went, without the images."""
         scene = self.scene
-        target = os.path.join(self.keep, f"{self.point.name}--{self.fault.name}")
+        target = self._evidence()
         shutil.rmtree(target, ignore_errors=True)
         os.makedirs(target)
         for host in ("a", "b"):
