@@ -71,7 +71,7 @@ public final class DestinationAgent: @unchecked Sendable {
     private var monitor: ObjectMonitor?
     private var incoming: [String: IncomingMigration] = [:]
     /// Connections that have not said HELLO, the oldest first.
-    private var pending: [(channel: SocketChannel, since: ContinuousClock.Instant)] = []
+    private var pending: [SocketChannel] = []
     private var refusals = LogLimit()
     private let stateLock: FileLock
 
@@ -183,11 +183,11 @@ public final class DestinationAgent: @unchecked Sendable {
                 // Whoever holds connections open without a word must not keep others out: an honest peer needs milliseconds.
                 let oldest = pending.removeFirst()
                 note(
-                    "Dropped \(oldest.channel.peerName): \(Self.pendingLimit) other connections have not said HELLO yet"
+                    "Dropped \(oldest.peerName): \(Self.pendingLimit) other connections have not said HELLO yet"
                 )
-                oldest.channel.abort(ChannelError(.closed, "Too many connections have not said HELLO"))
+                oldest.abort(ChannelError(.closed, "Too many connections have not said HELLO"))
             }
-            pending.append((channel, .now))
+            pending.append(channel)
             Task(executorPreference: loop) {
                 do {
                     try await self.serve(channel)
@@ -207,7 +207,7 @@ public final class DestinationAgent: @unchecked Sendable {
     private func serve(_ base: SocketChannel) async throws {
         let opened: (TLSChannel, MessageConnection, Message.Hello)
         do {
-            defer { pending.removeAll { $0.channel === base } }
+            defer { pending.removeAll { $0 === base } }
             opened = try await base.withDeadline(.seconds(10), for: "The greeting") {
                 let channel = try await TLSChannel.handshake(over: base, credentials: configuration.credentials)
                 let connection = MessageConnection(channel)

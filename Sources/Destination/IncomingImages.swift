@@ -74,11 +74,7 @@ final class IncomingImages: @unchecked Sendable {
             let open: DiskImage
             let served: any BackEnd
             if disk.format == "raw" {
-                var options = RawFile.Options()
-                options.observer = digests
-                if isDevice { options.length = disk.size }
-                let file = try RawFile(path: path, options)
-                try file.lock()
+                let file = try Self.openRaw(disk, path, isDevice, digests)
                 open = DiskImage(file)
                 served = file
             } else {
@@ -96,6 +92,21 @@ final class IncomingImages: @unchecked Sendable {
             if !isDevice { unlink(path) }
             throw error
         }
+    }
+
+    /// A raw image, locked. A device may be larger than the disk.
+    private static func openRaw(
+        _ disk: Message.Offer.Disk,
+        _ path: String,
+        _ isDevice: Bool,
+        _ digests: ChunkDigests
+    ) throws -> RawFile {
+        var options = RawFile.Options()
+        options.observer = digests
+        if isDevice { options.length = disk.size }
+        let file = try RawFile(path: path, options)
+        try file.lock()
+        return file
     }
 
     private func add(
@@ -126,11 +137,7 @@ final class IncomingImages: @unchecked Sendable {
         let digests = try ChunkDigests(size: disk.size, isBlank: false)
         let isDevice = Self.deviceSize(path) != nil
         if disk.format == "raw" {
-            var options = RawFile.Options()
-            options.observer = digests
-            if isDevice { options.length = disk.size }
-            let file = try RawFile(path: path, options)
-            try file.lock()
+            let file = try Self.openRaw(disk, path, isDevice, digests)
             add(disk, path, name, file, isDevice, DiskImage(file), digests, peer)
         } else {
             // The daemon of the earlier agent ends with it, but not at the same moment.
