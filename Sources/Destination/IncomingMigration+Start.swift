@@ -1,0 +1,357 @@
+internal import CLinux
+internal import Emulator
+internal import Glibc
+internal import IO
+internal import Migration
+internal import TLS
+
+extension IncomingMigration {
+    func exportName(_ disk: Message.Offer.Disk) -> String { "\(id)/\(disk.name)" }
+    func imageDirectory(_ offer: Message.Offer) -> String {
+        "\(agent.configuration.imageDirectory)/\(offer.guest)"
+    }
+
+    func begin(_ offer: Message.Offer) throws {
+        try GuestStore.validate(offer.guest)
+        let names = Set(offer.disks.map(\.name))
+        guard !offer.commandLine.arguments.isEmpty, offer.commandLine.arguments.count < 4096, offer.disks.count <= 64,
+            names.count == offer.disks.count, names.allSatisfy(MigrationStore.isID),
+            offer.disks.allSatisfy(Self.isPlausible), offer.disks.reduce(0, { $0 + $1.size }) <= 1 << 50,
+            offer.sizes.count < 4096, offer.sizes.values.allSatisfy({ $0 <= 1 << 50 }), offer.memory <= 1 << 46,
+            Set(offer.files.map(\.path)).count == offer.files.count,
+            offer.files.allSatisfy({ $0.digest.utf8.count == 64 && $0.digest.allSatisfy(\.isHexDigit) }),
+            offer.files.allSatisfy({ !$0.path.hasPrefix("header:") || $0.size <= 64 << 20 })
+        else { throw GuestError("The offer is malformed") }
+        guard let lock = try agent.migrations.lock(guest: offer.guest) else {
+            throw GuestError("Guest '\(offer.guest)' is being migrated on this host already")
+        }
+        guestLock = lock
+        if offer.isRehearsal { return }
+        guard !DurableFile.exists(agent.migrations.journal(of: id)) else {
+            throw GuestError("The migration \(id) has been here before")
+        }
+        try DurableFile.makeDirectory(directory)
+        let journal = try Journal(creating: agent.migrations.journal(of: id))
+        try journal.append(.accepted(guest: offer.guest, source: peer.name, order: agent.migrations.nextOrder()))
+        self.journal = journal
+    }
+
+    /// What a disk of an offer may be. Its format decides which program opens the image, so only known ones count.
+    private static func isPlausible(_ disk: Message.Offer.Disk) -> Bool {
+        let formats: Set<String> = ["raw", "qcow2", "qed", "luks"]
+        guard disk.size > 0, disk.size <= 1 << 50, disk.allocated <= disk.size, formats.contains(disk.format),
+            disk.backing.count <= 256, disk.backing.allSatisfy({ $0.path.hasPrefix("/") && $0.size <= 1 << 50 }),
+            disk.backing.isEmpty || formats.contains(disk.backingFormat ?? "")
+        else { return false }
+        // A header makes an image what it is; only a sealed container may come with one.
+        guard let container = disk.containerSize else { return disk.format != "luks" }
+        return disk.format == "luks" && disk.keySecret != nil && container >= disk.size
+            && container <= disk.size + (1 << 30)
+    }
+
+    /// Everything that can be known before anything is made.
+    func check(_ offer: Message.Offer) async -> [String] {
+        var reasons: [String] = []
+        do {
+            if let known = try agent.guests.load(offer.guest) {
+                previous = known
+                if known.process?.isRunning == true {
+                    reasons.append("A guest '\(offer.guest)' runs on this host already")
+                } else if known.released == nil {
+                    reasons.append("A guest '\(offer.guest)' is defined on this host already")
+                }
+            }
+        } catch { reasons.append("\(error)") }
+        let program = offer.commandLine.arguments[0]
+        if let found = localProgram(program) {
+            do {
+                let machines = try await EmulatorProbe.machines(of: found)
+                if !machines.contains(offer.machine) {
+                    reasons.append("\(found) on this host does not know the machine type '\(offer.machine)'")
+                }
+            } catch { reasons.append("\(error)") }
+        } else {
+            reasons.append("The QEMU program '\(program)' is not installed on this host")
+        }
+        let directory = agent.configuration.imageDirectory
+        if access(directory, W_OK) != 0 {
+            reasons.append("Cannot write the image directory \(directory): \(String(cString: strerror(errno)))")
+        } else {
+            let needed = offer.disks.filter { IncomingImages.deviceSize(imagePath($0, offer)) == nil }
+                .reduce(0) { $0 + $1.allocated }
+            let free = xd_free_bytes(directory)
+            // Below this a file system is full for all practical purposes.
+            if free < needed + (1 << 20) {
+                reasons.append(
+                    "The image directory \(directory) has \(free) bytes free, the disks need at least \(needed)"
+                )
+            }
+        }
+        var names: Set<String> = []
+        for disk in offer.disks {
+            let path = imagePath(disk, offer)
+            if !names.insert(path).inserted { reasons.append("Two disks would both become \(path)") }
+            if let size = IncomingImages.deviceSize(path) {
+                if disk.format != "raw" {
+                    reasons.append("The image \(path) is a block device, which can only be raw; use --format raw")
+                } else if size < disk.size {
+                    reasons.append("The block device \(path) has \(size) bytes, the disk needs \(disk.size)")
+                } else if let holder = Self.deviceHolder(path) {
+                    reasons.append("The block device \(path) cannot be used: \(holder)")
+                }
+            } else if DurableFile.exists(path) {
+                reasons.append("The image \(path) exists already")
+            }
+        }
+        return reasons
+    }
+
+    /// Why a block device is not free; nil when it is.
+    private static func deviceHolder(_ path: String) -> String? {
+        let fd = Glibc.open(path, O_RDWR | O_EXCL | O_CLOEXEC)
+        if fd < 0 { return String(cString: strerror(errno)) }
+        close(fd)
+        return nil
+    }
+
+    /// The program of the offer by its path, or by its name in PATH. The name must be one of QEMU's: the offer says
+    /// which machine to start, not which program of this host to run.
+    func localProgram(_ program: String) -> String? {
+        let name = Self.lastComponent(program)
+        guard name.hasPrefix("qemu-system-") || ["qemu-kvm", "kvm"].contains(name) else { return nil }
+        return (program.hasPrefix("/") ? EmulatorProcess.find(program) : nil) ?? EmulatorProcess.find(name)
+    }
+
+    private static func lastComponent(_ path: String) -> String {
+        let name = path.split(separator: "/").last.map(String.init) ?? ""
+        return name.isEmpty || name == "." || name == ".." ? "unnamed" : name
+    }
+
+    /// The image keeps the name that it has on the source; its directory is the guest's own.
+    func imagePath(_ disk: Message.Offer.Disk, _ offer: Message.Offer) -> String {
+        "\(imageDirectory(offer))/\(Self.lastComponent(disk.path))"
+    }
+
+    /// Where each file of the offer is on this host; what is not here is asked for.
+    func findFiles(_ offer: Message.Offer, _ connection: MessageConnection) async throws -> [String: String] {
+        let store = "\(agent.configuration.imageDirectory)/.files"
+        var found: [String: String] = [:]
+        var missing: [Int] = []
+        var asked: Set<String> = []
+        for (index, file) in offer.files.enumerated() {
+            guard file.digest.utf8.count == 64, file.digest.allSatisfy(\.isHexDigit) else {
+                throw GuestError("The offer is malformed")
+            }
+            let stored = "\(store)/\(file.digest)"
+            let candidates = file.path.hasPrefix("/") ? [stored, file.path] : [stored]
+            for candidate in candidates where found[file.path] == nil {
+                if await Self.matches(candidate, file) { found[file.path] = candidate }
+            }
+            if found[file.path] == nil {
+                // Two paths may lead to the same contents.
+                if asked.insert(file.digest).inserted { missing.append(index) }
+                found[file.path] = stored
+            }
+        }
+        if missing.isEmpty { return found }
+        if isCutOff { throw ChannelError(.closed, "The connection to the source was lost") }
+        try DurableFile.makeDirectory(store)
+        let receiver = FileReceiver(offer.files, missing, store: store, migration: id)
+        files = receiver
+        defer { files = nil }
+        try await connection.send(.need(missing))
+        while !receiver.isComplete {
+            let timer = agent.loop.schedule(after: .seconds(60)) {
+                receiver.abandon(ChannelError(.timedOut, "The source sent nothing of the guest's files for 60 s"))
+            }
+            await receiver.progress.wait()
+            timer.cancel()
+            if let failure = receiver.failure { throw failure }
+        }
+        for index in missing {
+            let file = offer.files[index]
+            let temporary = receiver.path(index)
+            guard await Self.matches(temporary, file) else {
+                unlink(temporary)
+                throw GuestError("The file \(file.path) arrived damaged")
+            }
+            guard rename(temporary, "\(store)/\(file.digest)") == 0 else {
+                throw ChannelError.system("rename \(temporary)", errno)
+            }
+        }
+        return found
+    }
+
+    static func matches(_ path: String, _ file: Message.Offer.File) async -> Bool {
+        var status = stat()
+        guard stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFREG, UInt64(status.st_size) == file.size else {
+            return false
+        }
+        return (try? await BlockingPool.shared.run { try ChunkDigests.digest(of: path) }) == file.digest
+    }
+
+    /// Where a disk is here, and how the command line speaks of it.
+    func placement(
+        _ offer: Message.Offer,
+        _ reference: GuestCommandLine.PathReference,
+        keepsBacking: Set<String>
+    ) -> GuestCommandLine.Placement {
+        guard let disk = offer.disks.first(where: { $0.path == reference.path }) else {
+            return .init(path: reference.path)
+        }
+        let path = imagePath(disk, offer)
+        var placement = GuestCommandLine.Placement(path: path, format: disk.format)
+        placement.changesFormat = disk.format != disk.sourceFormat
+        placement.isFlattened = !keepsBacking.contains(disk.name)
+        if let size = IncomingImages.deviceSize(path) {
+            placement.isDevice = true
+            if size != disk.size { placement.size = disk.size }
+        }
+        return placement
+    }
+
+    /// Where what QEMU makes goes.
+    func output(_ path: String, _ offer: Message.Offer, _ names: inout Set<String>) -> String {
+        if path == "/dev/null" { return path }
+        var name = Self.lastComponent(path)
+        while !names.insert(name).inserted { name = "x-\(name)" }
+        return "\(agent.guests.directory(of: offer.guest))/run/\(name)"
+    }
+
+    func startGuest(_ offer: Message.Offer, files: [String: String], keepsBacking: Set<String>) async throws {
+        let images = makeImages(offer)
+        self.images = images
+        // Before anything is made: a later agent finds here what it has to clean up.
+        try save(offer)
+        for disk in offer.disks {
+            var secret: SecretBytes?
+            if let id = disk.keySecret {
+                guard let known = secrets[id] else {
+                    throw GuestError("The secret '\(id)' of \(disk.name) did not come")
+                }
+                secret = known
+            }
+            try await images.create(
+                disk,
+                at: imagePath(disk, offer),
+                export: exportName(disk),
+                backing: keepsBacking.contains(disk.name) ? disk.backing.first?.path : nil,
+                secret: secret,
+                header: files[disk.headerName],
+                for: peer.name
+            )
+            guard state == .offered else { throw GuestError("The migration was given up meanwhile") }
+        }
+        // Nobody else has a use for the headers.
+        for disk in offer.disks where disk.isContainer { if let header = files[disk.headerName] { unlink(header) } }
+        let run = "\(agent.guests.directory(of: offer.guest))/run"
+        try DurableFile.makeDirectory(run)
+        var outputs: Set<String> = []
+        let relocation = try offer.commandLine.relocated { reference in
+            switch reference.kind {
+            case .disk:
+                guard offer.disks.contains(where: { $0.path == reference.path }) else {
+                    throw GuestError("The disk \(reference.path) of \(reference.option) is not in the offer")
+                }
+                return self.placement(offer, reference, keepsBacking: keepsBacking)
+            case .file:
+                guard let path = files[reference.path] else {
+                    throw GuestError("The file \(reference.path) of \(reference.option) is not in the offer")
+                }
+                guard ImageHeader.isAlone(path) else {
+                    throw GuestError(
+                        "The file \(reference.path) of \(reference.option) refers to other files of this host"
+                    )
+                }
+                return .init(path: path)
+            case .output: return .init(path: self.output(reference.path, offer, &outputs))
+            case .backing:
+                // What is under a disk is what was compared, and nothing else.
+                guard
+                    offer.disks.contains(where: { disk in
+                        keepsBacking.contains(disk.name) && disk.backing.contains { $0.path == reference.path }
+                    })
+                else { throw GuestError("The image \(reference.path) is not under a disk of the offer") }
+                return .init(path: reference.path)
+            }
+        }
+        var arguments = relocation.arguments
+        arguments[0] = localProgram(arguments[0]) ?? arguments[0]
+        var needed: [String: SecretBytes] = [:]
+        for id in relocation.secrets {
+            guard let secret = secrets[id] else { throw GuestError("The secret '\(id)' of the guest did not come") }
+            needed[id] = secret
+        }
+        var record = GuestRecord(
+            name: offer.guest,
+            commandLine: GuestCommandLine(arguments: arguments, directory: run)
+        )
+        if !needed.isEmpty { record.secrets = needed.keys.sorted() }
+        _ = try await startEmulator(record)
+    }
+
+    func makeImages(_ offer: Message.Offer) -> IncomingImages {
+        IncomingImages(
+            directory: imageDirectory(offer),
+            generation: agent.generation,
+            exports: agent.exports,
+            loops: agent.dataLoops
+        )
+    }
+
+    /// A QEMU that can take the stream: the one that waits, or another one in the place of one that took a part of it.
+    func freshEmulator() async throws -> QMPClient {
+        if let monitor, monitor.isConnected, !hasListened { return monitor }
+        guard let offer, let known = try record ?? agent.guests.load(offer.guest) else {
+            throw GuestError("The record of the guest is gone")
+        }
+        if let monitor {
+            monitor.onDisconnect = nil
+            monitor.close()
+        }
+        monitor = nil
+        await known.process?.terminate(grace: .seconds(1))
+        log(.info, "Migration \(id): a new QEMU waits for the memory of guest '\(offer.guest)'")
+        return try await startEmulator(known)
+    }
+
+    private func startEmulator(_ known: GuestRecord) async throws -> QMPClient {
+        guard let offer else { throw GuestError("There is no offer") }
+        var record = known
+        var needed: [String: SecretBytes] = [:]
+        for id in record.secrets ?? [] {
+            guard let secret = secrets[id] else { throw GuestError("The secret '\(id)' of the guest did not come") }
+            needed[id] = secret
+        }
+        hasStarted = true
+        hasListened = false
+        let monitor = try await agent.guests.start(
+            &record,
+            extra: ["-S", "-incoming", "defer"],
+            key: needed.isEmpty ? nil : try MasterKey(sealing: needed),
+            on: agent.loop
+        )
+        self.record = record
+        guard state == .offered else {
+            monitor.close()
+            await record.process?.terminate()
+            throw GuestError("The migration was given up meanwhile")
+        }
+        self.monitor = monitor
+        monitor.onDisconnect = { [weak self] in self?.emulatorEnded() }
+        var capabilities = ["events", "return-path", "late-block-activate"]
+        if offer.hasUUID { capabilities.append("validate-uuid") }
+        try await monitor.setCapabilities(capabilities, to: true)
+        return monitor
+    }
+
+    func save(_ offer: Message.Offer) throws {
+        let saved = Saved(
+            peer: peer,
+            offer: offer,
+            previous: previous,
+            isReady: isReady
+        )
+        try DurableFile.write(try JSONText.encode(saved), to: "\(directory)/incoming.json")
+    }
+}
