@@ -207,31 +207,56 @@ final class IncomingImages: @unchecked Sendable {
     /// Takes up an image that an earlier agent made: nothing is known about its contents.
     func adopt(_ disk: Message.Offer.Disk, at path: String, export name: String) throws {
         let digests = try ChunkDigests(size: disk.size, isBlank: false)
+        let isDevice = Self.deviceSize(path) != nil
         var open: DiskImage?
-        if disk.format == "raw" {
-            let file = try RawFile(path: path, readOnly: false, observer: digests)
-            try file.lock()
-            open = DiskImage(file)
-        }
+        if disk.format == "raw" { open = DiskImage(try Self.openRaw(disk, path, isDevice, digests)) }
         let export = Export(name: name, backEnd: open?.contents ?? NullDisk(size: disk.size)) { _ in
             .denied("It is of another migration")
         }
-        let isDevice = Self.deviceSize(path) != nil
         images.append(Image(disk: disk, path: path, export: export, isDevice: isDevice, open: open, digests: digests))
     }
 
-    /// Takes the digests of all chunks that changed since the last time.
-    ///
-    /// - Parameter isUrgent: whether the guest is paused meanwhile; otherwise others go first.
-    func updateDigests(isUrgent: Bool) async throws {
-        let pool = isUrgent ? BlockingPool.shared : BlockingPool.background
+    /// When digests are taken.
+    enum Occasion {
+        /// While the mirror copies: of what seems to be settled, with what the processors have to spare.
+        case copying
+        /// While the guest runs.
+        case running
+        /// While the guest is paused.
+        case paused
+
+        var pool: BlockingPool {
+            switch self {
+            case .copying: .idle
+            case .running: .background
+            case .paused: .shared
+            }
+        }
+        var workers: Int {
+            switch self {
+            case .copying: 1
+            case .running: 2
+            case .paused: 4
+            }
+        }
+    }
+
+    /// Takes the digests of all chunks that changed since the last time. One call at a time.
+    func updateDigests(_ occasion: Occasion) async throws {
         for image in images {
             let (digests, path) = (image.digests, image.path)
             if image.file != nil {
-                _ = try await pool.run {
-                    try digests.update(from: path) { self.isStopped.load(ordering: .relaxed) }
+                let pass = ChunkDigests.Pass(isSettledOnly: occasion == .copying)
+                try await withThrowingDiscardingTaskGroup { group in
+                    for _ in 0..<occasion.workers {
+                        group.addTask {
+                            _ = try await occasion.pool.run {
+                                try digests.update(from: path, in: pass) { self.isStopped.load(ordering: .relaxed) }
+                            }
+                        }
+                    }
                 }
-            } else if let contents = image.open?.contents {
+            } else if let contents = image.open?.contents, occasion != .copying {
                 try await loops.next().run {
                     try await digests.update(from: contents) { self.isStopped.load(ordering: .relaxed) }
                 }

@@ -7,24 +7,29 @@ internal import TLS
 extension IncomingMigration {
     // MARK: PREPARED
 
-    /// Reads back what the guest still writes, so that little is left for the pause.
+    /// Reads back what is written, again and again, so that little is left for later.
     func settle() {
-        guard settling == nil, let images else { return }
-        settling = Task(executorPreference: agent.loop) {
-            while self.state == .offered, !Task.isCancelled {
-                await self.agent.loop.sleep(for: .milliseconds(500))
-                if self.state == .offered, !Task.isCancelled, images.isStale {
-                    try? await images.updateDigests(isUrgent: false)
-                }
+        maySettle = true
+        guard settling == nil else { return }
+        settleTimer?.cancel()
+        settleTimer = agent.loop.schedule(after: .milliseconds(isMemoryDue ? 250 : 500)) {
+            guard self.maySettle, self.settling == nil, self.state == .offered, let images = self.images else { return }
+            guard images.isStale else { return self.settle() }
+            self.settling = Task(executorPreference: self.agent.loop) {
+                try? await images.updateDigests(self.isMemoryDue ? .running : .copying)
+                self.settling = nil
+                if self.maySettle { self.settle() }
             }
         }
     }
 
-    private func endSettling() async {
-        settling?.cancel()
+    /// Ends the passes in the background: another one is due.
+    func endSettling() async {
+        maySettle = false
+        settleTimer?.cancel()
+        guard let settling else { return }
         images?.stopDigests()
-        await settling?.value
-        settling = nil
+        await settling.value
         images?.allowDigests()
     }
 
@@ -52,7 +57,7 @@ extension IncomingMigration {
 
     /// The last digests are taken while the source sends the rest of the memory.
     func takeFinalDigests(_ images: IncomingImages) {
-        finalDigests = Task(executorPreference: agent.loop) { try await images.updateDigests(isUrgent: true) }
+        finalDigests = Task(executorPreference: agent.loop) { try await images.updateDigests(.paused) }
     }
 
     var proofsFile: String { "\(directory)/proofs.json" }

@@ -98,6 +98,7 @@ extension IncomingMigration {
             if let record, record.process?.isRunning == true { _ = try? await connectMonitor() }
             // Whether it has taken a part of a stream is not known.
             hasListened = true
+            settle()
             return true
         } catch {
             log(.warning, "Migration \(id): cannot go on: \(error)")

@@ -60,8 +60,14 @@ final class IncomingMigration: @unchecked Sendable {
     var hasListened = false
     /// Ends the wait for a source that was lost.
     private var absence: LoopTimer?
-    /// Takes digests of what has settled while the memory comes.
+    /// A pass over what was written, beside everything else, and the wait for the next one.
     var settling: Task<Void, Never>?
+    var settleTimer: LoopTimer?
+    var maySettle = false
+    /// Whether the disks are copied, and the memory comes next.
+    var isMemoryDue = false
+    /// How often QEMU ended here for a reason that is not known to be a broken stream.
+    private var unexplainedEnds = 0
     /// What the source says of its disks.
     var proofs: [String: DiskProof] = [:]
     var isFull = false
@@ -186,14 +192,11 @@ final class IncomingMigration: @unchecked Sendable {
 
     /// Handles a message; what goes wrong before PREPARED ends the migration and is told to the source.
     private func answer(_ message: Message, _ connection: MessageConnection) async {
+        let reply: Message?
         do {
-            try await handle(message, connection)
+            reply = try await handle(message, connection)
         } catch {
             log(.warning, "Migration \(id): \(message.name): \(error)")
-            // The step went well, and only its answer did not get through: it will be asked for again.
-            if isReady, let lost = error as? ChannelError, [.closed, .truncated, .timedOut].contains(lost.code) {
-                return
-            }
             // An ABORT in answer to ABORT would say that this migration is over, durably.
             if case .abort = message {
                 connection.channel.abort(ChannelError(.closed, "ABORT failed: \(error)"))
@@ -207,6 +210,15 @@ final class IncomingMigration: @unchecked Sendable {
                 try? await connection.send(.abort("\(message.name) failed on the destination: \(error)"))
             }
             connection.channel.abort(ChannelError(.closed, "\(message.name) failed: \(error)"))
+            return
+        }
+        guard let reply else { return }
+        do {
+            try await connection.send(reply)
+        } catch {
+            // The step went well, and only its answer did not get through: it will be asked for again.
+            log(.warning, "Migration \(id): the answer to \(message.name) did not get through: \(error)")
+            connection.channel.abort(ChannelError(.closed, "The answer to \(message.name) did not get through"))
         }
     }
 
@@ -218,12 +230,18 @@ final class IncomingMigration: @unchecked Sendable {
         log(.warning, "Migration \(id): \(reason)")
         // A QEMU whose stream was cut ends with EIO, and one that was killed without a word: the next STREAM starts another.
         if isReady, words.isEmpty || words.contains("Input/output error") { return }
+        // A stream that was damaged looks like one of another machine, but only once.
+        unexplainedEnds += 1
+        if isReady, unexplainedEnds < 2 { return }
         for connection in connections {
             Task(executorPreference: agent.loop) { try? await connection.send(.abort(reason)) }
         }
     }
 
-    private func handle(_ message: Message, _ connection: MessageConnection) async throws {
+    /// Carries out what a message asks for.
+    ///
+    /// - Returns: the answer; nil when there is none.
+    private func handle(_ message: Message, _ connection: MessageConnection) async throws -> Message? {
         switch (message, state) {
         case (.secrets(let values), .new), (.secrets(let values), .offered):
             for (id, text) in values {
@@ -232,45 +250,45 @@ final class IncomingMigration: @unchecked Sendable {
                 }
                 secrets[id] = try SecretBytes(wiping: &bytes)
             }
-        case (.offer(let offer), .new): try await accept(offer, connection)
-        case (.rehearsed(let rehearsed), .offered): try await proceed(rehearsed, connection)
+            return nil
+        case (.offer(let offer), .new): return try await accept(offer)
+        case (.rehearsed(let rehearsed), .offered): return try await proceed(rehearsed, connection)
         case (.mirrored, .offered):
-            try await images?.updateDigests(isUrgent: false)
-            try await connection.send(.mirrored)
-        case (.stream, .offered) where isReady:
-            let monitor = try await freshEmulator()
-            unlink(incomingSocket)
-            hasListened = true
-            try await monitor.migrateIncoming(socket: incomingSocket)
+            await endSettling()
+            isMemoryDue = true
+            try await images?.updateDigests(.running)
             settle()
-            try await connection.send(.stream)
+            return .mirrored
+        case (.stream, .offered) where isReady:
+            try await listen()
+            return .stream
         case (.prepared(let prepared), .offered), (.prepared(let prepared), .prepared):
             try await prepare(prepared)
-            try await connection.send(.prepared(.init()))
+            return .prepared(.init())
         case (.release(let release), .prepared), (.release(let release), .owner), (.release(let release), .done):
             do {
                 if state != .done { try await own(release) }
-                try await connection.send(.owned(.init(digests: ownedDigests)))
+                return .owned(.init(digests: ownedDigests))
             } catch let refused as Refusal {
-                try await connection.send(.refused(refused.reasons.joined(separator: "; ")))
+                return .refused(refused.reasons.joined(separator: "; "))
             }
         case (.release, .aborted):
             try makeRefusalDurable("It was given up here")
             guard let refusal else { throw GuestError("This migration was not begun here") }
-            try await connection.send(.refused(refusal))
+            return .refused(refusal)
         case (.done, .owner), (.done, .done):
             finish()
-            try await connection.send(.done)
+            return .done
         case (.abort(let reason), .new), (.abort(let reason), .offered):
             await giveUp(reason)
             try makeRefusalDurable(reason)
-            try await connection.send(.abort(reason))
+            return .abort(reason)
         case (.abort(let reason), .prepared) where !isOwnerInDoubt:
             try await refuse(reason)
-            try await connection.send(.abort(reason))
+            return .abort(reason)
         case (.abort(let reason), .aborted):
             try makeRefusalDurable(reason)
-            try await connection.send(.abort(reason))
+            return .abort(reason)
         default:
             throw ChannelError(.protocolViolation, "\(message.name) is not due in state \(state.rawValue)")
         }
@@ -278,60 +296,69 @@ final class IncomingMigration: @unchecked Sendable {
 
     // MARK: OFFER
 
-    private func accept(_ offer: Message.Offer, _ connection: MessageConnection) async throws {
+    private func accept(_ offer: Message.Offer) async throws -> Message {
         self.offer = offer
         state = .offered
-        try await answering(offer, connection) {
+        return try await answering(offer) {
             try begin(offer)
             let reasons = await check(offer)
             if !reasons.isEmpty { throw Refusal(reasons: reasons) }
-            try await connection.send(.shadow(try await startShadow(offer)))
+            return .shadow(try await startShadow(offer))
         }
     }
 
     /// Runs a step of an offer; what fails is told as the reason why the guest is not taken.
-    private func answering(
-        _ offer: Message.Offer,
-        _ connection: MessageConnection,
-        _ body: () async throws -> Void
-    ) async throws {
+    private func answering(_ offer: Message.Offer, _ body: () async throws -> Message) async throws -> Message {
         do {
-            try await body()
+            return try await body()
         } catch let error as ChannelError where error.code == .closed || error.code == .truncated {
             throw error
         } catch {
             let reasons = (error as? Refusal)?.reasons ?? ["\(error)"]
             log(.warning, "Migration \(id): refused guest '\(offer.guest)': \(reasons.joined(separator: "; "))")
             await giveUp(reasons.joined(separator: "; "))
-            try await connection.send(.ready(.init(reasons: reasons)))
+            return .ready(.init(reasons: reasons))
         }
     }
 
     /// The rehearsal is over: what it showed decides whether anything is made.
-    private func proceed(_ rehearsed: Message.Rehearsed, _ connection: MessageConnection) async throws {
+    private func proceed(_ rehearsed: Message.Rehearsed, _ connection: MessageConnection) async throws -> Message {
         guard let offer, shadow != nil else {
             throw ChannelError(.protocolViolation, "REHEARSED is not due in state \(state.rawValue)")
         }
-        try await answering(offer, connection) {
+        return try await answering(offer) {
             if let reason = await endShadow() { throw Refusal(reasons: [reason]) }
-            if offer.isRehearsal {
-                try await connection.send(.ready(.init()))
-                return
-            }
+            if offer.isRehearsal { return .ready(.init()) }
             let found = try await findFiles(offer, connection)
             let keeps = await keptBacking(offer, rehearsed)
             try await startGuest(offer, files: found, keepsBacking: keeps)
             isReady = true
             try save(offer)
+            settle()
             let exports = Dictionary(uniqueKeysWithValues: offer.disks.map { ($0.name, exportName($0)) })
-            try await connection.send(
-                .ready(.init(nbdPort: agent.nbdPort, exports: exports, keepsBacking: keeps.sorted()))
-            )
             log(.info, "Migration \(id): receiving guest '\(offer.guest)' from \(peer.name)")
+            return .ready(.init(nbdPort: agent.nbdPort, exports: exports, keepsBacking: keeps.sorted()))
         }
     }
 
     // MARK: STREAM
+
+    /// Has QEMU wait for the memory; one that ends meanwhile is replaced.
+    private func listen() async throws {
+        var attempts = 0
+        while true {
+            do {
+                let monitor = try await freshEmulator()
+                unlink(incomingSocket)
+                hasListened = true
+                return try await monitor.migrateIncoming(socket: incomingSocket)
+            } catch let error where monitor?.isConnected != true && state == .offered {
+                attempts += 1
+                guard attempts < 3 else { throw error }
+                log(.warning, "Migration \(id): QEMU ended before the memory came: \(error)")
+            }
+        }
+    }
 
     /// Carries one of QEMU's connections.
     func serveStream(_ connection: MessageConnection) async throws {

@@ -163,7 +163,13 @@ final class ControlConnection: @unchecked Sendable {
         do {
             try await connection.send(message)
         } catch {
-            throw failure ?? MigrationError(.failed, "The connection to the destination was lost: \(error)")
+            // What the destination said last may still be read, and says more.
+            let timer = loop.schedule(after: .milliseconds(500)) {
+                self.fail(MigrationError(.failed, "The connection to the destination was lost: \(error)"), isLost: true)
+            }
+            defer { timer.cancel() }
+            while failure == nil { await arrived.wait() }
+            throw failure ?? MigrationError(.failed, "\(error)")
         }
     }
 

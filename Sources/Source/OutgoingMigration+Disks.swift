@@ -23,7 +23,12 @@ extension OutgoingMigration {
                     connections: plan.connections,
                     size: disk.offer.size,
                     client: record?.process?.pid,
-                    endurance: .init(patience: .seconds(plan.patience), memory: plan.mirrorMemory, isFenced: true),
+                    endurance: .init(
+                        patience: .seconds(plan.patience),
+                        memory: plan.mirrorMemory,
+                        expected: disk.allocated,
+                        isFenced: true
+                    ),
                     on: dataLoops.next()
                 ) { [weak self] reason in
                     guard let self else { return }
@@ -92,6 +97,11 @@ extension OutgoingMigration {
             )
             disks[index].hasJob = true
         }
+        try await catchUp(monitor)
+    }
+
+    /// Waits until what is left of the disks can be sent while the guest is paused.
+    func catchUp(_ monitor: QMPClient) async throws {
         var meter = RateMeter()
         var dataMeter = RateMeter()
         var convergence = Convergence()
@@ -107,7 +117,7 @@ extension OutgoingMigration {
                 rate: meter.rate,
                 remaining: meter.rate > 0 ? Double(remaining) / meter.rate : nil
             )
-            if fits(remaining, dataMeter.peak) {
+            if !isAway, fits(remaining, max(dataMeter.peak, diskRate)) {
                 if disks.allSatisfy(\.isReady) { break }
                 // QEMU keeps a job that is limited in its speed waiting before it says that it is ready.
                 convergence.reset()
@@ -118,7 +128,7 @@ extension OutgoingMigration {
                 throw notConverged("disks", remaining, meter.rate)
             }
         }
-        diskRate = dataMeter.peak
+        diskRate = max(diskRate, dataMeter.peak)
     }
 
     /// Whether so many bytes of disk can be sent within the downtime limit.

@@ -38,7 +38,7 @@ extension OutgoingMigration {
         // throttle is kept from working until the rounds show that it is needed.
         try await monitor.setMigrationParameters([
             "max-bandwidth": .integer(plan.bandwidth == 0 ? 1 << 40 : Int64(plan.bandwidth)),
-            "downtime-limit": 1,
+            "downtime-limit": 0,
             "throttle-trigger-threshold": 100,
             "cpu-throttle-initial": 1,
             "cpu-throttle-increment": 1,
@@ -61,7 +61,11 @@ extension OutgoingMigration {
 
     /// The memory did not get through. As long as the mirrors are whole it is sent again, from its start.
     func memoryFailed(_ reason: String) {
-        guard areMirrorsWhole, memoryAttempts < Self.memoryAttemptsLimit else {
+        let trouble = memoryTrouble ?? .now
+        memoryTrouble = trouble
+        // A stream that breaks again and again while the destination answers is bounded as an outage is.
+        let isOver = memoryAttempts >= 2 && ContinuousClock.now - trouble > .seconds(plan.patience)
+        guard areMirrorsWhole, memoryAttempts < Self.memoryAttemptsLimit, !isOver else {
             return fail(MigrationError(.failed, reason))
         }
         if memoryFault == nil { memoryFault = MemoryLost(reason: reason) }
@@ -108,6 +112,7 @@ extension OutgoingMigration {
         let end = ContinuousClock.now + pause
         while ContinuousClock.now < end { try await wait(end - .now) }
         _ = try await connectedControl()
+        try await catchUp(monitor)
     }
 
     private func followMemory(_ monitor: QMPClient) async throws {
@@ -130,7 +135,7 @@ extension OutgoingMigration {
             let mayOpen = !isAway && fits(diskRemaining, max(disksMeter.peak, diskRate))
             if mayOpen != gateIsOpen {
                 gateIsOpen = mayOpen
-                let limit = mayOpen ? plan.downtimeLimit : 1
+                let limit = mayOpen ? plan.downtimeLimit : 0
                 try await monitor.setMigrationParameters(["downtime-limit": .integer(Int64(limit))])
             }
             if mayOpen || isAway {
@@ -170,6 +175,8 @@ extension OutgoingMigration {
     /// When this returns RELEASED is durable.
     func switchOver() async throws {
         guard let monitor, let journal else { return }
+        // QEMU pauses a guest that dirties nothing whatever the downtime limit is.
+        if isAway { memoryFailed("The destination is away, or has no space") }
         try checkMemory()
         try await closeMirrors(monitor)
         let prepared = Message.Prepared(proofs: try await proofs(), isFull: plan.verifiesFully)

@@ -36,6 +36,7 @@ extension OutgoingMigration {
             try journal.append(.offered(guest: plan.guest, destination: plan.host, order: migrations.nextOrder()))
             self.journal = journal
             try saveDisks()
+            try startWatchdog(monitor)
         }
         if !plan.isRehearsal { secrets = inspection.secrets }
         try await sendSecrets(control)

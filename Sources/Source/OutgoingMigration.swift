@@ -58,6 +58,8 @@ public final class OutgoingMigration: @unchecked Sendable {
     var areMirrorsWhole = true
     /// How often the memory was sent in vain.
     var memoryAttempts = 0
+    /// When it did not get through for the first time.
+    var memoryTrouble: ContinuousClock.Instant?
     static let memoryAttemptsLimit = 20
     /// Whether the destination may have said READY: it then waits for a source that it has lost.
     var isAwaited = false
@@ -163,7 +165,8 @@ public final class OutgoingMigration: @unchecked Sendable {
                     return try await self.connectAgain()
                 } catch let error as MigrationError {
                     last = error
-                    if error.code != .unreachable { return self.fail(error) }
+                    // A handshake that was damaged on the way looks like one that was refused, but does not stay.
+                    if error.code != .unreachable, error.code != .security { return self.fail(error) }
                 } catch { last = MigrationError(.failed, "\(error)") }
                 guard ContinuousClock.now < end else {
                     return self.fail(

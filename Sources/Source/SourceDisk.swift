@@ -36,6 +36,13 @@ struct SourceDisk {
     /// The name of the node that leads to the relay; at most 31 bytes.
     func targetNode(_ migration: String) -> String { "xdt-\(offer.name)-\(migration.suffix(6))" }
 
+    /// How many bytes of the disk are more than a hole, as far as the host knows.
+    var allocated: UInt64 {
+        var status = stat()
+        guard stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFREG else { return offer.size }
+        return min(UInt64(status.st_blocks) * 512, offer.size)
+    }
+
     /// Bytes that the destination does not have yet, what the relay holds included.
     var remaining: UInt64 {
         guard let job else { return offer.size }

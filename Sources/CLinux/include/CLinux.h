@@ -63,6 +63,8 @@ off_t xd_seek_hole(int fd, off_t offset);
 int xd_is_tmpfs(int fd);
 int xd_open_create_exclusive(const char *path);
 int xd_o_direct(void);
+/* The calling thread gets what processor time nobody else wants. */
+void xd_yield_to_others(void);
 /* An anonymous file in memory (memfd_create). */
 int xd_memory_file(const char *name);
 /* The unit of direct I/O on a device; 4096 for files. */

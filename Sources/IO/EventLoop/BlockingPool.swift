@@ -19,19 +19,26 @@ public final class BlockingPool: Sendable {
     /// access to a property over the wait on the condition.
     private nonisolated(unsafe) let shared: UnsafeMutablePointer<Shared>
     private let width: Int
+    private let isIdle: Bool
 
     /// The pool that the process shares.
     public static let shared = BlockingPool(width: 8)
 
     /// A pool for long work in the background, such as the digests of whole disks, which must not keep others from the
     /// shared one.
-    public static let background = BlockingPool(width: 2)
+    public static let background = BlockingPool(width: 4)
+
+    /// A pool for what may as well be done later: its threads only get what processor time nobody else wants.
+    public static let idle = BlockingPool(width: 2, isIdle: true)
 
     /// Makes a pool; its threads start as work arrives.
     ///
-    /// - Parameter width: how many threads at most.
-    public init(width: Int) {
+    /// - Parameters:
+    ///   - width: how many threads at most.
+    ///   - isIdle: whether its threads go after all others (`nice` 19). They must hold no lock that others wait for.
+    public init(width: Int, isIdle: Bool = false) {
         self.width = width
+        self.isIdle = isIdle
         lock = .allocate(capacity: 1)
         condition = .allocate(capacity: 1)
         shared = .allocate(capacity: 1)
@@ -83,6 +90,7 @@ public final class BlockingPool: Sendable {
 
     private func work() {
         xd_block_sigpipe()
+        if isIdle { xd_yield_to_others() }
         pthread_mutex_lock(lock)
         while true {
             if shared.pointee.head < shared.pointee.work.count {

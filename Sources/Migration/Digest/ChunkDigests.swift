@@ -2,15 +2,15 @@ internal import CLinux
 internal import Glibc
 internal import IO
 public import NBD
+internal import Synchronization
 internal import TLS
 
 /// The digests of an image's chunks, kept up to date while the image is written.
 ///
 /// A disk's digest is the SHA-256 over the SHA-256 values of its consecutive 64 KiB chunks, the last one as it is. The
-/// chunks are read back from the image. A pass clears a chunk's mark, then reads it; whoever changes a chunk marks it
-/// afterwards, so a chunk that changes while it is read is marked again.
+/// chunks are read back from the image, in passes; see `ChunkMarks` for what happens to a chunk that changes meanwhile.
 public final class ChunkDigests: WriteObserver, @unchecked Sendable {
-    // Unchecked: the marks are under a lock, and one pass at a time writes the digests.
+    // Unchecked: the marks are atomic, and one pass at a time writes the digests, each chunk's by one of its workers.
 
     /// The length of a chunk in bytes.
     public static let chunkSize: UInt64 = 64 << 10
@@ -22,7 +22,24 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
     private let digests: UnsafeMutableRawPointer
     /// The short checksums that are compared with the source's; see `ChunkSums`.
     private let sums: UnsafeMutablePointer<UInt64>
-    private let marks: Guarded<[UInt64]>
+    private let marks: ChunkMarks
+
+    /// One reading of what is marked, by one or several threads that share the work.
+    public final class Pass: Sendable {
+        private let next = Atomic<Int>(0)
+        fileprivate let isSettledOnly: Bool
+
+        /// Begins a pass. Only one at a time may be under way.
+        ///
+        /// - Parameter isSettledOnly: leaves out what was changed since the last such pass: it may well change again.
+        public init(isSettledOnly: Bool = false) { self.isSettledOnly = isSettledOnly }
+
+        /// Some words of marks that nobody else looks at.
+        fileprivate func take(of count: Int) -> Range<Int>? {
+            let first = next.wrappingAdd(4, ordering: .relaxed).oldValue
+            return first < count ? first..<min(first + 4, count) : nil
+        }
+    }
 
     /// Makes digests for an image of which nothing is known.
     ///
@@ -38,7 +55,7 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
         else { throw ChannelError(.system, "A disk of \(size) bytes is too large") }
         digests = memory
         sums = short.bindMemory(to: UInt64.self, capacity: max(chunks, 1))
-        marks = Guarded([UInt64](repeating: isBlank ? 0 : UInt64.max, count: (chunks + 63) / 64))
+        marks = ChunkMarks(chunks: chunks, areMarked: !isBlank)
     }
 
     deinit {
@@ -51,17 +68,10 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
         guard count > 0, chunks > 0 else { return }
         let first = Int(offset / Self.chunkSize)
         let last = min(Int((offset + count - 1) / Self.chunkSize), chunks - 1)
-        marks.withLock { marks in
-            var chunk = first
-            while chunk <= last {
-                if chunk % 64 == 0, chunk + 63 <= last {
-                    marks[chunk / 64] = UInt64.max
-                    chunk += 64
-                } else {
-                    marks[chunk / 64] |= 1 << UInt64(chunk % 64)
-                    chunk += 1
-                }
-            }
+        for word in (first / 64)...(last / 64) {
+            let low = word == first / 64 ? UInt64.max << UInt64(first % 64) : UInt64.max
+            let high = word == last / 64 ? UInt64.max >> UInt64(63 - last % 64) : UInt64.max
+            marks.mark(word, low & high)
         }
     }
 
@@ -71,54 +81,58 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
     ///
     /// - Parameters:
     ///   - path: the image.
+    ///   - pass: the pass of which this is one worker.
     ///   - shouldStop: is asked now and then; the pass then ends early, what is left stays marked.
-    /// - Returns: how many chunks were read.
+    /// - Returns: how many chunks were read here.
     @discardableResult
-    public func update(from path: String, shouldStop: () -> Bool = { false }) throws -> Int {
+    public func update(from path: String, in pass: Pass = Pass(), shouldStop: () -> Bool = { false }) throws -> Int {
         let file = try RawFile(path: path, readOnly: true)
         let source = try UncachedFile(path)
         let buffer = IOBuffer(capacity: Int(Self.chunkSize) * Self.chunksAtOnce)
         var read = 0
         var hole: Range<UInt64> = 0..<0
-        for word in 0..<((chunks + 63) / 64) {
-            var pending = marks.withLock { marks in
-                defer { marks[word] = 0 }
-                return marks[word]
+        while !shouldStop(), let words = pass.take(of: marks.words) {
+            for word in words {
+                var pending = pass.isSettledOnly ? marks.takeSettled(word) : marks.take(word)
+                // What was a hole before these marks were taken may have been written since.
+                hole = 0..<0
+                while pending != 0 {
+                    if shouldStop() {
+                        marks.mark(word, pending)
+                        return read
+                    }
+                    let bit = pending.trailingZeroBitCount
+                    let chunk = word * 64 + bit
+                    if chunk >= chunks { break }
+                    let start = UInt64(chunk) * Self.chunkSize
+                    if !(hole.lowerBound <= start && min(start + Self.chunkSize, size) <= hole.upperBound) {
+                        // Only the next data is looked for: looking for the end of data walks over all of it on tmpfs.
+                        hole = start..<min(max(file.nextData(from: start), start), size)
+                    }
+                    if hole.lowerBound <= start, min(start + Self.chunkSize, size) <= hole.upperBound {
+                        pending &= pending - 1
+                        setZero(chunk)
+                        continue
+                    }
+                    let run = min(
+                        min((~(pending >> UInt64(bit))).trailingZeroBitCount, Self.chunksAtOnce),
+                        chunks - chunk
+                    )
+                    let end = min(start + UInt64(run) * Self.chunkSize, size)
+                    do {
+                        try source.read(into: buffer.mutable(0..<Int(end - start)), at: start)
+                    } catch {
+                        marks.mark(word, pending)
+                        throw error
+                    }
+                    for index in 0..<run {
+                        pending &= pending - 1
+                        let from = index * Int(Self.chunkSize)
+                        take(chunk + index, buffer.bytes(from..<min(from + Int(Self.chunkSize), Int(end - start))))
+                    }
+                    read += run
+                }
             }
-            // What was a hole before these marks were cleared may have been written since.
-            hole = 0..<0
-            while pending != 0 {
-                let bit = pending.trailingZeroBitCount
-                let chunk = word * 64 + bit
-                if chunk >= chunks { break }
-                let start = UInt64(chunk) * Self.chunkSize
-                if !(hole.lowerBound <= start && min(start + Self.chunkSize, size) <= hole.upperBound) {
-                    // Only the next data is looked for: looking for the end of data walks over all of it on tmpfs.
-                    hole = start..<min(max(file.nextData(from: start), start), size)
-                }
-                if hole.lowerBound <= start, min(start + Self.chunkSize, size) <= hole.upperBound {
-                    pending &= pending - 1
-                    setZero(chunk)
-                    continue
-                }
-                let run = min(min((~(pending >> UInt64(bit))).trailingZeroBitCount, Self.chunksAtOnce), chunks - chunk)
-                for index in 0..<run { pending &= ~(1 << UInt64(bit + index)) }
-                let end = min(start + UInt64(run) * Self.chunkSize, size)
-                do {
-                    try source.read(into: buffer.mutable(0..<Int(end - start)), at: start)
-                } catch {
-                    didChange(start, end - start)
-                    let rest = pending
-                    marks.withLock { $0[word] |= rest }
-                    throw error
-                }
-                for index in 0..<run {
-                    let from = index * Int(Self.chunkSize)
-                    take(chunk + index, buffer.bytes(from..<min(from + Int(Self.chunkSize), Int(end - start))))
-                }
-                read += run
-            }
-            if word % 16 == 0, shouldStop() { return read }
         }
         return read
     }
@@ -140,7 +154,7 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
     }
 
     /// Whether anything was changed since it was read.
-    public var isStale: Bool { marks.withLock { $0.contains { $0 != 0 } } }
+    public var isStale: Bool { !marks.isEmpty }
 
     /// Marks everything, to be read once more.
     public func markAll() { didChange(0, size) }
@@ -212,18 +226,20 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
     /// Reads every marked chunk of a disk and takes its digest. A chunk that is marked while it is read stays marked.
     public func update(from disk: any BackEnd, shouldStop: () -> Bool = { false }) async throws {
         let buffer = IOBuffer(capacity: Int(Self.chunkSize))
-        for word in 0..<((chunks + 63) / 64) {
-            var pending = marks.withLock { marks in
-                defer { marks[word] = 0 }
-                return marks[word]
-            }
+        for word in 0..<marks.words {
+            var pending = marks.take(word)
             while pending != 0 {
                 let chunk = word * 64 + pending.trailingZeroBitCount
-                pending &= pending - 1
                 if chunk >= chunks { break }
                 let start = UInt64(chunk) * Self.chunkSize
                 let data = Payload(buffer, 0..<Int(min(Self.chunkSize, size - start)))
-                try await disk.readFully(into: data, at: start)
+                do {
+                    try await disk.readFully(into: data, at: start)
+                } catch {
+                    marks.mark(word, pending)
+                    throw error
+                }
+                pending &= pending - 1
                 take(chunk, data.bytes)
             }
             if shouldStop() { return }

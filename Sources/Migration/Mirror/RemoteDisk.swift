@@ -36,11 +36,19 @@ public struct MirrorEndurance: Sendable {
     public var patience: Duration
     /// How many bytes a mirror keeps in memory at most: what is under way, and what is not yet durable there.
     public var memory: Int
+    /// How many bytes are to be copied, as far as that is known: a hundredth of them may be sent twice in an outage.
+    public var expected: UInt64
     /// Whether the export has a new life under each `NAME#NUMBER`, so that what is left of lost connections is fenced.
     public var isFenced: Bool
 
     /// Makes limits.
-    public init(patience: Duration = .seconds(300), memory: Int = 64 << 20, isFenced: Bool = false) {
+    public init(
+        patience: Duration = .seconds(300),
+        memory: Int = 64 << 20,
+        expected: UInt64 = 0,
+        isFenced: Bool = false
+    ) {
+        self.expected = expected
         self.patience = patience
         self.memory = memory
         self.isFenced = isFenced
@@ -335,8 +343,11 @@ final class RemoteDisk: BackEnd, @unchecked Sendable {
     }
 
     /// How many bytes that the destination has acknowledged may not be durable there: what is sent again in the worst case. A
-    /// hundredth of what was copied, but enough for the disk to work on.
-    private var doubtLimit: Int { min(max(8 << 20, Int(clamping: counters.bytesSent / 100)), endurance.memory / 2) }
+    /// hundredth of what is copied in all, but enough for the disk to work on.
+    private var doubtLimit: Int {
+        let copied = max(endurance.expected, counters.bytesSent)
+        return min(max(8 << 20, Int(clamping: copied / 100)), endurance.memory / 2)
+    }
 
     /// Whether so many bytes more may be kept.
     private func hasRoom(_ bytes: Int) -> Bool {
