@@ -36,6 +36,8 @@ final class IncomingMigration: @unchecked Sendable {
     var journal: Journal?
     var guestLock: FileLock?
     var ownedDigests: [String: String] = [:]
+    /// When the guest was resumed by the RELEASE that is being answered.
+    var resumedAt: ContinuousClock.Instant?
     var finalDigests: Task<Void, any Error>?
     var files: FileReceiver?
     /// The blank copy of the guest, while its move is rehearsed.
@@ -268,7 +270,9 @@ final class IncomingMigration: @unchecked Sendable {
         case (.release(let release), .prepared), (.release(let release), .owner), (.release(let release), .done):
             do {
                 if state != .done { try await own(release) }
-                return .owned(.init(digests: ownedDigests))
+                let since = resumedAt.map { Double(($0.duration(to: .now)) / .milliseconds(1)) }
+                resumedAt = nil
+                return .owned(.init(digests: ownedDigests, sinceResumed: since))
             } catch let refused as Refusal {
                 return .refused(refused.reasons.joined(separator: "; "))
             }

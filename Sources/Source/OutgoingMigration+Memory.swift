@@ -38,7 +38,7 @@ extension OutgoingMigration {
         // throttle is kept from working until the rounds show that it is needed.
         try await monitor.setMigrationParameters([
             "max-bandwidth": .integer(plan.bandwidth == 0 ? 1 << 40 : Int64(plan.bandwidth)),
-            "downtime-limit": 0,
+            "downtime-limit": 1,
             "throttle-trigger-threshold": 100,
             "cpu-throttle-initial": 1,
             "cpu-throttle-increment": 1,
@@ -135,7 +135,7 @@ extension OutgoingMigration {
             let mayOpen = !isAway && fits(diskRemaining, max(disksMeter.peak, diskRate))
             if mayOpen != gateIsOpen {
                 gateIsOpen = mayOpen
-                let limit = mayOpen ? plan.downtimeLimit : 0
+                let limit = mayOpen ? plan.downtimeLimit : 1
                 try await monitor.setMigrationParameters(["downtime-limit": .integer(Int64(limit))])
             }
             if mayOpen || isAway {

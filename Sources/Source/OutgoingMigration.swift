@@ -538,7 +538,7 @@ public final class OutgoingMigration: @unchecked Sendable {
                 guard case .owned(let owned) = answer else {
                     throw MigrationError(.undecided, "it answered RELEASE with \(answer.name)")
                 }
-                if let stoppedAt { report.blackoutMS = milliseconds(since: stoppedAt) }
+                if let stoppedAt { report.blackoutMS = milliseconds(since: stoppedAt) - (owned.sinceResumed ?? 0) }
                 report.outcome = .migrated
                 for index in disks.indices {
                     report.disks[index].digestDestination = owned.digests[disks[index].offer.name]

@@ -167,7 +167,7 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
         var isKnown = true
         for run in proof.runs {
             guard run <= UInt64(chunks - chunk) else { return false }
-            for index in chunk..<(chunk + Int(run)) where isKnown { hash.add(sums[index]) }
+            if isKnown { hash.add(UnsafeBufferPointer(start: sums + chunk, count: Int(run))) }
             chunk += Int(run)
             isKnown.toggle()
         }
@@ -176,28 +176,23 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
 
     /// The disk's digest in hexadecimal. Only right while nothing is marked.
     public func digest() -> String {
-        let all = IOBuffer(capacity: max(chunks * HashAlgorithm.sha256.digestLength, 1))
-        let bytes = all.mutable(0..<(chunks * HashAlgorithm.sha256.digestLength))
-        let lastIsShort = size % Self.chunkSize != 0
-        for chunk in 0..<chunks {
-            let source = digests + chunk * HashAlgorithm.sha256.digestLength
-            let target = bytes.baseAddress! + chunk * HashAlgorithm.sha256.digestLength
-            if xd_is_zero(source, HashAlgorithm.sha256.digestLength) == 0 {
-                memcpy(target, source, HashAlgorithm.sha256.digestLength)
-            } else if lastIsShort, chunk == chunks - 1 {
-                let tail = HashAlgorithm.sha256.hash([UInt8](repeating: 0, count: Int(size % Self.chunkSize)))
-                tail.withUnsafeBytes { _ = memcpy(target, $0.baseAddress!, HashAlgorithm.sha256.digestLength) }
-            } else {
-                Self.zeroDigest.withUnsafeBytes {
-                    _ = memcpy(target, $0.baseAddress!, HashAlgorithm.sha256.digestLength)
-                }
+        let length = HashAlgorithm.sha256.digestLength
+        let part = 4096
+        let zeroes = [UInt8](repeating: 0, count: Int(size % Self.chunkSize))
+        let lastZeroDigest = zeroes.isEmpty ? Self.zeroDigest : HashAlgorithm.sha256.hash(zeroes)
+        let buffer = IOBuffer(capacity: part * length)
+        guard var hash = try? Hash(.sha256) else { preconditionFailure("SHA-256 is always there") }
+        for first in stride(from: 0, to: chunks, by: part) {
+            let count = min(part, chunks - first)
+            let bytes = buffer.mutable(0..<(count * length))
+            memcpy(bytes.baseAddress!, digests + first * length, count * length)
+            for index in 0..<count where xd_is_zero(bytes.baseAddress! + index * length, length) != 0 {
+                let digest = first + index == chunks - 1 ? lastZeroDigest : Self.zeroDigest
+                digest.withUnsafeBytes { _ = memcpy(bytes.baseAddress! + index * length, $0.baseAddress!, length) }
             }
+            hash.update(UnsafeRawBufferPointer(bytes))
         }
-        var result = [UInt8](repeating: 0, count: HashAlgorithm.sha256.digestLength)
-        result.withUnsafeMutableBytes {
-            HashAlgorithm.sha256.hash(UnsafeRawBufferPointer(bytes), into: $0.baseAddress!)
-        }
-        return result.hex
+        return hash.finish().hex
     }
 
     /// The digest of an image that nobody writes. Blocks: run it on the pool.

@@ -96,18 +96,25 @@ public final class ChunkSums: @unchecked Sendable {
         var proof = DiskProof(runs: [], sum: "")
         var hash = SumHash()
         var isKnown = true
-        var run: UInt64 = 0
-        for chunk in 0..<chunks {
-            let bit = known[chunk / 64] >> UInt64(chunk % 64) & 1 == 1
-            if bit != isKnown {
-                proof.runs.append(run)
-                run = 0
-                isKnown = bit
-            }
-            run += 1
-            if bit { hash.add(sums[chunk]) }
+        var begin = 0
+        var chunk = 0
+        while chunk < chunks {
+            let word = known[chunk / 64] >> UInt64(chunk % 64)
+            let same = min((isKnown ? ~word : word).trailingZeroBitCount, 64 - chunk % 64, chunks - chunk)
+            chunk += same
+            // The run goes on in the next word.
+            if same > 0, chunk < chunks, chunk % 64 == 0 { continue }
+            if chunk == chunks { break }
+            end(begin..<chunk)
+            begin = chunk
         }
-        proof.runs.append(run)
+        end(begin..<chunks)
+
+        func end(_ run: Range<Int>) {
+            if isKnown { hash.add(UnsafeBufferPointer(start: sums + run.lowerBound, count: run.count)) }
+            proof.runs.append(UInt64(run.count))
+            isKnown.toggle()
+        }
         proof.sum = hash.text
         return proof
     }
@@ -137,25 +144,14 @@ public struct DiskProof: Sendable, Hashable, Codable {
     }
 }
 
-/// A checksum of checksums.
+/// A checksum of checksums, run by run.
 struct SumHash {
-    private var values: [UInt64] = []
     private var sum: UInt64 = 0
 
-    mutating func add(_ value: UInt64) {
-        values.append(value)
-        if values.count == 8192 { fold() }
+    mutating func add(_ run: UnsafeBufferPointer<UInt64>) {
+        if run.isEmpty { return }
+        sum = XXH3_64bits_withSeed(run.baseAddress, run.count * 8, sum)
     }
 
-    private mutating func fold() {
-        values.insert(sum, at: 0)
-        sum = values.withUnsafeBytes { XXH3_64bits($0.baseAddress, $0.count) }
-        values.removeAll(keepingCapacity: true)
-    }
-
-    var text: String {
-        var copy = self
-        copy.fold()
-        return String(copy.sum, radix: 16)
-    }
+    var text: String { String(sum, radix: 16) }
 }

@@ -16,8 +16,11 @@ public enum JournalRecord: Sendable, Hashable, Codable {
     case prepared
     /// Source: the guest belongs to the destination; this side must not run it any more.
     case released
-    /// Destination: the guest belongs to this side. The digests are those of its disks at the switchover.
+    /// Destination: the guest belongs to this side. The digests are those of its disks at the switchover, as far as they were
+    /// known before it was resumed.
     case owner(digests: [String: String])
+    /// Destination: the digests of the disks at the switchover.
+    case digests([String: String])
     /// Source: the destination confirmed that it owns the guest.
     case confirmed
     /// Source: the destination has said that it will never run the guest, so it belongs to this side again.
@@ -65,15 +68,16 @@ extension Sequence<JournalRecord> {
     /// The digests with which the destination took the guest over; nil when it has not.
     public var ownerDigests: [String: String]? {
         var isDestination = false
+        var known: [String: String]?
         for record in self {
             switch record {
             case .accepted: isDestination = true
-            case .owner(let digests): return digests
-            case .taken: if isDestination { return [:] }
+            case .owner(let digests), .digests(let digests): known = digests
+            case .taken: if isDestination { known = known ?? [:] }
             default: break
             }
         }
-        return nil
+        return known
     }
 }
 

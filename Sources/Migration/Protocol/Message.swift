@@ -281,8 +281,13 @@ public enum Message: Sendable, Hashable {
     public struct Owned: Sendable, Hashable, Codable {
         /// The digests of the disks at the switchover, read back from the images.
         public var digests: [String: String]
+        /// How many milliseconds before this answer the guest was resumed; nil when it was earlier than for this RELEASE.
+        public var sinceResumed: Double?
         /// Makes an answer.
-        public init(digests: [String: String]) { self.digests = digests }
+        public init(digests: [String: String], sinceResumed: Double? = nil) {
+            self.digests = digests
+            self.sinceResumed = sinceResumed
+        }
     }
 
     /// The message's name on the wire.

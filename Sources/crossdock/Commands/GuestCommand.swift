@@ -125,6 +125,12 @@ struct GuestCommand: AsyncParsableCommand {
                     return try await GuestView.make(record, state: nil, monitor: monitor)
                 }
                 output("Guest '\(name)' is process \(view.process ?? 0); it was not touched.\n")
+                if let release = try common.migrations.release(of: name) {
+                    printError(
+                        "crossdock: Guest '\(name)' was released to \(release.destination) by migration \(release.migration) and "
+                            + "runs there. If this QEMU is the same guest, it must not run"
+                    )
+                }
                 if let monitor = view.monitor, monitor != socket {
                     printError("crossdock: \(socket) is held by another client; \(monitor) is used instead")
                 }
