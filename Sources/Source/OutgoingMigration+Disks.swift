@@ -61,17 +61,21 @@ extension OutgoingMigration {
     /// What the relays say of the disks, for the destination to compare with what it has.
     func proofs() async throws -> [String: DiskProof] {
         var proofs: [String: DiskProof] = [:]
+        // One message carries them all.
+        var room = 4 * DiskProof.maximumRuns
         for disk in disks {
             guard let relay = disk.relay else { continue }
             let proof = try await relay.rest()
             // What QEMU did not write in whole chunks is known to nobody but QEMU.
             let unknown = keepsBacking.contains(disk.offer.name) ? 0 : proof.unknown
-            if proof.runs.count > DiskProof.maximumRuns || unknown > 0 {
-                warn(
-                    "\(unknown) chunks of \(disk.offer.name) cannot be compared before the guest moves; --verify=full compares all"
-                )
+            let fits = proof.runs.count <= min(DiskProof.maximumRuns, room)
+            if !fits || unknown > 0 {
+                let what = fits ? "\(unknown) chunks of \(disk.offer.name)" : "The chunks of \(disk.offer.name)"
+                warn("\(what) cannot be compared before the guest moves; --verify=full compares all")
             }
-            if proof.runs.count <= DiskProof.maximumRuns { proofs[disk.offer.name] = proof }
+            guard fits else { continue }
+            room -= proof.runs.count
+            proofs[disk.offer.name] = proof
         }
         return proofs
     }

@@ -105,12 +105,7 @@ struct StatusCommand: AsyncParsableCommand {
         }
     }
 
-    private func isAgentRunning(_ id: String) -> Bool {
-        guard let bytes = try? DurableFile.read("\(common.migrations.directory(of: id))/agent.json"),
-            let process = JSONText.decode(EmulatorProcess.self, from: bytes)
-        else { return false }
-        return process.isRunning
-    }
+    private func isAgentRunning(_ id: String) -> Bool { Recovery.process(of: id, common.migrations, "agent") != nil }
 
     private func lastPhase(_ id: String) -> String? {
         guard let bytes = try? DurableFile.read(common.migrations.events(of: id)) else { return nil }
