@@ -50,6 +50,8 @@ extension OutgoingMigration {
         disks[index].isAway = reason != nil
         if let reason {
             warn("\(name): \(reason). The guest runs on; trying again for \(plan.patience) s")
+            // QEMU pauses a guest that dirties nothing whatever the downtime limit is, and then waits for the mirrors.
+            if isSendingMemory, stoppedAt == nil { memoryFailed("The destination is away, or has no space") }
         } else {
             warn("\(name): the copy goes on")
         }

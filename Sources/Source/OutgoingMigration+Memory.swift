@@ -77,6 +77,8 @@ extension OutgoingMigration {
         while true {
             do {
                 enter("memory")
+                isSendingMemory = true
+                defer { isSendingMemory = false }
                 try await sendMemory()
                 enter("switchover")
                 try await switchOver()
@@ -93,15 +95,18 @@ extension OutgoingMigration {
         guard let monitor else { return }
         memoryAttempts += 1
         stream?.abort(reason)
-        try await monitor.cancelMigration()
-        while true {
+        if hasMigrationStarted { try await monitor.cancelMigration() }
+        // Before that QEMU reports how the guest came to this host.
+        while hasMigrationStarted {
             let state = try await monitor.migrationState()
             if ["cancelled", "failed", "none"].contains(state.status) { break }
             guard state.status != "completed" else { throw MigrationError(.failed, reason) }
             await loop.sleep(for: .milliseconds(5))
             if let fault { throw fault }
         }
-        guard await resume(monitor) else { throw MigrationError(.failed, reason) }
+        if hasMigrationStarted {
+            guard await resume(monitor) else { throw MigrationError(.failed, reason) }
+        }
         deadline?.cancel()
         stoppedAt = nil
         isAtSwitchover = false
@@ -175,7 +180,7 @@ extension OutgoingMigration {
     /// When this returns RELEASED is durable.
     func switchOver() async throws {
         guard let monitor, let journal else { return }
-        // QEMU pauses a guest that dirties nothing whatever the downtime limit is.
+        // The loss was noticed when the guest was paused already.
         if isAway { memoryFailed("The destination is away, or has no space") }
         try checkMemory()
         try await closeMirrors(monitor)

@@ -32,11 +32,12 @@ extension OutgoingMigration {
         let link = try await probe(control)
         if !plan.isRehearsal {
             try DurableFile.makeDirectory(migrations.directory(of: plan.id))
+            // An agent that dies with an open journal has somebody who closes it.
+            try startWatchdog(monitor)
             let journal = try Journal(creating: migrations.journal(of: plan.id))
             try journal.append(.offered(guest: plan.guest, destination: plan.host, order: migrations.nextOrder()))
             self.journal = journal
             try saveDisks()
-            try startWatchdog(monitor)
         }
         if !plan.isRehearsal { secrets = inspection.secrets }
         try await sendSecrets(control)

@@ -120,10 +120,11 @@ extension OutgoingMigration {
         mayBePrepared = true
         let reason = MigrationError(.failed, "The source agent ended before the guest was released")
         if let monitor {
-            let state = try? await monitor.migrationState()
-            hasMigrationStarted = ["setup", "active", "pre-switchover", "device", "completed", "cancelling"]
-                .contains(state?.status ?? "")
-            if await (try? monitor.status()) != "running" { hasMigrationStarted = true }
+            let state = (try? await monitor.migrationState())?.status ?? "none"
+            let status = (try? await monitor.status()) ?? ""
+            hasMigrationStarted =
+                ["setup", "active", "pre-switchover", "device", "cancelling"].contains(state)
+                || SwitchoverWatchdog.isPause(status, ofMigration: state)
             if hasMigrationStarted { _ = try? await monitor.cancelMigration() }
             try? await clearLeftovers(monitor)
         }

@@ -56,6 +56,8 @@ public final class OutgoingMigration: @unchecked Sendable {
     var isInDoubt = false
     /// Whether every disk is still mirrored, so that the memory can be sent again.
     var areMirrorsWhole = true
+    /// Whether QEMU may pause the guest at any moment.
+    var isSendingMemory = false
     /// How often the memory was sent in vain.
     var memoryAttempts = 0
     /// When it did not get through for the first time.
@@ -538,7 +540,9 @@ public final class OutgoingMigration: @unchecked Sendable {
                 guard case .owned(let owned) = answer else {
                     throw MigrationError(.undecided, "it answered RELEASE with \(answer.name)")
                 }
-                if let stoppedAt { report.blackoutMS = milliseconds(since: stoppedAt) - (owned.sinceResumed ?? 0) }
+                if let stoppedAt {
+                    report.blackoutMS = max(0, milliseconds(since: stoppedAt) - max(0, owned.sinceResumed ?? 0))
+                }
                 report.outcome = .migrated
                 for index in disks.indices {
                     report.disks[index].digestDestination = owned.digests[disks[index].offer.name]

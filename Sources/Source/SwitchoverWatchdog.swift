@@ -41,6 +41,19 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
     private static func patience(_ deadline: Int) -> Int { max(deadline, 3000) }
     private static let interval = Duration.milliseconds(100)
 
+    /// Whether a guest that does not run was paused by a migration of its own, not by somebody else.
+    ///
+    /// - Parameters:
+    ///   - status: what `query-status` says.
+    ///   - migration: what `query-migrate` says; of a guest that came by a migration that is `completed` until it leaves.
+    static func isPause(_ status: String, ofMigration migration: String) -> Bool {
+        switch status {
+        case "postmigrate", "finish-migrate": true
+        case "paused": migration != "none" && migration != "completed"
+        default: false
+        }
+    }
+
     /// Starts it. Called on the loop that must not stand still.
     ///
     /// - Parameters:
@@ -197,11 +210,9 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
                 if status == "running" { return }
                 let state = try? await client.migrationState().status
                 // QEMU resumes it by itself after a cancellation; at the end of a migration it does not.
-                if status == "postmigrate" || status == "paused",
-                    ["completed", "cancelled", "failed", "none"].contains(state)
-                {
-                    _ = try? await client.resume()
-                }
+                guard let status, let state else { continue }
+                if !Self.isPause(status, ofMigration: state) { return }
+                if ["completed", "cancelled", "failed"].contains(state) { _ = try? await client.resume() }
                 await loop.sleep(for: .milliseconds(2))
             }
         }

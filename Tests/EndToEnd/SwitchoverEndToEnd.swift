@@ -57,6 +57,25 @@ struct SwitchoverEndToEnd {
         #expect(status.output.contains("rolled back"), "\(status.all)")
     }
 
+    @Test func aGuestThatSomebodyElsePausedStaysPausedWhenTheSourceAgentDies() async throws {
+        let lab = try Lab()
+        try await lab.startDestination()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 64, data: 16)
+        try await lab.startLinuxGuest(disks: [disk])
+        let migration = try lab.beginMigration(more: ["--bandwidth", "4000000"])
+        try await migration.wait(for: "the copy") { migration.output.contains("copying disks") }
+        try await lab.monitor("a") { _ = try await $0.execute("stop") }
+        let agent = try lab.sourceAgent()
+        agent.signal(SIGKILL)
+        let result = try await migration.finish(seconds: 60)
+        #expect(result.code == MigrationError.Code.failed.rawValue, "\(result.all)")
+        try await eventually("the watchdog has rolled back") {
+            let status = try await lab.crossdock(["status", "--state-dir", lab.state("a")])
+            return status.output.contains("rolled back")
+        }
+        #expect(try await lab.leftAtSource() == ["the guest is paused"])
+    }
+
     /// The copy was damaged after it was written and before it was read back.
     @Test func aDamagedCopyIsNotRun() async throws {
         let lab = try Lab()

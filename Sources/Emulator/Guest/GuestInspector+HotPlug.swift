@@ -1,0 +1,274 @@
+internal import TLS
+
+extension GuestInspector {
+    func ids(_ name: String) -> Set<String> {
+        Set(options.filter { $0.name == name }.compactMap { $0.value("id") })
+    }
+
+    mutating func followHotPlug(_ graph: BlockGraph) async throws {
+        let devices = try await monitor.members(of: "/machine/peripheral").filter { $0.childType != nil }
+        let present = Set(devices.map(\.name))
+        options.removeAll { option in
+            guard option.name == "device", let id = option.value("id"), !present.contains(id) else { return false }
+            result.changes.append("-device \(option.argument ?? ""): unplugged, left out")
+            return true
+        }
+        let drives = Set(graph.drives.map(\.name))
+        options.removeAll { option in
+            switch option.name {
+            case "drive":
+                guard let id = option.value("id"), option.value("if") == "none", !drives.contains(id) else {
+                    return false
+                }
+                result.changes.append("-drive \(option.argument ?? ""): removed, left out")
+                return true
+            case "blockdev":
+                guard let name = option.value("node-name"), graph.nodes[name] == nil else { return false }
+                result.changes.append("-blockdev \(option.argument ?? ""): removed, left out")
+                return true
+            default: return false
+            }
+        }
+        try await addObjects()
+        try await addCharacterDevices()
+        try await addNetworks()
+        let known = ids("device")
+        // A device is plugged into another one that was there before it.
+        let added = devices.filter { !known.contains($0.name) }
+        for device in added { try await addDevice(device.name, device.childType ?? "", graph) }
+        let anonymous = try await monitor.members(of: "/machine/peripheral-anon").filter { $0.childType != nil }
+        for device in anonymous {
+            let path = "/machine/peripheral-anon/\(device.name)"
+            if try await monitor.property("hotplugged", of: path)?.bool == true {
+                block(
+                    "The device \(device.childType ?? "") was plugged in without an id; unplug it, and plug it in with one"
+                )
+            }
+        }
+    }
+
+    /// A disc that was ejected or changed since is the one that the guest has now.
+    mutating func followMedia(_ graph: BlockGraph) throws {
+        func medium(_ drive: BlockGraph.Drive) -> String? {
+            drive.node.flatMap { graph.disk(of: $0) }.map { $0.isLocal ? resolve($0.path) : $0.path }
+        }
+        let present = Set(graph.drives.compactMap(medium))
+        var unnamed = graph.drives.filter { drive in
+            drive.isRemovable && !options.contains { $0.name == "drive" && $0.value("id") == drive.name }
+                && medium(drive).map { path in !options.contains { $0.argument?.contains(path) == true } } ?? true
+        }
+        for index in options.indices {
+            let option = options[index]
+            let settings = option.name == "drive" ? try BlockOptions(parsing: option.argument ?? "") : nil
+            let given = option.name == "cdrom" ? option.argument : settings?["file"]
+            guard option.name == "cdrom" || settings?["media"] == "cdrom" || settings?["if"] == "floppy", let given,
+                !given.isEmpty,
+                !GuestCommandLine.isNetwork(given), !present.contains(resolve(given))
+            else { continue }
+            let drive = settings?["id"].flatMap { id in graph.drives.first { $0.name == id } }
+            guard let now = drive ?? (unnamed.count == 1 ? unnamed[0] : nil) else {
+                throw GuestError(
+                    "The disc \(given) of -\(option.name) is not in the guest's drive any more; put it back first"
+                )
+            }
+            unnamed.removeAll { $0.name == now.name }
+            var changed = try settings ?? BlockOptions(parsing: "index=2,media=cdrom")
+            let disk = now.node.flatMap { graph.disk(of: $0) }
+            if let disk, !disk.isLocal {
+                throw GuestError(
+                    "The disc in the drive of -\(option.name) \(given) was changed for one on the network; eject it first"
+                )
+            }
+            for key in ["file", "format", "driver"] { changed.remove(key) }
+            if let disk {
+                changed.set("file", .string(resolve(disk.path)))
+                changed.set("format", .string(disk.format))
+            }
+            options[index] = GuestOption("drive", changed.text)
+            note("-\(option.name) \(given): the drive \(disk.map { "has \($0.path)" } ?? "is empty") now")
+        }
+    }
+
+    private static let plainObjects: Set<String> = [
+        "iothread", "memory-backend-ram", "memory-backend-memfd", "secret", "rng-random", "rng-builtin",
+        "throttle-group",
+        "tls-creds-x509", "tls-creds-psk", "tls-creds-anon", "cryptodev-backend-builtin",
+    ]
+
+    private mutating func addObjects() async throws {
+        let known = ids("object")
+        let standard = try await monitor.execute("query-machines").array.compactMap { $0["default-ram-id"]?.string }
+        for object in try await monitor.members(of: "/objects") {
+            guard let type = object.childType, !known.contains(object.name), !standard.contains(object.name) else {
+                continue
+            }
+            if object.name == MasterKey.id { continue }
+            guard Self.plainObjects.contains(type) else {
+                block("The object '\(object.name)' of type \(type) was added at run time and cannot be described")
+                continue
+            }
+            let path = "/objects/\(object.name)"
+            var parts = ["\(type),id=\(object.name)"]
+            let names: [String: [String]] = [
+                "memory-backend-ram": ["size", "share"], "memory-backend-memfd": ["size", "share"],
+                "rng-random": ["filename"], "iothread": [], "secret": ["format", "file", "data", "keyid", "iv"],
+                "tls-creds-x509": ["endpoint", "dir", "verify-peer", "passwordid"],
+                "tls-creds-psk": ["endpoint", "dir", "username"], "tls-creds-anon": ["endpoint"],
+            ]
+            for name in names[type] ?? [] {
+                guard let value = try await monitor.property(name, of: path) else { continue }
+                switch value {
+                case .string(let text) where !text.isEmpty: parts.append("\(name)=\(KeyValue.escape(text))")
+                case .bool(let flag): parts.append("\(name)=\(flag ? "on" : "off")")
+                case .integer(let number): parts.append("\(name)=\(number)")
+                default: break
+                }
+            }
+            let option = GuestOption("object", parts.joined(separator: ","))
+            options.append(option)
+            note("-object \(parts[0]): added at run time")
+        }
+    }
+
+    private mutating func addCharacterDevices() async throws {
+        let known = ids("chardev")
+        let automatic = ["compat_monitor", "serial", "parallel", "gdb", "debugcon", "crossdock-"]
+        for device in try await monitor.execute("query-chardev").array {
+            guard let label = device["label"]?.string, !known.contains(label),
+                !automatic.contains(where: label.hasPrefix), let name = device["filename"]?.string
+            else { continue }
+            let argument: String
+            if let socket = CharacterSocket(device) {
+                argument =
+                    "socket,id=\(label),path=\(KeyValue.escape(socket.path))"
+                    + (socket.isServer ? ",server=on,wait=off" : "")
+            } else if name == "null" {
+                argument = "null,id=\(label)"
+            } else if name.hasPrefix("pty:") || name.hasPrefix("pty") {
+                argument = "pty,id=\(label)"
+            } else if name == "vc" || name == "spicevmc" || name == "mux" || name.hasPrefix("gdb") {
+                continue
+            } else if name == "file" {
+                block(
+                    "The character device '\(label)' was added at run time and writes to a file that QEMU does not tell"
+                )
+                continue
+            } else {
+                block("The character device '\(label)' (\(name)) was added at run time and cannot be described")
+                continue
+            }
+            options.append(GuestOption("chardev", argument))
+            note("-chardev \(argument): added at run time")
+        }
+    }
+
+    private mutating func addNetworks() async throws {
+        let known = ids("netdev").union(ids("nic")).union(ids("net"))
+        let text = try await monitor.execute("human-monitor-command", ["command-line": "info network"]).string ?? ""
+        for raw in text.split(whereSeparator: \.isNewline) {
+            var line = raw.trimmed
+            if line.hasPrefix("\\ ") { line = String(line.dropFirst(2)) }
+            guard let colon = line.firstRange(of: ": index="), !line.contains("type=nic") else { continue }
+            let id = String(line[..<colon.lowerBound])
+            let settings = String(line[line.index(colon.lowerBound, offsetBy: 2)...])
+            guard let type = BlockOptions.value(of: "type", in: settings), !known.contains(id),
+                // QEMU's own networks, of -net and -nic and by default, have names that nobody can give.
+                id.first?.isLetter == true, id.allSatisfy({ $0.isLetter || $0.isNumber || "._-".contains($0) })
+            else { continue }
+            let argument: String
+            if type == "user" {
+                argument = "user,id=\(id)"
+            } else if type == "tap",
+                let interface = BlockOptions.value(of: "ifname", in: settings),
+                line.contains("script=no,downscript=no")
+            {
+                argument = "tap,id=\(id),ifname=\(interface),script=no,downscript=no"
+            } else {
+                block("The network back end '\(id)' (\(type)) was added at run time and cannot be described")
+                continue
+            }
+            options.append(GuestOption("netdev", argument))
+            note("-netdev \(argument): added at run time")
+        }
+    }
+
+    private mutating func addDevice(_ id: String, _ type: String, _ graph: BlockGraph) async throws {
+        let path = "/machine/peripheral/\(id)"
+        var settings: [String: JSONValue] = ["driver": .string(type), "id": .string(id)]
+        if type.hasSuffix("-cpu") {
+            for name in ["socket-id", "die-id", "core-id", "thread-id"] {
+                if let value = try await monitor.property(name, of: path)?.integer, value >= 0 {
+                    settings[name] = .integer(value)
+                }
+            }
+        } else {
+            for (name, kind, standard) in try await monitor.deviceProperties(type) {
+                guard !kind.hasPrefix("child<"), let value = try await monitor.property(name, of: path),
+                    value != standard
+                else { continue }
+                if let text = value.string, text.isEmpty { continue }
+                // Numbers without a default tell something that the device has worked out, but for one.
+                if standard == nil, value.integer != nil, name != "bootindex" || value == .integer(-1) { continue }
+                if name == "addr", kind == "int32", let number = value.integer {
+                    settings[name] = .string(Self.address(number))
+                } else if kind.hasPrefix("link<") {
+                    settings[name] = .string(value.string?.split(separator: "/").last.map(String.init) ?? "")
+                } else if [.null].contains(value) || !value.object.isEmpty || !value.array.isEmpty {
+                    continue
+                } else {
+                    settings[name] = value
+                }
+            }
+            if let bus = try await monitor.property("parent_bus", of: path)?.string?.split(separator: "/").last {
+                settings["bus"] = .string(String(bus))
+            }
+        }
+        if let drive = settings["drive"]?.string { try addDrive(drive, graph) }
+        options.append(GuestOption("device", JSONValue.object(settings).text))
+        note("-device \(type),id=\(id): plugged in at run time")
+    }
+
+    static func address(_ number: Int64) -> String {
+        "\(String(number >> 3, radix: 16)).\(String(number & 7, radix: 16))"
+    }
+
+    /// The definition of a disk that was plugged in, from what it is now.
+    private mutating func addDrive(_ name: String, _ graph: BlockGraph) throws {
+        let isNode = graph.nodes[name] != nil
+        if isNode, options.contains(where: { $0.name == "blockdev" && $0.value("node-name") == name }) { return }
+        if !isNode, ids("drive").contains(name) { return }
+        let outermost = isNode ? name : graph.drives.first { $0.name == name }?.node
+        guard let outermost, let disk = graph.disk(of: outermost), let node = graph.nodes[disk.node] else {
+            throw GuestError("The disk '\(name)', plugged in at run time, cannot be described")
+        }
+        guard disk.isLocal else {
+            throw GuestError("The disk '\(name)', plugged in at run time, is on the network and cannot be described")
+        }
+        guard !disk.isEncrypted else {
+            throw GuestError("The disk '\(name)', plugged in at run time, is encrypted and cannot be described")
+        }
+        let cache: JSONValue = ["direct": .bool(node.isDirect), "no-flush": .bool(node.ignoresFlush)]
+        var file: [String: JSONValue] = [
+            "driver": .string(disk.protocolDriver), "filename": .string(resolve(disk.path)), "cache": cache,
+            "discard": "unmap",
+        ]
+        if disk.protocolNode != name, !disk.protocolNode.hasPrefix("#") {
+            file["node-name"] = .string(disk.protocolNode)
+        }
+        let argument: String
+        if isNode {
+            let definition: [String: JSONValue] = [
+                "driver": .string(disk.format), "node-name": .string(name), "file": .object(file), "cache": cache,
+                "discard": "unmap", "read-only": .bool(disk.isReadOnly), "detect-zeroes": .string(node.detectZeroes),
+            ]
+            argument = JSONValue.object(definition).text
+            options.append(GuestOption("blockdev", argument))
+        } else {
+            argument =
+                "if=none,id=\(name),file=\(KeyValue.escape(resolve(disk.path))),format=\(disk.format),discard=unmap"
+                + ",cache=\(node.isDirect ? "none" : "writeback")\(disk.isReadOnly ? ",readonly=on" : "")"
+            options.append(GuestOption("drive", argument))
+        }
+        note("\(isNode ? "-blockdev" : "-drive") \(name): plugged in at run time")
+    }
+}
