@@ -90,6 +90,34 @@ struct QMPClientTests {
         }
     }
 
+    /// What QEMU still had to say to the client before this one.
+    @Test func whatWasMeantForAnEarlierClientComesBeforeTheGreeting() async throws {
+        try await onLoop { loop in
+            let directory = try TestDirectory()
+            let address = SocketAddress.unix(path: directory.file("s"))
+            let listener = try await Listener.listen(on: address, loop: loop)
+            let serving = Task(executorPreference: loop) {
+                let channel = try await listener.accept()
+                let text = """
+                    {"event": "RTC_CHANGE", "data": {"offset": 3600}, "timestamp": {"seconds": 1, "microseconds": 0}}
+                    {"return": {}, "id": "of-another"}
+                    {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 1}}, "capabilities": []}}
+
+                    """
+                try await channel.write(Array(text.utf8))
+                let lines = LineReader(channel, limit: 100_000)
+                let request = try JSONValue(parsing: try await lines.next() ?? [])
+                try await channel.write(Array("{\"return\": {}, \"id\": \"\(request["id"]?.string ?? "")\"}\n".utf8))
+                return channel
+            }
+            let client = try await QMPClient.connect(to: directory.file("s"), on: loop, timeout: .seconds(5))
+            #expect(client.version == "7.2.1")
+            client.close()
+            try await serving.value.close()
+            listener.close()
+        }
+    }
+
     @Test func aLineWithoutEndIsNotStoredWithoutBound() async throws {
         try await onLoop { loop in
             let (near, far) = MemoryChannel.pair(on: loop)
