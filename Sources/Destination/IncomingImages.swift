@@ -27,6 +27,7 @@ final class IncomingImages: @unchecked Sendable {
     private let directory: String
     private let loops: EventLoopGroup
     private let isStopped = Atomic<Bool>(false)
+    private let isPassUnwanted = Atomic<Bool>(false)
     /// Changes with every agent: what an earlier one acknowledged and did not make durable may be gone.
     private let generation: String
 
@@ -250,17 +251,21 @@ final class IncomingImages: @unchecked Sendable {
                 try await withThrowingDiscardingTaskGroup { group in
                     for _ in 0..<occasion.workers {
                         group.addTask {
-                            _ = try await occasion.pool.run {
-                                try digests.update(from: path, in: pass) { self.isStopped.load(ordering: .relaxed) }
+                            // Others want the threads too, and theirs may be a guest that is paused.
+                            while !pass.isOver(digests), !self.mustStop {
+                                _ = try await occasion.pool.run {
+                                    try digests.update(from: path, in: pass, limit: 1024) { self.mustStop }
+                                }
                             }
                         }
                     }
                 }
             } else if let contents = image.open?.contents, occasion != .copying {
                 try await loops.next().run {
-                    try await digests.update(from: contents) { self.isStopped.load(ordering: .relaxed) }
+                    try await digests.update(from: contents) { self.mustStop }
                 }
             }
+            if mustStop { return }
             if occasion != .paused { _ = await occasion.pool.value { Self.dropCache(path) } }
         }
     }
@@ -274,11 +279,13 @@ final class IncomingImages: @unchecked Sendable {
         close(fd)
     }
 
-    /// Lets a pass end early, since its result is no longer wanted. From any thread.
+    private var mustStop: Bool { isStopped.load(ordering: .relaxed) || isPassUnwanted.load(ordering: .relaxed) }
+
+    /// Lets every pass end early from now on, since their results are no longer wanted. From any thread.
     func stopDigests() { isStopped.store(true, ordering: .relaxed) }
 
-    /// Lets the next pass go to its end again.
-    func allowDigests() { isStopped.store(false, ordering: .relaxed) }
+    /// Lets the pass that is under way end early; with false the next one goes to its end again.
+    func interruptPass(_ mustEnd: Bool) { isPassUnwanted.store(mustEnd, ordering: .relaxed) }
 
     /// Whether something was written since it was read.
     var isStale: Bool { images.contains { $0.digests.isStale } }

@@ -28,9 +28,9 @@ extension IncomingMigration {
         maySettle = false
         settleTimer?.cancel()
         guard let settling else { return }
-        images?.stopDigests()
+        images?.interruptPass(true)
         await settling.value
-        images?.allowDigests()
+        images?.interruptPass(false)
     }
 
     func prepare(_ prepared: Message.Prepared) async throws {
@@ -99,16 +99,16 @@ extension IncomingMigration {
             }
             try decide(journal, .owner(digests: ownedDigests))
             log(.info, "Migration \(id): this host owns guest '\(offer.guest)' now")
-            try await resumeGuest()
-            resumedAt = .now
-            // Nothing depends on them but the report, so the guest does not wait for those of a large disk.
-            if ownedDigests.isEmpty, let digests = try? await images?.digests() {
-                ownedDigests = digests
-                try? journal.append(.digests(digests))
-            }
-            return
         }
         try await resumeGuest()
+        await takeOwnedDigests()
+    }
+
+    /// Nothing depends on the digests but the report, so the guest does not wait for those of a large disk.
+    private func takeOwnedDigests() async {
+        guard ownedDigests.isEmpty, let digests = try? await images?.digests(), !digests.isEmpty else { return }
+        ownedDigests = digests
+        try? journal?.append(.digests(digests))
     }
 
     private func decide(_ journal: Journal, _ record: JournalRecord) throws {
@@ -132,6 +132,7 @@ extension IncomingMigration {
         try decide(journal, .taken(by: operatorName))
         log(.warning, "Migration \(id): \(operatorName) has taken guest '\(offer.guest)' for this host")
         try await resumeGuest()
+        await takeOwnedDigests()
         if connections.isEmpty { finish() }
         return offer.guest
     }
@@ -174,6 +175,7 @@ extension IncomingMigration {
         let monitor = try await connectMonitor()
         await images?.release()
         try await run(monitor)
+        if !runsHere { resumedAt = .now }
         runsHere = true
         record.released = nil
         try agent.guests.save(record)

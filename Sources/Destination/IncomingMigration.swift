@@ -36,7 +36,7 @@ final class IncomingMigration: @unchecked Sendable {
     var journal: Journal?
     var guestLock: FileLock?
     var ownedDigests: [String: String] = [:]
-    /// When the guest was resumed by the RELEASE that is being answered.
+    /// When this agent resumed the guest.
     var resumedAt: ContinuousClock.Instant?
     var finalDigests: Task<Void, any Error>?
     var files: FileReceiver?
@@ -262,7 +262,10 @@ final class IncomingMigration: @unchecked Sendable {
             settle()
             return .mirrored
         case (.stream, .offered) where isReady:
+            // An agent that took the place of another one begins here.
+            isMemoryDue = true
             try await listen()
+            settle()
             return .stream
         case (.prepared(let prepared), .offered), (.prepared(let prepared), .prepared):
             try await prepare(prepared)
@@ -271,7 +274,6 @@ final class IncomingMigration: @unchecked Sendable {
             do {
                 if state != .done { try await own(release) }
                 let since = resumedAt.map { Double(($0.duration(to: .now)) / .milliseconds(1)) }
-                resumedAt = nil
                 return .owned(.init(digests: ownedDigests, sinceResumed: since))
             } catch let refused as Refusal {
                 return .refused(refused.reasons.joined(separator: "; "))
@@ -424,7 +426,9 @@ final class IncomingMigration: @unchecked Sendable {
             if hasStarted {
                 // QEMU's process is recorded before its monitor answers.
                 let known = (try? agent.guests.load(offer.guest)) ?? nil
-                await (record?.process ?? known?.process)?.terminate()
+                // It may be replaced at this moment.
+                await record?.process?.terminate()
+                await known?.process?.terminate()
                 agent.guests.remove(offer.guest)
                 if let previous { try? agent.guests.save(previous) }
             }

@@ -193,6 +193,7 @@ extension OutgoingMigration {
         guard case .mirrored = answer else {
             throw MigrationError(.failed, "The destination answered MIRRORED with \(answer.name)")
         }
+        verifiedReconnects = report.reconnects
         if let fault { throw fault }
     }
 

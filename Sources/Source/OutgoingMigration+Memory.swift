@@ -61,6 +61,8 @@ extension OutgoingMigration {
 
     /// The memory did not get through. As long as the mirrors are whole it is sent again, from its start.
     func memoryFailed(_ reason: String) {
+        // An attempt that went well for long has nothing to do with the trouble before it.
+        if let began = attemptBegan, ContinuousClock.now - began > .seconds(plan.patience) { memoryTrouble = nil }
         let trouble = memoryTrouble ?? .now
         memoryTrouble = trouble
         // A stream that breaks again and again while the destination answers is bounded as an outage is.
@@ -76,7 +78,13 @@ extension OutgoingMigration {
     func moveMemory() async throws {
         while true {
             do {
+                if verifiedReconnects != report.reconnects {
+                    // Another agent may be there, which has read back nothing yet.
+                    enter("verify")
+                    try await verifyDisks()
+                }
                 enter("memory")
+                attemptBegan = .now
                 isSendingMemory = true
                 defer { isSendingMemory = false }
                 try await sendMemory()
@@ -84,8 +92,12 @@ extension OutgoingMigration {
                 try await switchOver()
                 return
             } catch let lost as MemoryLost {
-                guard areMirrorsWhole, fault == nil else { throw fault ?? MigrationError(.failed, lost.reason) }
-                try await prepareRetry(lost.reason)
+                var lost: MemoryLost? = lost
+                while let reason = lost?.reason {
+                    guard areMirrorsWhole, fault == nil else { throw fault ?? MigrationError(.failed, reason) }
+                    lost = nil
+                    do { try await prepareRetry(reason) } catch let again as MemoryLost { lost = again }
+                }
             }
         }
     }
@@ -107,6 +119,8 @@ extension OutgoingMigration {
         if hasMigrationStarted {
             guard await resume(monitor) else { throw MigrationError(.failed, reason) }
         }
+        // A pause from now on is somebody else's.
+        hasMigrationStarted = false
         deadline?.cancel()
         stoppedAt = nil
         isAtSwitchover = false

@@ -120,11 +120,16 @@ extension OutgoingMigration {
         mayBePrepared = true
         let reason = MigrationError(.failed, "The source agent ended before the guest was released")
         if let monitor {
-            let state = (try? await monitor.migrationState())?.status ?? "none"
-            let status = (try? await monitor.status()) ?? ""
-            hasMigrationStarted =
-                ["setup", "active", "pre-switchover", "device", "cancelling"].contains(state)
-                || SwitchoverWatchdog.isPause(status, ofMigration: state)
+            let state = try? await monitor.migrationState().status
+            let status = try? await monitor.status()
+            if let state, let status {
+                hasMigrationStarted =
+                    ["setup", "active", "pre-switchover", "device", "cancelling"].contains(state)
+                    || SwitchoverWatchdog.isPause(status, ofMigration: state)
+            } else {
+                // It may be paused, for all that is known.
+                hasMigrationStarted = true
+            }
             if hasMigrationStarted { _ = try? await monitor.cancelMigration() }
             try? await clearLeftovers(monitor)
         }

@@ -60,6 +60,10 @@ public final class OutgoingMigration: @unchecked Sendable {
     var isSendingMemory = false
     /// How often the memory was sent in vain.
     var memoryAttempts = 0
+    /// When the present attempt began.
+    var attemptBegan: ContinuousClock.Instant?
+    /// How many reconnections there had been when the disks were verified.
+    var verifiedReconnects = 0
     /// When it did not get through for the first time.
     var memoryTrouble: ContinuousClock.Instant?
     static let memoryAttemptsLimit = 20
@@ -168,7 +172,8 @@ public final class OutgoingMigration: @unchecked Sendable {
                 } catch let error as MigrationError {
                     last = error
                     // A handshake that was damaged on the way looks like one that was refused, but does not stay.
-                    if error.code != .unreachable, error.code != .security { return self.fail(error) }
+                    // An agent that has just been started may refuse for a moment.
+                    if ![.unreachable, .security, .refused].contains(error.code) { return self.fail(error) }
                 } catch { last = MigrationError(.failed, "\(error)") }
                 guard ContinuousClock.now < end else {
                     return self.fail(
@@ -191,10 +196,15 @@ public final class OutgoingMigration: @unchecked Sendable {
             next.close()
             throw MigrationError(.failed, "The destination has given the migration up meanwhile")
         }
-        try await sendSecrets(next)
+        do { try await sendSecrets(next) } catch {
+            next.close()
+            throw MigrationError(.unreachable, "\(error)")
+        }
         report.reconnects += 1
         control = next
         watch(next)
+        // It may have been lost before anybody watched it.
+        if let failure = next.failure { throw MigrationError(.unreachable, failure.message) }
         for disk in disks { disk.relay?.move(to: plan.address.with(port: welcome.nbdPort)) }
         warn("Connected to \(plan.host) again")
     }

@@ -141,14 +141,15 @@ public final class QMPClient: @unchecked Sendable {
     private func greet() async throws {
         var found: JSONValue?
         // When another client has just left, QEMU may send what was meant for that one, before it notices the new one.
-        for _ in 0..<64 where found == nil {
+        for index in 0..<64 where found == nil {
             guard let line = try await lines.next() else {
                 throw QMPError(.disconnected, "\(channel.peerName) closed the connection instead of greeting")
             }
             let message = try? JSONValue(parsing: line)
             found = message?["QMP"]
             let isOfAnother = ["event", "return", "error"].contains { message?[$0] != nil }
-            if found == nil, !isOfAnother { break }
+            // The first may be the rest of a line.
+            if found == nil, !isOfAnother, message != nil || index > 0 { break }
         }
         guard let qmp = found else {
             throw QMPError(.malformed, "\(channel.peerName) is not a QEMU monitor: it sent no QMP greeting")

@@ -34,6 +34,11 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
         /// - Parameter isSettledOnly: leaves out what was changed since the last such pass: it may well change again.
         public init(isSettledOnly: Bool = false) { self.isSettledOnly = isSettledOnly }
 
+        /// Whether all of it was given out.
+        ///
+        /// - Parameter digests: what the pass is over.
+        public func isOver(_ digests: ChunkDigests) -> Bool { next.load(ordering: .relaxed) >= digests.marks.words }
+
         /// Some words of marks that nobody else looks at.
         fileprivate func take(of count: Int) -> Range<Int>? {
             let first = next.wrappingAdd(4, ordering: .relaxed).oldValue
@@ -82,16 +87,19 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
     /// - Parameters:
     ///   - path: the image.
     ///   - pass: the pass of which this is one worker.
+    ///   - limit: after how many chunks it may return before the pass is over, for others who want the thread.
     ///   - shouldStop: is asked now and then; the pass then ends early, what is left stays marked.
     /// - Returns: how many chunks were read here.
     @discardableResult
-    public func update(from path: String, in pass: Pass = Pass(), shouldStop: () -> Bool = { false }) throws -> Int {
+    public func update(from path: String, in pass: Pass = Pass(), limit: Int = .max, shouldStop: () -> Bool = { false })
+        throws -> Int
+    {
         let file = try RawFile(path: path, readOnly: true)
         let source = try UncachedFile(path)
         let buffer = IOBuffer(capacity: Int(Self.chunkSize) * Self.chunksAtOnce)
         var read = 0
         var hole: Range<UInt64> = 0..<0
-        while !shouldStop(), let words = pass.take(of: marks.words) {
+        while read < limit, !shouldStop(), let words = pass.take(of: marks.words) {
             for word in words {
                 var pending = pass.isSettledOnly ? marks.takeSettled(word) : marks.take(word)
                 // What was a hole before these marks were taken may have been written since.
