@@ -72,9 +72,8 @@ extension IncomingMigration {
 
     /// Gives a migration up that the source may have released, or may release yet: it will never run here, durably.
     func refuse(_ reason: String) async throws {
-        guard let journal else { throw GuestError("The journal of this migration is not open") }
-        try journal.append(.rolledBack(reason: reason))
-        refusal = reason
+        guard journal != nil else { throw GuestError("The journal of this migration is not open") }
+        try makeRefusalDurable(reason)
         await giveUp(reason)
     }
 

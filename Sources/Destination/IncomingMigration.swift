@@ -406,12 +406,7 @@ final class IncomingMigration: @unchecked Sendable {
         images?.stopDigests()
         _ = try? await finalDigests?.value
         await settling?.value
-        if let journal, refusal == nil {
-            do {
-                try journal.append(.rolledBack(reason: reason))
-                refusal = reason
-            } catch { log(.error, "Migration \(id): \(error)") }
-        }
+        do { try makeRefusalDurable(reason) } catch { log(.error, "Migration \(id): \(error)") }
         secrets = [:]
         for file in offer?.files ?? [] where file.path.hasPrefix("header:") && file.digest.allSatisfy(\.isHexDigit) {
             unlink("\(agent.configuration.imageDirectory)/.files/\(file.digest)")

@@ -107,20 +107,8 @@ extension OutgoingMigration {
         guard let monitor else { return }
         memoryAttempts += 1
         stream?.abort(reason)
-        if hasMigrationStarted { try await monitor.cancelMigration() }
         // Before that QEMU reports how the guest came to this host.
-        while hasMigrationStarted {
-            let state = try await monitor.migrationState()
-            if ["cancelled", "failed", "none"].contains(state.status) { break }
-            guard state.status != "completed" else { throw MigrationError(.failed, reason) }
-            await loop.sleep(for: .milliseconds(5))
-            if let fault { throw fault }
-        }
-        if hasMigrationStarted {
-            guard await resume(monitor) else { throw MigrationError(.failed, reason) }
-        }
-        // A pause from now on is somebody else's.
-        hasMigrationStarted = false
+        if hasMigrationStarted { try await endAttempt(monitor, reason) }
         deadline?.cancel()
         stoppedAt = nil
         isAtSwitchover = false
@@ -132,6 +120,21 @@ extension OutgoingMigration {
         while ContinuousClock.now < end { try await wait(end - .now) }
         _ = try await connectedControl()
         try await catchUp(monitor)
+    }
+
+    /// Cancels the migration in QEMU and has the guest run.
+    private func endAttempt(_ monitor: QMPClient, _ reason: String) async throws {
+        try await monitor.cancelMigration()
+        while true {
+            let state = try await monitor.migrationState()
+            if ["cancelled", "failed", "none"].contains(state.status) { break }
+            guard state.status != "completed" else { throw MigrationError(.failed, reason) }
+            await loop.sleep(for: .milliseconds(5))
+            if let fault { throw fault }
+        }
+        guard await resume(monitor) else { throw MigrationError(.failed, reason) }
+        // A pause from now on is somebody else's.
+        hasMigrationStarted = false
     }
 
     private func followMemory(_ monitor: QMPClient) async throws {

@@ -210,9 +210,10 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
                 if status == "running" { return }
                 let state = try? await client.migrationState().status
                 // QEMU resumes it by itself after a cancellation; at the end of a migration it does not.
-                guard let status, let state else { continue }
-                if !Self.isPause(status, ofMigration: state) { return }
-                if ["completed", "cancelled", "failed"].contains(state) { _ = try? await client.resume() }
+                if let status, let state {
+                    if !Self.isPause(status, ofMigration: state) { return }
+                    if ["completed", "cancelled", "failed"].contains(state) { _ = try? await client.resume() }
+                }
                 await loop.sleep(for: .milliseconds(2))
             }
         }
