@@ -129,8 +129,10 @@ public final class DestinationAgent: @unchecked Sendable {
             exports: exports,
             credentials: configuration.credentials,
             access: access,
-            loops: dataLoops
-        ) { [log] in log(.warning, $0) }
+            loops: dataLoops,
+            log: { [log] in log(.warning, $0) },
+            note: { [log] in log(.debug, $0) }
+        )
         monitor = try await ObjectMonitor.start(
             path: ObjectMonitor.path(stateDirectory: configuration.stateDirectory),
             objects: configuration.objects,

@@ -274,6 +274,57 @@ struct ServerBehaviourTests {
         }
     }
 
+    @Test func writesWithoutTheFlagOfTheirPayloadAreDoneAndToldOfOnce() async throws {
+        try await onLoop { loop in
+            let exports = ExportTable()
+            let disk = try RawFile(memory: 1 << 20)
+            exports.add(Export(name: "disk", backEnd: disk))
+            let notes = Guarded<[String]>([])
+            let server = NBDServer(
+                exports: exports,
+                credentials: nil,
+                loops: EventLoopGroup(sharing: loop),
+                note: { text in notes.withLock { $0.append(text) } }
+            )
+            let (near, far) = MemoryChannel.pair(on: loop)
+            let serving = Task(executorPreference: loop) { try await server.serve(far) }
+            let client = RawClient(channel: near)
+            try await client.greet()
+            #expect(try await client.ask(11, []) == NBDOptionReply.ack)
+            #expect(try await client.ask(7, RawClient.name("disk", [0, 0])) == NBDOptionReply.info)
+            #expect(try await client.reply().type == NBDOptionReply.ack)
+            func request(_ command: NBDCommand, _ offset: UInt64, _ length: UInt64) -> [UInt8] {
+                let header = IOBuffer(capacity: 32)
+                NBDRequest(command, cookie: offset, offset: offset, length: length)
+                    .encode(into: header.mutable(0..<32), form: .extended)
+                return Array(header.bytes(0..<32))
+            }
+            for offset in [0, 4096] as [UInt64] {
+                try await near.write(request(.write, offset, 512) + [UInt8](repeating: 0xa5, count: 512))
+                let reply = try await near.read(exactly: 32)
+                // Done, with nothing that follows.
+                #expect(reply[4..<8].elementsEqual([0, 1, 0, 0]) && reply[24...].allSatisfy { $0 == 0 })
+            }
+            let data = Payload(IOBuffer(capacity: 512), 0..<512)
+            try await disk.read(into: data, at: 4096)
+            #expect(data.bytes.allSatisfy { $0 == 0xa5 })
+            try await near.write(request(.disconnect, 0, 0))
+            try await serving.value
+            #expect(notes.withLock { $0 }.count == 1 && notes.withLock { $0[0].contains("2 writes") })
+
+            // One that claims more than a payload may have is not waited for.
+            let (second, other) = MemoryChannel.pair(on: loop)
+            let refusing = Task(executorPreference: loop) { try await server.serve(other) }
+            let liar = RawClient(channel: second)
+            try await liar.greet()
+            #expect(try await liar.ask(11, []) == NBDOptionReply.ack)
+            #expect(try await liar.ask(7, RawClient.name("disk", [0, 0])) == NBDOptionReply.info)
+            #expect(try await liar.reply().type == NBDOptionReply.ack)
+            try await second.write(request(.write, 0, 1 << 40))
+            await #expect(throws: ChannelError.self) { try await refusing.value }
+        }
+    }
+
     @Test func aClientThatVanishesInAWriteLeavesNothingBehind() async throws {
         try await onLoop { loop in
             let exports = ExportTable()

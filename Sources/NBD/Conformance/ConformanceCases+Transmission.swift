@@ -540,6 +540,22 @@ extension Conformance {
             }
         },
         ConformanceCase(
+            "T-53.unflagged-write",
+            "NBD_CMD_FLAG_PAYLOAD_LEN",
+            "A write without the flag, as QEMU's client sends it, has its payload all the same and is done."
+        ) { test in
+            try await writable(test, .extended) { probe in
+                let data = [UInt8](repeating: 0x5e, count: Int(probe.unit))
+                try await probe.send(write, offset: probe.unit, length: probe.unit, payload: data)
+                let answer = try await probe.answer()
+                try test.require(answer.error == 0, "it was answered with error \(answer.error)")
+                try test.require(
+                    try await probe.read(at: probe.unit, data.count) == data,
+                    "something else was written"
+                )
+            }
+        },
+        ConformanceCase(
             "T-53.huge-payload",
             "NBD_CMD_FLAG_PAYLOAD_LEN",
             "A payload of more than the maximum ends the connection."

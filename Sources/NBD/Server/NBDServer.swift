@@ -27,6 +27,7 @@ public final class NBDServer: Sendable {
     private let loops: EventLoopGroup
     private let limits: Limits
     private let log: @Sendable (String) -> Void
+    private let note: @Sendable (String) -> Void
     private let onDisconnect: @Sendable (Int) -> Void
     private let connections: ConnectionTable
     private let draining = Atomic<Bool>(false)
@@ -41,6 +42,8 @@ public final class NBDServer: Sendable {
     ///   - loops: where the connections live.
     ///   - limits: the bounds.
     ///   - log: gets a sentence for each connection that failed.
+    ///   - note: gets what is of interest only to somebody who looks into a connection: a liberty that a client took, once for
+    ///     each connection.
     ///   - onDisconnect: called when a connection that used an export has ended, with the number of those that are left.
     public init(
         exports: ExportTable,
@@ -50,6 +53,7 @@ public final class NBDServer: Sendable {
         loops: EventLoopGroup,
         limits: Limits = Limits(),
         log: @escaping @Sendable (String) -> Void = { _ in },
+        note: @escaping @Sendable (String) -> Void = { _ in },
         onDisconnect: @escaping @Sendable (Int) -> Void = { _ in }
     ) {
         self.exports = exports
@@ -59,6 +63,7 @@ public final class NBDServer: Sendable {
         self.loops = loops
         self.limits = limits
         self.log = log
+        self.note = note
         self.onDisconnect = onDisconnect
         connections = ConnectionTable(limits: limits)
     }
@@ -127,7 +132,20 @@ public final class NBDServer: Sendable {
             connections.remove(base)
             onDisconnect(connections.settledCount)
         }
-        try await Transmission(channel: channel, negotiated, draining: { self.draining.load(ordering: .relaxed) }).run()
+        let transmission = Transmission(
+            channel: channel,
+            negotiated,
+            draining: { self.draining.load(ordering: .relaxed) }
+        )
+        defer {
+            if transmission.unflaggedWrites > 0 {
+                note(
+                    "\(base.peerName) sent \(transmission.unflaggedWrites) writes without NBD_CMD_FLAG_PAYLOAD_LEN, "
+                        + "which extended headers require; they were taken"
+                )
+            }
+        }
+        try await transmission.run()
     }
 
     private func dropped(_ channel: any Channel, _ reason: String) -> ChannelError {

@@ -36,6 +36,8 @@ final class Transmission: @unchecked Sendable {
     private var hasUnsent = false
     /// Small requests that were answered since the last wait.
     private var answeredAtOnce = 0
+    /// How many writes came without the flag that extended headers require of them.
+    private(set) var unflaggedWrites = 0
     private var turn = 0
     private var turnBytes = 0
     /// Used again for each small request, unless the back end has kept it.
@@ -184,8 +186,7 @@ final class Transmission: @unchecked Sendable {
         }
         let isWrite = request.command == NBDCommand.write.rawValue
         if form == .extended {
-            // Whether a payload follows such a write nobody can tell.
-            if isWrite, !request.flags.contains(.payloadLength) { throw violation("a write without its payload flag") }
+            if request.lacksPayloadFlag(form: form) { unflaggedWrites += 1 }
             if follows > UInt64(terms.blockSizes.maximum) { throw violation("a payload of \(follows) bytes") }
         }
         let takesList =

@@ -63,10 +63,18 @@ public struct NBDRequest: Sendable, Equatable {
         }
     }
 
-    /// How many bytes follow the header. A header that says it has a payload has one, whatever its command.
+    /// How many bytes follow the header. A header that says it has a payload has one, whatever its command; a WRITE has one
+    /// even when it does not say so, see `lacksPayloadFlag`.
     func payloadSize(form: HeaderForm) -> UInt64 {
-        if form == .extended { return flags.contains(.payloadLength) ? length : 0 }
+        if form == .extended, flags.contains(.payloadLength) { return length }
         return command == NBDCommand.write.rawValue ? length : 0
+    }
+
+    /// Whether this is a WRITE that does not set `NBD_CMD_FLAG_PAYLOAD_LEN`, which the specification requires with extended
+    /// headers. QEMU's client leaves it out (8.2 to 11.1 at least), and the servers of QEMU and nbdkit take the length for the
+    /// payload's all the same.
+    func lacksPayloadFlag(form: HeaderForm) -> Bool {
+        form == .extended && command == NBDCommand.write.rawValue && !flags.contains(.payloadLength)
     }
 
     /// What a request is checked against.

@@ -175,7 +175,8 @@ struct ExportCommand: AsyncParsableCommand {
             mode: .required,
             loops: loops,
             limits: limits,
-            log: { [common] in common.log(.warning, $0) }
+            log: { [common] in common.log(.warning, $0) },
+            note: { [common] in common.log(.debug, $0) }
         )
         let loop = loops.loops[0]
         Task(executorPreference: loop) { await server.serve(listener) }

@@ -91,6 +91,7 @@ struct NBDServeCommand: AsyncParsableCommand {
                 loops: loops,
                 limits: limits,
                 log: { [common] in common.log(.warning, $0) },
+                note: { [common] in common.log(.debug, $0) },
                 onDisconnect: { if endsWithLast, $0 == 0 { signals.continuation.yield(SIGTERM) } }
             )
             let result: Result<Void, any Error>
