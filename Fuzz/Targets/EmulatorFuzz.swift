@@ -75,7 +75,7 @@ enum EmulatorFuzz {
             let there = GuestCommandLine(arguments: moved.arguments, directory: "/nonexistent")
             // What was rewritten once can be read again.
             precondition((try? there.paths()) != nil, "a rewritten command line cannot be read")
-            _ = try? there.shadow(.init(sizes: [:], memory: 1 << 20, memoryID: "pc.ram")) { "/scratch/\($0)" }
+            _ = try? there.shadow(.init(sizes: [:], memory: 1 << 20, memoryID: "pc.ram"), memory: "/tmp") { "/scratch/\($0)" }
         }
     }
 }

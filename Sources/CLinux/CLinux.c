@@ -28,6 +28,8 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <linux/magic.h>
+#include <sys/statfs.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -293,6 +295,11 @@ uint64_t xd_free_bytes(const char *path) {
     struct statvfs status;
     if (statvfs(path, &status) < 0) return 0;
     return (uint64_t)status.f_bavail * status.f_frsize;
+}
+
+int xd_is_memory_file_system(const char *path) {
+    struct statfs status;
+    return statfs(path, &status) == 0 && status.f_type == TMPFS_MAGIC;
 }
 
 int xd_is_zero(const void *bytes, size_t length) {

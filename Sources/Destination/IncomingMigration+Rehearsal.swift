@@ -25,7 +25,9 @@ extension IncomingMigration {
 
     func startShadow(_ offer: Message.Offer) async throws -> Message.Shadow {
         var sizes = offer.sizes
-        let relocation = try offer.commandLine.relocated { reference in
+        let facts = try await facts(offer)
+        let relocation = try offer.commandLine.relocated(for: facts, fixesProcessor: offer.hasFixedProcessor == true) {
+            reference in
             var placement = GuestCommandLine.Placement(path: reference.path)
             switch reference.kind {
             case .disk: placement = self.placement(offer, reference, keepsBacking: [])

@@ -65,8 +65,7 @@ extension IncomingMigration {
         let program = offer.commandLine.arguments[0]
         if let found = localProgram(program) {
             do {
-                let machines = try await EmulatorProbe.machines(of: found)
-                if !machines.contains(offer.machine) {
+                if try await !facts(offer).machines.contains(offer.machine) {
                     reasons.append("\(found) on this host does not know the machine type '\(offer.machine)'")
                 }
             } catch { reasons.append("\(error)") }
@@ -120,6 +119,14 @@ extension IncomingMigration {
         let name = Self.lastComponent(program)
         guard name.hasPrefix("qemu-system-") || ["qemu-kvm", "kvm"].contains(name) else { return nil }
         return (program.hasPrefix("/") ? EmulatorProcess.find(program) : nil) ?? EmulatorProcess.find(name)
+    }
+
+    /// What the QEMU that the guest will have here can do.
+    func facts(_ offer: Message.Offer) async throws -> EmulatorFacts {
+        guard let program = localProgram(offer.commandLine.program) else {
+            throw GuestError("The QEMU program '\(offer.commandLine.program)' is not installed on this host")
+        }
+        return try await EmulatorFacts.of(program, processor: offer.commandLine.processorModel, on: agent.loop)
     }
 
     private static func lastComponent(_ path: String) -> String {
@@ -247,7 +254,9 @@ extension IncomingMigration {
         let run = "\(agent.guests.directory(of: offer.guest))/run"
         try DurableFile.makeDirectory(run)
         var outputs: Set<String> = []
-        let relocation = try offer.commandLine.relocated { reference in
+        let facts = try await facts(offer)
+        let relocation = try offer.commandLine.relocated(for: facts, fixesProcessor: offer.hasFixedProcessor == true) {
+            reference in
             switch reference.kind {
             case .disk:
                 guard offer.disks.contains(where: { $0.path == reference.path }) else {

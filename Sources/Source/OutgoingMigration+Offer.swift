@@ -161,6 +161,7 @@ extension OutgoingMigration {
             offer.sizes = inspection.sizes
             offer.memory = inspection.memory
             offer.memoryID = inspection.memoryID
+            offer.hasFixedProcessor = inspection.isProcessorFixed
             return offer
         } catch let error as GuestError {
             throw MigrationError(.guest, error.message)

@@ -199,7 +199,8 @@ struct RelocationTests {
             directory: "/"
         )
         let shadow = try line.shadow(
-            .init(sizes: ["/a.raw": 4096, "n": 8192, "/bios": 65536], memory: 1, memoryID: "pc.ram")
+            .init(sizes: ["/a.raw": 4096, "n": 8192, "/bios": 65536], memory: 1, memoryID: "pc.ram"),
+            memory: "/dev/shm"
         ) {
             "/scratch/\($0)"
         }
@@ -208,7 +209,8 @@ struct RelocationTests {
                 "-machine", "pc", "-m", "64", "-drive", "if=virtio,driver=null-co,size=4096,read-zeroes=on",
                 "-blockdev", #"{"driver":"null-co","node-name":"n","read-only":false,"read-zeroes":true,"size":8192}"#,
                 "-device", "virtio-blk-pci,drive=n", "-netdev", "hubport,id=t,hubid=1", "-device", "e1000,netdev=t",
-                "-chardev", "null,id=c", "-serial", "null", "-object", "memory-backend-memfd,id=m,size=64M,share=on",
+                "-chardev", "null,id=c", "-serial", "null", "-object",
+                "memory-backend-file,id=m,size=64M,share=on,mem-path=/dev/shm",
                 "-object", "iothread,id=i", "-bios", "/scratch/65536", "-display", "none",
             ]
         )
@@ -223,8 +225,7 @@ struct RelocationTests {
                 "chardev=qmp-event,mode=control",
                 "-chardev", "socket,id=own,path=/run/own.sock,server=on,wait=off", "-mon", "chardev=own,mode=control",
             ]) == [
-                "-chardev", "socket,id=own,path=<output:/run/own.sock>,server=on,wait=off", "-mon",
-                "chardev=own,mode=control",
+                "-chardev", "socket,id=own,path=<output:/run/own.sock>,server=on,wait=off", "-qmp", "chardev:own",
             ]
         )
     }
@@ -296,7 +297,7 @@ struct RelocationTests {
         let moved = try relocate(words, format: words.contains { $0.contains("qcow2") } ? "qcow2" : "raw")
         #expect(!moved.contains { $0.contains("qmp-event") || $0.contains("charmonitor") }, "\(moved)")
         let line = GuestCommandLine(arguments: ["qemu-system-x86_64"] + moved, directory: "/")
-        _ = try line.shadow(.init(sizes: [:], memory: 1 << 20, memoryID: "pc.ram")) { "/scratch/\($0)" }
+        _ = try line.shadow(.init(sizes: [:], memory: 1 << 20, memoryID: "pc.ram"), memory: "/tmp") { "/scratch/\($0)" }
     }
 
     @Test func secretsInClearAreLeftOutOfWhatIsKept() {

@@ -354,15 +354,15 @@ struct AdoptionEndToEnd {
         ),
         Mutation(
             description: "a processor feature less",
-            edit: "s/^qemu64$/qemu64,sse3=off/",
+            edit: "s/,sse3=on/,sse3=off/",
             reason: "feature 'sse3' is on here and off there"
         ),
         Mutation(
             description: "a processor feature more",
-            edit: "s/^qemu64$/qemu64,aes=on/",
+            edit: "s/,aes=off/,aes=on/",
             reason: "feature 'aes' is off here and on there"
         ),
-        Mutation(description: "another processor", edit: "s/^qemu64$/Nehalem/", reason: "model"),
+        Mutation(description: "another processor", edit: "s/^qemu64,.*/Nehalem/", reason: "model"),
         Mutation(
             description: "an extra device",
             edit: "",
@@ -396,6 +396,7 @@ struct AdoptionEndToEnd {
         ])
         // The arguments are edited one a line; an option whose value is gone goes too.
         let script = """
+            case "$*" in *"-machine none"*) exec \(mutation.program) "$@";; esac
             printf '%s\\n' "$@" | sed -e '\(mutation.edit)' | awk '
                 held != "" { if ($0 ~ /^-/) { held = $0; next } print held; held = "" }
                 $0 == "-device" { held = $0; next } { print }' > \(lab.directory.path)/$$.args

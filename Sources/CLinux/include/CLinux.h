@@ -77,6 +77,7 @@ int xd_unlock_ofd(int fd, off_t offset, off_t length);
 int xd_test_ofd(int fd, off_t offset, off_t length, int exclusive);
 int xd_flock_exclusive(int fd);
 uint64_t xd_free_bytes(const char *path);
+int xd_is_memory_file_system(const char *path);
 int xd_is_zero(const void *bytes, size_t length);
 
 /* Starts argv[0] detached: new session, the three descriptors as standard streams, everything else closed,

@@ -64,6 +64,12 @@ struct BlockOptions {
     /// Whether a truth value is set.
     func isOn(_ key: String) -> Bool { ["on", "true", "yes", "y", "1"].contains(self[key] ?? "off") }
 
+    /// What a text means as a truth value, in each way in which QEMU takes one; nil for any other text.
+    static func truth(_ text: some StringProtocol) -> Bool? {
+        if ["on", "yes", "true", "y"].contains(text) { return true }
+        return ["off", "no", "false", "n"].contains(text) ? false : nil
+    }
+
     /// Whether there is anything under a key, a value or an object.
     func has(_ key: String) -> Bool {
         guard let json else { return pairs.contains { $0.key == key || $0.key.hasPrefix("\(key).") } }

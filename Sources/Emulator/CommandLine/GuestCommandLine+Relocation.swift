@@ -33,14 +33,18 @@ extension GuestCommandLine {
     ///
     /// - Parameters:
     ///   - isAtHome: whether the guest is only started here, where it was described: its secrets and ports are right.
+    ///   - facts: the QEMU that shall read it; when nil, options stay in the form that they have.
+    ///   - fixesProcessor: whether `-cpu` names all that the guest has.
     ///   - place: gets every path with its kind, and says where it is on this host.
     /// - Returns: the command line. `-daemonize`, `-pidfile` and `-S` are left out, since the agent supervises QEMU.
     /// - Throws: `GuestError` naming an option that cannot be moved; also what `place` throws.
     public func relocated(
         isAtHome: Bool = false,
+        for facts: EmulatorFacts? = nil,
+        fixesProcessor: Bool = false,
         _ place: (PathReference) throws -> Placement
     ) throws -> Relocation {
-        let options = try options()
+        let options = isAtHome ? try options() : try options().map(Self.monitorForm)
         var nodes = try BlockNodeSet(options.filter { $0.name == "blockdev" })
         try nodes.relocate(place)
         var result = Relocation(arguments: [program], changes: [], secrets: [])
@@ -57,7 +61,11 @@ extension GuestCommandLine {
                 result.secrets.append(secret)
                 new = []
             } else {
-                new = try Self.relocate(option, isAtHome: isAtHome, place).map { [$0] } ?? []
+                var placed = try Self.relocate(option, isAtHome: isAtHome, place)
+                if let facts, let option = placed {
+                    placed = try Self.adapted(option, to: facts, fixed: fixesProcessor)
+                }
+                new = placed.map { [$0] } ?? []
             }
             result.arguments += GuestOption.words(new)
             if new != [option] {
@@ -73,8 +81,8 @@ extension GuestCommandLine {
     /// others. On the other host nobody answers there, and nobody should.
     private static func publicMonitors(_ options: [GuestOption]) -> Set<String> {
         var ids: Set<String> = []
-        for option in options where option.name == "mon" {
-            guard let id = option.value("chardev") ?? BlockOptions.first(option.argument ?? "") else { continue }
+        for option in options {
+            guard let id = monitorDevice(option) else { continue }
             let device = options.first { $0.name == "chardev" && $0.value("id") == id }
             if device.map({ !OptionPolicy.isPrivate(monitor: $0) }) ?? true { ids.insert(id) }
         }
@@ -83,7 +91,7 @@ extension GuestCommandLine {
 
     private static func isPart(_ option: GuestOption, of monitors: Set<String>) -> Bool {
         switch option.name {
-        case "mon": monitors.contains(option.value("chardev") ?? BlockOptions.first(option.argument ?? "") ?? "")
+        case "monitor", "qmp", "qmp-pretty": monitorDevice(option).map(monitors.contains) ?? false
         case "chardev": option.value("id").map(monitors.contains) ?? false
         default: false
         }

@@ -30,13 +30,18 @@ extension GuestCommandLine {
     /// The same machine with nothing in it: no disk, file, socket, network or process of the guest is touched by it.
     ///
     /// Disks and flash are null nodes of the same size, firmware files are empty files of the same size, character devices go
-    /// nowhere, networks are isolated, memory is anonymous and shared, so that it need not be sent.
+    /// nowhere, networks are isolated, memory is a file that is never written and need not be sent.
     ///
     /// - Parameters:
     ///   - material: sizes and memory.
+    ///   - memory: the directory in which QEMU makes the files of the memory.
     ///   - scratch: makes an empty file of so many bytes and returns its path.
     /// - Throws: `GuestError` for what is no command line, and what `scratch` throws.
-    public func shadow(_ material: ShadowMaterial, scratch: (UInt64) throws -> String) throws -> GuestCommandLine {
+    public func shadow(
+        _ material: ShadowMaterial,
+        memory: String,
+        scratch: (UInt64) throws -> String
+    ) throws -> GuestCommandLine {
         var result: [GuestOption] = []
         var hub = 1
         var hasMemory = false
@@ -47,6 +52,13 @@ extension GuestCommandLine {
         }
         func null(_ size: UInt64, _ form: String) -> GuestOption {
             GuestOption("drive", (form.isEmpty ? "" : "\(form),") + "driver=null-co,size=\(size),read-zeroes=on")
+        }
+        func memoryFile(_ id: String, _ size: String) -> GuestOption {
+            GuestOption(
+                "object",
+                "memory-backend-file,id=\(KeyValue.escape(id)),size=\(KeyValue.escape(size)),share=on,"
+                    + "mem-path=\(KeyValue.escape(memory))"
+            )
         }
         for option in try options() {
             let argument = option.argument ?? ""
@@ -95,12 +107,7 @@ extension GuestCommandLine {
                 let type = settings["qom-type"] ?? ""
                 if type.hasPrefix("memory-backend-") {
                     hasMemory = true
-                    result.append(
-                        GuestOption(
-                            "object",
-                            "memory-backend-memfd,id=\(settings["id"] ?? ""),size=\(settings["size"] ?? "0"),share=on"
-                        )
-                    )
+                    result.append(memoryFile(settings["id"] ?? "", settings["size"] ?? "0"))
                 } else if ["iothread", "throttle-group", "rng-", "can-", "cryptodev-backend-builtin"].contains(
                     where: type.hasPrefix
                 ) {
@@ -133,9 +140,7 @@ extension GuestCommandLine {
             result.append(GuestOption("spice", "unix=on,disable-ticketing=on,addr=\(socket).spice"))
         }
         if !hasMemory, let id = material.memoryID, material.memory > 0 {
-            result.append(
-                GuestOption("object", "memory-backend-memfd,id=\(id),size=\(material.memory),share=on")
-            )
+            result.append(memoryFile(id, "\(material.memory)"))
             // Merged with the machine's other properties.
             result.append(GuestOption("machine", "memory-backend=\(id)"))
         }

@@ -161,7 +161,7 @@ enum OptionPolicy {
 
     /// What may follow the address of a `-serial` and its like.
     private static let legacyKeys: Set<String> = [
-        "server", "wait", "nodelay", "telnet", "websocket", "tn3270", "reconnect", "to", "ipv4", "ipv6", "mux",
+        "server", "wait", "nodelay", "telnet", "websocket", "tn3270", "reconnect", "reconnect-ms", "to", "ipv4", "ipv6", "mux",
     ]
 
     private static func checkLegacyDevice(_ option: GuestOption, isMonitor: Bool) throws {
@@ -169,7 +169,8 @@ enum OptionPolicy {
         let hasMonitor = isMonitor || argument.hasPrefix("mon:")
         let form = argument.hasPrefix("mon:") ? String(argument.dropFirst(4)) : argument
         if ["none", "null", "vc", "pty", "stdio", "msmouse"].contains(form) || form.hasPrefix("vc:") { return }
-        if form.hasPrefix("chardev:"), !hasMonitor { return }
+        // A monitor on a character device that others reach is left out before.
+        if form.hasPrefix("chardev:"), !hasMonitor || isMonitor { return }
         // The whole rest is the path.
         if form.hasPrefix("file:") || form.hasPrefix("pipe:") { if !hasMonitor { return } }
         let schemes = hasMonitor ? ["unix:"] : ["unix:", "tcp:", "telnet:", "websocket:", "udp:"]

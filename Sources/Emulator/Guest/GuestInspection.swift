@@ -29,6 +29,8 @@ public struct GuestInspection: Sendable {
     public internal(set) var machine = ""
     /// The processor's model.
     public internal(set) var processor = ""
+    /// Whether the command line names all that the guest's processor has and has not.
+    public internal(set) var isProcessorFixed = false
     /// How many processors it has now.
     public internal(set) var processors = 0
     /// The memory at its start, in bytes.

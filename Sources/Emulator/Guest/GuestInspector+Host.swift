@@ -39,12 +39,20 @@ extension GuestInspector {
         }
     }
 
-    private mutating func replace(_ name: String, with argument: String) {
+    mutating func replace(_ name: String, with argument: String, shown: String? = nil) {
         let old = options.last { $0.name == name }?.argument
         guard old != argument else { return }
         options.removeAll { $0.name == name }
         options.append(GuestOption(name, argument))
-        note("-\(name) \(old ?? "(not given)"): fixed as \(argument)")
+        note("-\(name) \(old ?? "(not given)"): fixed as \(shown ?? argument)")
+    }
+
+    /// Whether an address of this type is a slot and a function; that of a memory module is a number of bytes.
+    static func isPCIAddress(_ type: String?) -> Bool { type == "int32" || type == "str" }
+
+    /// A PCI address as QEMU reads it: slot and function, hexadecimal.
+    static func address(_ number: Int64) -> String {
+        "\(String(number >> 3, radix: 16)).\(String(number & 7, radix: 16))"
     }
 
     /// What QEMU chooses for a device by the order of devices, the number of processors or the network's properties.
@@ -53,7 +61,7 @@ extension GuestInspector {
         var fixed: [String] = []
         // Memory modules have an address of another kind.
         let isPCI = try await monitor.deviceProperties(settings["driver"] ?? "").contains {
-            $0.name == "addr" && $0.type == "int32"
+            $0.name == "addr" && Self.isPCIAddress($0.type)
         }
         for name in ["addr", "mac", "num-queues", "num_queues", "host_mtu", "vectors"] where !settings.has(name) {
             guard let value = try await monitor.property(name, of: path) else { continue }
@@ -74,43 +82,5 @@ extension GuestInspector {
         guard !fixed.isEmpty else { return }
         note("-device \(settings["driver"] ?? ""): fixed \(fixed.joined(separator: ","))")
         options[index].argument = settings.text
-    }
-
-    /// A model that means "whatever this host has" becomes the list of what it has.
-    private mutating func freezeProcessor() async throws {
-        guard let path = try await monitor.firstProcessor(), !result.processor.isEmpty else { return }
-        let given = options.last { $0.name == "cpu" }?.argument
-        guard let given else {
-            options.append(GuestOption("cpu", result.processor))
-            note("-cpu (not given): fixed as \(result.processor)")
-            return
-        }
-        guard ["host", "max"].contains(KeyValue.split(given).first ?? "") else { return }
-        var parts = KeyValue.split(given)
-        let named = Set(
-            parts.dropFirst().map { part in
-                let bare = part.hasPrefix("+") || part.hasPrefix("-") ? part.dropFirst() : part[...]
-                return String(bare.prefix { $0 != "=" })
-            }
-        )
-        var count = 0
-        let notFeatures: Set<String> = [
-            "realized", "hotpluggable", "hotplugged", "start-powered-off", "check", "enforce", "migratable", "kvm",
-            "pmu",
-            "cpuid-0xb", "fill-mtrr-mask", "host-phys-bits", "host-cache-info", "legacy-cache", "tcg-cpuid",
-            "full-cpuid-auto-level", "vmware-cpuid-freq", "l3-cache", "cpuid", "xen-vapic",
-        ]
-        let expansion = try await monitor.expansion(of: result.processor)
-        for (name, value) in expansion.sorted(by: { $0.key < $1.key }) {
-            guard value.bool != nil, !name.contains("_"), !named.contains(name), !notFeatures.contains(name),
-                !name.hasPrefix("x-"), !name.hasPrefix("hv-"),
-                let now = try await monitor.property(name, of: path)?.bool
-            else { continue }
-            parts.append("\(name)=\(now ? "on" : "off")")
-            count += 1
-        }
-        guard count > 0, let index = options.lastIndex(where: { $0.name == "cpu" }) else { return }
-        options[index].argument = parts.map(KeyValue.escape).joined(separator: ",")
-        note("-cpu \(given): fixed with \(count) features as they are now")
     }
 }

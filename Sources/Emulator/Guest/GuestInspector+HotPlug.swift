@@ -102,7 +102,8 @@ extension GuestInspector {
             guard let type = object.childType, !known.contains(object.name), !standard.contains(object.name) else {
                 continue
             }
-            if object.name == MasterKey.id { continue }
+            // From 11.1 on monitors are objects; none of them is the guest's.
+            if object.name == MasterKey.id || ["monitor-qmp", "monitor-hmp"].contains(type) { continue }
             guard Self.plainObjects.contains(type) else {
                 block("The object '\(object.name)' of type \(type) was added at run time and cannot be described")
                 continue
@@ -202,20 +203,25 @@ extension GuestInspector {
                 }
             }
         } else {
-            for (name, kind, standard) in try await monitor.deviceProperties(type) {
-                guard !kind.hasPrefix("child<"), let value = try await monitor.property(name, of: path),
-                    value != standard
-                else { continue }
+            var types: [String]?
+            for property in try await monitor.deviceProperties(type)
+            where !property.type.hasPrefix("child<") && !property.isInternal {
+                let name = property.name
+                guard let value = try await monitor.property(name, of: path), value != property.standard else { continue }
                 if let text = value.string, text.isEmpty { continue }
-                // Numbers without a default tell something that the device has worked out, but for one.
-                if standard == nil, value.integer != nil, name != "bootindex" || value == .integer(-1) { continue }
-                if name == "addr", kind == "int32", let number = value.integer {
+                if name == "addr", Self.isPCIAddress(property.type), let number = value.integer {
                     settings[name] = .string(Self.address(number))
-                } else if kind.hasPrefix("link<") {
+                } else if property.isReference {
                     settings[name] = .string(value.string?.split(separator: "/").last.map(String.init) ?? "")
-                } else if [.null].contains(value) || !value.object.isEmpty || !value.array.isEmpty {
+                } else if !property.isConfiguration || value == .null || !value.object.isEmpty || !value.array.isEmpty
+                    || name == "bootindex" && value == -1
+                {
                     continue
                 } else {
+                    if types == nil {
+                        types = try await [type] + monitor.members(of: path).compactMap(\.childType)
+                    }
+                    if try await machineDefaults().give(value, to: name, ofAny: types ?? []) { continue }
                     settings[name] = value
                 }
             }
@@ -226,10 +232,6 @@ extension GuestInspector {
         if let drive = settings["drive"]?.string { try addDrive(drive, graph) }
         options.append(GuestOption("device", JSONValue.object(settings).text))
         note("-device \(type),id=\(id): plugged in at run time")
-    }
-
-    static func address(_ number: Int64) -> String {
-        "\(String(number >> 3, radix: 16)).\(String(number & 7, radix: 16))"
     }
 
     /// The definition of a disk that was plugged in, from what it is now.

@@ -9,6 +9,7 @@ struct GuestInspector {
     /// Where `/dev/fdset/N` leads.
     var sets: [String: String] = [:]
     var result: GuestInspection
+    private var defaults: MachineDefaults?
 
     init(_ monitor: QMPClient, _ commandLine: GuestCommandLine, _ emulator: RunningEmulator?) {
         self.monitor = monitor
@@ -21,6 +22,14 @@ struct GuestInspector {
     }
 
     mutating func note(_ change: String) { result.changes.append(change) }
+
+    /// What the guest's machine type sets; read when it is asked for first.
+    mutating func machineDefaults() async throws -> MachineDefaults {
+        if let defaults { return defaults }
+        let read = try await MachineDefaults(of: result.machine, monitor)
+        defaults = read
+        return read
+    }
 
     func resolve(_ path: String) -> String {
         if let path = sets[path] { return path }
@@ -93,12 +102,12 @@ struct GuestInspector {
     /// What was for the start of this process only, and Crossdock's own monitors.
     private mutating func dropWhatIsOver() {
         let own: Set<String> = ["crossdock-qmp", "crossdock-status"]
+        options = options.map(GuestCommandLine.monitorForm)
         options.removeAll { option in
             switch option.name {
             case "incoming", "S", "loadvm": true
             case "chardev": option.value("id").map(own.contains) ?? false
-            case "mon": option.value("chardev").map(own.contains) ?? false
-            default: false
+            default: GuestCommandLine.monitorDevice(option).map(own.contains) ?? false
             }
         }
     }

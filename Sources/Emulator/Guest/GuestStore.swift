@@ -135,7 +135,7 @@ public struct GuestStore: Sendable {
         for (id, path) in [("crossdock-qmp", agentMonitor(of: name)), ("crossdock-status", statusMonitor(of: name))] {
             unlink(path)
             arguments += ["-chardev", "socket,id=\(id),path=\(path),server=on,wait=off"]
-            arguments += ["-mon", "chardev=\(id),mode=control"]
+            arguments += ["-qmp", "chardev:\(id)"]
         }
         unlink(log(of: name))
         let process = try EmulatorProcess.start(

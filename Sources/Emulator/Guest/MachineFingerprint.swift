@@ -2,7 +2,7 @@
 ///
 /// A migration stream does not tell about all of it: another set of processor features or one device more passes
 /// unnoticed and changes the machine under the guest.
-public struct MachineFingerprint: Sendable, Hashable, Codable {
+public struct MachineFingerprint: Sendable, Hashable {
     /// The machine type with its version.
     public var machine = ""
     /// The memory at the start, in bytes.
@@ -13,13 +13,18 @@ public struct MachineFingerprint: Sendable, Hashable, Codable {
     public var topology: [String: String] = [:]
     /// The processor's properties (`qom-get`), as text.
     public var processor: [String: String] = [:]
-    /// What the processor's model stands for on this QEMU and host (`query-cpu-model-expansion`), as text.
-    public var model: [String: String] = [:]
     /// The types of all devices by their place in QEMU's object model; devices without a place of their own are counted:
     /// "unattached TYPE".
     public var devices: [String: String] = [:]
     /// What the devices are set to: "device property" to text.
     public var settings: [String: String] = [:]
+    /// How many devices of each type the machine has by itself, wherever QEMU's object model keeps them: their places change
+    /// between versions.
+    public var builtIn: [String: Int] = [:]
+    /// The type of each property: "TYPE property", with "processor" for the processor's.
+    public var kinds: [String: String] = [:]
+    /// The default of each property that has one, as text, by the same names.
+    public var standards: [String: String] = [:]
 
     /// Properties that say where a device gets its data from, not what the guest sees.
     private static let hostSide: Set<String> = [
@@ -27,9 +32,10 @@ public struct MachineFingerprint: Sendable, Hashable, Codable {
         "discard_granularity", "cyls", "heads", "secs", "write-cache", "werror", "rerror", "romsize",
         "failover_pair_id",
     ]
+
     private static let processorSide: Set<String> = [
         "hotplugged", "realized", "crash-information", "memory", "type", "parent_bus", "filtered-features",
-        "tsc-frequency", "unavailable-features",
+        "unavailable-features",
     ]
 
     /// Reads a machine.
@@ -43,119 +49,102 @@ public struct MachineFingerprint: Sendable, Hashable, Codable {
         if let path = try await monitor.firstProcessor() {
             for member in try await monitor.members(of: path)
             where member.childType == nil && !member.type.hasPrefix("link<")
-                && !Self.processorSide.contains(member.name)
-                && !member.name.contains("_")
+                && !Self.processorSide.contains(member.name) && !member.name.contains("_")
             {
                 guard let value = try await monitor.property(member.name, of: path), value.array.isEmpty else {
                     continue
                 }
+                // An agent of an earlier release does not look at it; it is 0 where it is not fixed.
+                if member.name == "tsc-frequency", value == 0 { continue }
                 processor[member.name] = value.text
             }
-            if let model = try await monitor.processorModel() {
-                for (name, value) in try await monitor.expansion(of: model)
-                where value.bool != nil && !name.contains("_") {
-                    self.model[name] = value.text
-                }
+            let type = try await monitor.property("type", of: path)?.string ?? ""
+            for property in try await monitor.deviceProperties(type) where processor[property.name] != nil {
+                note(property, of: "processor")
             }
         }
-        var standards: [String: [(name: String, type: String, standard: JSONValue?)]] = [:]
-        try await walk(monitor, "/machine", depth: 0, &standards)
+        var types: [String: [DeviceProperty]] = [:]
+        try await walk(monitor, "/machine", depth: 0, &types)
+    }
+
+    private mutating func note(_ property: DeviceProperty, of type: String) {
+        kinds["\(type) \(property.name)"] = property.type
+        standards["\(type) \(property.name)"] = property.standard?.text
     }
 
     private mutating func walk(
         _ monitor: QMPClient,
         _ path: String,
         depth: Int,
-        _ standards: inout [String: [(name: String, type: String, standard: JSONValue?)]]
+        _ types: inout [String: [DeviceProperty]]
     ) async throws {
-        guard depth < 8, devices.count < 5000 else { return }
+        guard depth < 8, devices.count < 5000, builtIn.count < 5000 else { return }
+        let isUnattached = path.hasPrefix("/machine/unattached")
+        let isPlugged = path.hasPrefix("/machine/peripheral")
         for member in try await monitor.members(of: path) {
             guard let type = member.childType, !["memory-region", "irq"].contains(where: type.hasSuffix) else {
                 continue
             }
             let child = "\(path)/\(member.name)"
             if type != "container" {
-                if child.hasPrefix("/machine/unattached/") {
-                    // Their numbers depend on the order in which they were made.
-                    if depth == 1 {
-                        let key = "unattached \(type)"
-                        devices[key] = "\((devices[key].flatMap { Int($0) } ?? 0) + 1)"
-                    }
-                } else {
+                if !isPlugged { builtIn[type, default: 0] += 1 }
+                if !isUnattached {
                     devices[child] = type
+                } else if depth == 1 {
+                    // Their numbers depend on the order in which they were made.
+                    let key = "unattached \(type)"
+                    devices[key] = "\((devices[key].flatMap { Int($0) } ?? 0) + 1)"
                 }
             }
-            if child.hasPrefix("/machine/peripheral"), depth == 1 {
-                if standards[type] == nil { standards[type] = try await monitor.deviceProperties(type) }
-                for (name, kind, _) in standards[type] ?? []
-                where !Self.hostSide.contains(name) && !kind.hasPrefix("link<") && !kind.hasPrefix("child<") {
-                    guard let value = try await monitor.property(name, of: child) else { continue }
-                    settings["\(child) \(name)"] = value.text
+            if isPlugged, depth == 1 {
+                if types[type] == nil {
+                    types[type] = try await monitor.deviceProperties(type)
+                    for property in types[type] ?? [] { note(property, of: type) }
+                }
+                for property in types[type] ?? [] where !Self.hostSide.contains(property.name) && !property.isReference {
+                    guard let value = try await monitor.property(property.name, of: child) else { continue }
+                    settings["\(child) \(property.name)"] = value.text
                 }
             }
-            if !child.hasPrefix("/machine/unattached/") { try await walk(monitor, child, depth: depth + 1, &standards) }
+            try await walk(monitor, child, depth: depth + 1, &types)
         }
     }
+}
 
-    /// How another machine differs, a sentence each; empty when a guest could not tell them apart.
-    ///
-    /// - Parameter other: the machine on the other host.
-    public func differences(from other: MachineFingerprint) -> [String] {
-        var reasons: [String] = []
-        if machine != other.machine {
-            reasons.append("The machine is \(machine) here and \(other.machine) there")
-        }
-        if memory != other.memory {
-            reasons.append("The guest has \(memory >> 20) MiB of memory here and \(other.memory >> 20) MiB there")
-        }
-        if processors != other.processors {
-            reasons.append("The guest has \(processors) processors here and \(other.processors) there")
-        }
-        reasons += Self.compare(topology, other.topology).map { name, here, there in
-            "The guest's processors have \(name)=\(here ?? "(none)") here and \(there ?? "(none)") there"
-        }
-        reasons += Self.compare(processor, other.processor).prefix(40).map { name, here, there in
-            switch (here, there) {
-            case ("true", "false"): "The processor feature '\(name)' is on here and off there"
-            case ("false", "true"): "The processor feature '\(name)' is off here and on there"
-            default: "The processor's '\(name)' is \(here ?? "missing") here and \(there ?? "missing") there"
-            }
-        }
-        var changed: Set<String> = []
-        reasons += Self.compare(devices, other.devices).prefix(40).compactMap { path, here, there in
-            changed.insert(path)
-            // What is inside of a device comes and goes with it.
-            let parent = path.split(separator: "/").dropLast().joined(separator: "/")
-            if changed.contains("/\(parent)") { return nil }
-            if path.hasPrefix("unattached ") {
-                let type = path.dropFirst("unattached ".count)
-                return "There are \(here ?? "0") built-in devices of type \(type) here and \(there ?? "0") there"
-            }
-            return switch (here, there) {
-            case (nil, let there?): "The device \(Self.short(path)) (\(there)) is there and not here"
-            case (let here?, nil): "The device \(Self.short(path)) (\(here)) is here and not there"
-            default: "The device \(Self.short(path)) is a \(here ?? "") here and a \(there ?? "") there"
-            }
-        }
-        reasons += Self.compare(settings, other.settings).prefix(40).compactMap { key, here, there in
-            let path = String(key.prefix { $0 != " " })
-            if changed.contains(path) { return nil }
-            let name = key.drop { $0 != " " }.dropFirst()
-            return "The device \(Self.short(path)) has \(name)=\(here ?? "(none)") here and \(there ?? "(none)") there"
-        }
-        return reasons
+extension MachineFingerprint: Codable {
+    private enum Key: String, CodingKey {
+        case machine, memory, processors, topology, processor, model, devices, settings, builtIn, kinds, standards
     }
 
-    private static func short(_ path: String) -> String {
-        for prefix in ["/machine/peripheral/", "/machine/peripheral-anon/", "/machine/"] where path.hasPrefix(prefix) {
-            return "'\(path.dropFirst(prefix.count))'"
-        }
-        return "'\(path)'"
+    /// Decodes one, of an agent too that does not say how properties are to be read.
+    public init(from decoder: any Decoder) throws {
+        let container = try decoder.container(keyedBy: Key.self)
+        machine = try container.decode(String.self, forKey: .machine)
+        memory = try container.decode(UInt64.self, forKey: .memory)
+        processors = try container.decode(Int.self, forKey: .processors)
+        topology = try container.decode([String: String].self, forKey: .topology)
+        processor = try container.decode([String: String].self, forKey: .processor)
+        devices = try container.decode([String: String].self, forKey: .devices)
+        settings = try container.decode([String: String].self, forKey: .settings)
+        builtIn = try container.decodeIfPresent([String: Int].self, forKey: .builtIn) ?? [:]
+        kinds = try container.decodeIfPresent([String: String].self, forKey: .kinds) ?? [:]
+        standards = try container.decodeIfPresent([String: String].self, forKey: .standards) ?? [:]
     }
 
-    private static func compare(_ here: [String: String], _ there: [String: String]) -> [(String, String?, String?)] {
-        Set(here.keys).union(there.keys).sorted().compactMap { key in
-            here[key] == there[key] ? nil : (key, here[key], there[key])
-        }
+    /// Encodes it.
+    public func encode(to encoder: any Encoder) throws {
+        var container = encoder.container(keyedBy: Key.self)
+        try container.encode(machine, forKey: .machine)
+        try container.encode(memory, forKey: .memory)
+        try container.encode(processors, forKey: .processors)
+        try container.encode(topology, forKey: .topology)
+        try container.encode(processor, forKey: .processor)
+        // An agent of an earlier release expects it, and reads nothing from it.
+        try container.encode([String: String](), forKey: .model)
+        try container.encode(devices, forKey: .devices)
+        try container.encode(settings, forKey: .settings)
+        try container.encode(builtIn, forKey: .builtIn)
+        try container.encode(kinds, forKey: .kinds)
+        try container.encode(standards, forKey: .standards)
     }
 }

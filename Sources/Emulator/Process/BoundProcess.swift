@@ -70,6 +70,31 @@ final class BoundProcess: Sendable {
     /// Everything that it said, as one line.
     var words: String { EmulatorProcess.tail(of: "\(directory)/log") }
 
+    /// Connects to its monitor, once it is there.
+    ///
+    /// - Parameters:
+    ///   - socket: where the monitor will be.
+    ///   - failure: what is said before QEMU's own words when it ends instead.
+    /// - Throws: `GuestError`; the process has ended then, and what it left is removed.
+    func monitor(at socket: String, _ failure: String, on loop: EventLoop) async throws -> QMPClient {
+        let end = ContinuousClock.now + .seconds(60)
+        while true {
+            if hasEnded() {
+                let words = words
+                clear()
+                throw GuestError("\(failure): \(words.isEmpty ? "it said nothing" : words)")
+            }
+            if DurableFile.exists(socket), let monitor = try? await QMPClient.connect(to: socket, on: loop) {
+                return monitor
+            }
+            guard ContinuousClock.now < end else {
+                await stop()
+                throw GuestError("\(failure): its monitor did not answer within 60 s")
+            }
+            await loop.sleep(for: .milliseconds(5))
+        }
+    }
+
     /// Removes what a process that has ended left.
     func clear() { DurableFile.remove(directory) }
 

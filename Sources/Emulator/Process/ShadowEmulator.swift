@@ -1,3 +1,4 @@
+internal import CLinux
 internal import Glibc
 public import IO
 
@@ -46,6 +47,15 @@ public final class ShadowEmulator: Sendable {
     /// What a blank copy never needs: it has nothing of the host's, and takes a stream from another one.
     private static let sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
+    /// Where the memory of blank copies is: files in memory, which QEMU makes, unlinks at once and never writes.
+    ///
+    /// QEMU leaves memory out of the stream only when it is a shared file with a name (8.1 and later; an anonymous one is
+    /// enough before). On a host without such a file system they are sparse files beside the monitor.
+    private static func memoryDirectory(or directory: String) -> String {
+        let shared = "/dev/shm"
+        return xd_is_memory_file_system(shared) == 1 && access(shared, W_OK | X_OK) == 0 ? shared : directory
+    }
+
     private static func start(
         _ commandLine: GuestCommandLine,
         _ program: String?,
@@ -59,7 +69,7 @@ public final class ShadowEmulator: Sendable {
         let process: BoundProcess
         do {
             var count = 0
-            let line = try commandLine.shadow(material) { size in
+            let line = try commandLine.shadow(material, memory: memoryDirectory(or: directory)) { size in
                 count += 1
                 let path = "\(directory)/scratch\(count)"
                 if size > 0 {
@@ -82,33 +92,16 @@ public final class ShadowEmulator: Sendable {
             DurableFile.remove(directory)
             throw error
         }
-        let end = ContinuousClock.now + .seconds(20)
-        while true {
-            if process.hasEnded() {
-                let words = process.words
-                process.clear()
-                throw GuestError(
-                    "QEMU does not start a blank copy of the guest: \(words.isEmpty ? "it said nothing" : words)"
-                )
-            }
-            if DurableFile.exists(socket), let monitor = try? await QMPClient.connect(to: socket, on: loop) {
-                let shadow = ShadowEmulator(monitor, process)
-                do {
-                    let capabilities = ["events", "return-path", "x-ignore-shared"]
-                    try await monitor.setCapabilities(capabilities, to: true)
-                    if isIncoming { try await monitor.migrateIncoming(socket: shadow.incomingSocket) }
-                } catch {
-                    await shadow.stop()
-                    throw error
-                }
-                return shadow
-            }
-            guard ContinuousClock.now < end else {
-                await process.stop()
-                throw GuestError("The monitor of a blank copy of the guest did not answer within 20 s")
-            }
-            await loop.sleep(for: .milliseconds(5))
+        let monitor = try await process.monitor(at: socket, "QEMU does not start a blank copy of the guest", on: loop)
+        let shadow = ShadowEmulator(monitor, process)
+        do {
+            try await monitor.setCapabilities(["events", "return-path", "x-ignore-shared"], to: true)
+            if isIncoming { try await monitor.migrateIncoming(socket: shadow.incomingSocket) }
+        } catch {
+            await shadow.stop()
+            throw error
         }
+        return shadow
     }
 
     /// What it said last: why it does not take a migration.

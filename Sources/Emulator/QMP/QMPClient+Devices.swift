@@ -42,16 +42,6 @@ extension QMPClient {
         } catch let error as QMPError where error.code == .refused { return nil }
     }
 
-    /// The properties that a device can be given, with their defaults (`device-list-properties`).
-    func deviceProperties(_ type: String) async throws -> [(name: String, type: String, standard: JSONValue?)] {
-        do {
-            return try await execute("device-list-properties", ["typename": .string(type)]).array.compactMap { item in
-                guard let name = item["name"]?.string, let kind = item["type"]?.string else { return nil }
-                return (name, kind, item["default-value"])
-            }
-        } catch let error as QMPError where error.code == .refused { return [] }
-    }
-
     /// The QOM path of the first processor (`query-cpus-fast`).
     func firstProcessor() async throws -> String? {
         try await execute("query-cpus-fast").array.first?["qom-path"]?.string
@@ -65,17 +55,6 @@ extension QMPClient {
         // The architecture is between the model and the suffix: qemu64-x86_64-cpu.
         guard type.hasSuffix("-cpu"), let end = type.dropLast(4).lastIndex(of: "-") else { return type }
         return String(type[..<end])
-    }
-
-    /// What a model stands for on this QEMU and host (`query-cpu-model-expansion`); empty when QEMU cannot tell.
-    func expansion(of model: String) async throws -> [String: JSONValue] {
-        do {
-            let answer = try await execute(
-                "query-cpu-model-expansion",
-                ["type": "full", "model": ["name": .string(model)]]
-            )
-            return answer["model"]?["props"]?.object ?? [:]
-        } catch let error as QMPError where error.code == .refused { return [:] }
     }
 
     /// The guest's memory at its start, in bytes (`query-memory-size-summary`).

@@ -166,6 +166,8 @@ public enum Message: Sendable, Hashable {
         public var memory: UInt64 = 0
         /// The name of the machine's memory object.
         public var memoryID: String?
+        /// Whether `-cpu` names all that the guest's processor has, so that what it does not name must be off.
+        public var hasFixedProcessor: Bool?
 
         /// Makes an offer.
         public init(

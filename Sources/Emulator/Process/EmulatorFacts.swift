@@ -1,0 +1,90 @@
+internal import Glibc
+public import IO
+
+/// What a QEMU program of this host can do, asked of itself: a machine without a machine is started and ended (`-machine none`).
+public struct EmulatorFacts: Sendable {
+    /// Its version: "10.0.13".
+    public let version: String
+    /// The machine types that it has, aliases included (`query-machines`).
+    public let machines: Set<String>
+    /// The properties of a processor model; empty for one that it does not have.
+    let processor: [DeviceProperty]
+    /// The members that QMP objects may have, by name, anywhere (`query-qmp-schema`).
+    private let members: Set<String>
+
+    /// Whether sockets that connect again take the delay in milliseconds, `reconnect-ms` (from QEMU 9.2 on).
+    var hasReconnectMilliseconds: Bool { members.contains("reconnect-ms") }
+    /// Whether they take it in seconds, `reconnect` (until QEMU 10).
+    var hasReconnectSeconds: Bool { members.contains("reconnect") }
+
+    /// Which program was asked, and for which model: a program that was replaced is asked again.
+    private struct Key: Hashable {
+        var program: String
+        var processor: String
+        var file: [UInt64]
+    }
+    private static let known = Guarded<[Key: EmulatorFacts]>([:])
+
+    /// Asks a program, or recalls what it said.
+    ///
+    /// - Parameters:
+    ///   - program: its path.
+    ///   - processor: the model of a processor as `-cpu` names it; nil when it does not matter.
+    ///   - loop: the caller's loop.
+    /// - Throws: `GuestError` with the program's own words when it does not start.
+    public static func of(_ program: String, processor: String?, on loop: EventLoop) async throws -> EmulatorFacts {
+        var status = stat()
+        guard stat(program, &status) == 0 else {
+            throw GuestError("Cannot run '\(program)': \(String(cString: strerror(errno)))")
+        }
+        let file = [
+            UInt64(status.st_dev), UInt64(status.st_ino), UInt64(bitPattern: Int64(status.st_size)),
+            UInt64(bitPattern: Int64(status.st_mtim.tv_sec)), UInt64(bitPattern: Int64(status.st_mtim.tv_nsec)),
+            UInt64(bitPattern: Int64(status.st_ctim.tv_sec)), UInt64(bitPattern: Int64(status.st_ctim.tv_nsec)),
+        ]
+        let key = Key(program: program, processor: processor ?? "", file: file)
+        if let facts = known.withLock({ $0[key] }) { return facts }
+        let directory = try BoundProcess.makeDirectory()
+        let socket = "\(directory)/qmp.sock"
+        let process = try await BlockingPool.shared.run {
+            try BoundProcess(
+                [
+                    program, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S", "-qmp",
+                    "unix:\(socket),server=on,wait=off",
+                ],
+                directory: directory
+            )
+        }
+        let monitor = try await process.monitor(at: socket, "QEMU \(program) cannot be asked about itself", on: loop)
+        let facts: Result<EmulatorFacts, any Error>
+        do { facts = .success(try await EmulatorFacts(monitor, processor: processor)) } catch { facts = .failure(error) }
+        monitor.close()
+        await process.stop(grace: .seconds(2))
+        let read = try facts.get()
+        known.withLock { known in
+            // An offer names the model: what is kept does not grow with what is asked.
+            if known.count >= 16 { known = [:] }
+            known[key] = read
+        }
+        return read
+    }
+
+    private init(_ monitor: QMPClient, processor model: String?) async throws {
+        version = monitor.version
+        var machines: Set<String> = []
+        for machine in try await monitor.execute("query-machines").array {
+            for key in ["name", "alias"] { if let name = machine[key]?.string { machines.insert(name) } }
+        }
+        self.machines = machines
+        var members: Set<String> = []
+        for entity in try await monitor.execute("query-qmp-schema").array {
+            for member in entity["members"]?.array ?? [] { if let name = member["name"]?.string { members.insert(name) } }
+        }
+        self.members = members
+        var processor: [DeviceProperty] = []
+        if let model, let target = try await monitor.execute("query-target")["arch"]?.string {
+            processor = try await monitor.deviceProperties("\(model)-\(target)-cpu")
+        }
+        self.processor = processor
+    }
+}

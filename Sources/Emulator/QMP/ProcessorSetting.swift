@@ -1,0 +1,41 @@
+/// A property of a guest's processor with the value that it has now.
+struct ProcessorSetting: Sendable {
+    /// The property.
+    var property: DeviceProperty
+    /// What it is.
+    var value: JSONValue
+
+    /// Properties that say how QEMU is to go about it or what became of it, not what the guest sees.
+    static let hostSide: Set<String> = [
+        "check", "enforce", "migratable", "host-phys-bits", "host-phys-bits-limit", "start-powered-off", "hotplugged",
+        "hotpluggable", "realized", "crash-information", "memory", "type", "parent_bus", "filtered-features",
+        "unavailable-features", "feature-words",
+    ]
+}
+
+extension QMPClient {
+    /// What the first processor is set to, without what tells of one processor only, or of this host.
+    func processorSettings() async throws -> [ProcessorSetting] {
+        guard let path = try await firstProcessor(), let type = try await property("type", of: path)?.string else {
+            return []
+        }
+        var settings: [ProcessorSetting] = []
+        for property in try await deviceProperties(type)
+        // Second names of other properties have an underscore where these have a dash.
+        where !property.isReference && !property.name.contains("_")
+            && !ProcessorSetting.hostSide.contains(property.name)
+        {
+            guard let value = try await self.property(property.name, of: path) else { continue }
+            switch value {
+            case .bool, .string: settings.append(ProcessorSetting(property: property, value: value))
+            case .integer:
+                // Which one of several it is.
+                if property.name.hasSuffix("-id") { continue }
+                settings.append(ProcessorSetting(property: property, value: value))
+            // Lists tell the same in another way, and a number beyond 2^63 is QEMU's for "not set".
+            default: continue
+            }
+        }
+        return settings
+    }
+}
