@@ -21,7 +21,7 @@ struct AdoptionEndToEnd {
         let script = """
             qemu-img create -q -f qcow2 \(base) 48M && qemu-io -c 'write -P 7 1M 2M' \(base) >/dev/null
             qemu-img create -q -f qcow2 -b \(base) -F qcow2 \(data) && qemu-io -c 'write -P 9 8M 1M' \(data) >/dev/null
-            cp \(Self.firmware)/OVMF_VARS.fd \(variables)
+            cp \(Self.firmware)/OVMF_VARS_4M.fd \(variables)
             """
         let made = try await Tool.run(["sh", "-ec", script])
         guard made.code == 0 else { throw TestFailure(made.all) }
@@ -34,7 +34,7 @@ struct AdoptionEndToEnd {
             config,
             "-object", "memory-backend-file,id=ram0,size=256M,mem-path=\(lab.directory.file("memory")),share=on",
             "-machine", "memory-backend=ram0",
-            "-drive", "if=pflash,format=raw,unit=0,readonly=on,file=\(Self.firmware)/OVMF_CODE.fd",
+            "-drive", "if=pflash,format=raw,unit=0,readonly=on,file=\(Self.firmware)/OVMF_CODE_4M.fd",
             "-drive", "if=pflash,format=raw,unit=1,file=\(variables)", "-object", "iothread,id=io0",
             "-blockdev", "driver=file,filename=\(system),node-name=file0,cache.direct=off",
             "-blockdev", #"{"driver":"raw","file":"file0","node-name":"system"}"#,
@@ -388,7 +388,7 @@ struct AdoptionEndToEnd {
         let lab = try Lab()
         let disk = try await lab.makeImage("disk.raw", megabytes: 32, data: 2)
         _ = try await lab.startForeignGuest([
-            "-machine", "pc,accel=tcg", "-m", "64", "-smp", "1,sockets=2,cores=1,maxcpus=2", "-nodefaults", "-cpu",
+            "-machine", "pc-i440fx-7.2,accel=tcg", "-m", "64", "-smp", "1,sockets=2,cores=1,maxcpus=2", "-nodefaults", "-cpu",
             "qemu64",
             "-drive", "file=\(disk),format=raw,if=none,id=d0", "-device",
             "virtio-blk-pci,drive=d0,id=disk0,num-queues=3",

@@ -24,6 +24,31 @@ final class Lab: @unchecked Sendable {
     let loop = EventLoop(name: "lab")
     /// Put before every program, to run it in a namespace.
     var prefix: [String] = []
+    /// The QEMUs of the hosts a and b, "7.2:10.0", when the tests are run with others than the system's (`make versions`): the
+    /// whole run has that of a for the system's, and what is of host b is started with its own.
+    static let emulators: (a: String, b: String)? = {
+        let words = (ProcessInfo.processInfo.environment["CROSSDOCK_QEMU"] ?? "").split(separator: ":").map(String.init)
+        return words.count == 2 ? (words[0], words[1]) : nil
+    }()
+    /// Put before the programs of a host with another QEMU.
+    private func versionPrefix(_ isB: Bool) -> [String] {
+        guard isB, let pair = Self.emulators, pair.a != pair.b else { return [] }
+        return ["\(Self.repository)/deploy/qemu", pair.b]
+    }
+    /// The same guest for hosts with different QEMUs: a machine type that both have, and a processor that both can give.
+    static func portable(_ arguments: [String]) -> [String] {
+        guard let pair = emulators, pair.a != pair.b else { return arguments }
+        var previous = ""
+        return arguments.map { word in
+            defer { previous = word }
+            switch (previous, String(word.prefix { $0 != "," })) {
+            case ("-machine", "pc"): return "pc-i440fx-7.2" + word.dropFirst(2)
+            case ("-machine", "q35"): return "pc-q35-7.2" + word.dropFirst(3)
+            case ("-cpu", "max"): return "Nehalem" + word.dropFirst(3)
+            default: return word
+            }
+        }
+    }
     private(set) var destination: ChildProcess?
     private var destinations: [String: ChildProcess] = [:]
     private var children: [ChildProcess] = []
@@ -71,7 +96,10 @@ final class Lab: @unchecked Sendable {
     }
 
     func crossdock(_ arguments: [String], seconds: Int = 120) async throws -> ToolResult {
-        try await Tool.run(prefix + [Self.crossdock] + arguments, seconds: seconds)
+        try await Tool.run(
+            prefix + versionPrefix(arguments.contains(state("b"))) + [Self.crossdock] + arguments,
+            seconds: seconds
+        )
     }
 
     // MARK: Guests
@@ -92,7 +120,7 @@ final class Lab: @unchecked Sendable {
     func startIdleGuest(_ name: String = "web1", disks: [String], more: [String] = []) async throws {
         var command = ["qemu-system-x86_64", "-machine", "pc,accel=tcg", "-m", "64", "-nodefaults", "-display", "none"]
         for disk in disks { command += ["-drive", "file=\(disk),format=raw,if=virtio"] }
-        let started = try await crossdock(["guest", "start", name, "--state-dir", state("a"), "--"] + command + more)
+        let started = try await crossdock(["guest", "start", name, "--state-dir", state("a"), "--"] + Self.portable(command + more))
         guard started.code == 0 else { throw TestFailure("The guest did not start: \(started.all)") }
     }
 
@@ -102,7 +130,7 @@ final class Lab: @unchecked Sendable {
         command += ["-nodefaults", "-display", "none", "-no-reboot", "-kernel", "\(Self.guestFiles)/vmlinuz"]
         command += ["-initrd", "\(Self.guestFiles)/initrd", "-append", "console=ttyS0 quiet \(workload)"]
         for disk in disks { command += ["-drive", "file=\(disk),format=raw,if=virtio"] }
-        return command + ["-serial", "file:\(directory.file("console.log"))"]
+        return Self.portable(command + ["-serial", "file:\(directory.file("console.log"))"])
     }
 
     func startLinuxGuest(disks: [String], workload: String = "") async throws {
@@ -124,7 +152,7 @@ final class Lab: @unchecked Sendable {
     /// Starts a QEMU as somebody else would: with a monitor at `foreign.sock`, and nothing of Crossdock.
     func startForeignGuest(_ arguments: [String], monitor: String = "foreign.sock") async throws -> ChildProcess {
         let child = try ChildProcess(
-            prefix + ["qemu-system-x86_64"] + arguments
+            prefix + ["qemu-system-x86_64"] + Self.portable(arguments)
                 + ["-display", "none", "-qmp", "unix:\(directory.file(monitor)),server=on,wait=off"]
         )
         children.append(child)
@@ -167,7 +195,7 @@ final class Lab: @unchecked Sendable {
         more: [String] = []
     ) async throws -> UInt16 {
         let agent = try ChildProcess(
-            prefix + before + [Self.crossdock, "destination", "--state-dir", state(side)]
+            prefix + versionPrefix(side == "b") + before + [Self.crossdock, "destination", "--state-dir", state(side)]
                 + ["--listen", "127.0.0.1:\(ports.control)", "--nbd-listen", "127.0.0.1:\(ports.nbd)"]
                 + (credentials ?? self.credentials()) + more,
             environment: environment

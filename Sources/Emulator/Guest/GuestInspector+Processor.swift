@@ -9,7 +9,9 @@ extension GuestInspector {
             let type = try await monitor.property("type", of: path)?.string
         else { return }
         let given = options.last { $0.name == "cpu" }?.argument
-        let settings = try await monitor.processorSettings()
+        let topology = try await monitor.property("smp", of: "/machine")?.object.mapValues(\.text) ?? [:]
+        let implied = ProcessorSetting.sharesPackage(topology) ? ProcessorSetting.followTopology : []
+        let settings = try await monitor.processorSettings().filter { !implied.contains($0.property.name) }
         var parts = [result.processor]
         // What else was asked for, such as Hyper-V's, stands as it was given.
         let measured = Set(settings.filter(Self.isFixed).map(\.property.name))

@@ -51,9 +51,10 @@ extension MachineFingerprint {
     private func processorDifferences(from other: MachineFingerprint) -> [String] {
         // An agent that does not say which of them are knobs lists some that tell nothing.
         let isTold = !standards.isEmpty && !other.standards.isEmpty
+        let implied = ProcessorSetting.sharesPackage(topology) ? ProcessorSetting.followTopology : []
         return Set(processor.keys).union(other.processor.keys).sorted().compactMap { name -> String? in
             let (here, there) = (processor[name], other.processor[name])
-            guard here != there, !ProcessorSetting.hostSide.contains(name) else { return nil }
+            guard here != there, !ProcessorSetting.hostSide.contains(name), !implied.contains(name) else { return nil }
             let key = "processor \(name)"
             // What is not listed cannot be given, and a feature can.
             func isKnob(_ side: MachineFingerprint) -> Bool { side.standards[key] != nil || side.kinds[key] == nil }

@@ -11,6 +11,17 @@ struct ProcessorSetting: Sendable {
         "hotpluggable", "realized", "crash-information", "memory", "type", "parent_bus", "filtered-features",
         "unavailable-features", "feature-words",
     ]
+
+    /// Features that say that there are several processors in a package. Where there are, the guest reads them as set, whatever
+    /// the property says: QEMU 7.2 adds them when the guest asks, 10.0 when the processor is made.
+    static let followTopology: Set<String> = ["ht", "cmp-legacy"]
+
+    /// Whether a package has several processors.
+    ///
+    /// - Parameter topology: the machine's `smp`; a level that is missing has one of its kind.
+    static func sharesPackage(_ topology: [String: String]) -> Bool {
+        ["dies", "clusters", "modules", "cores", "threads"].contains { (topology[$0].flatMap { Int($0) } ?? 1) > 1 }
+    }
 }
 
 extension QMPClient {
