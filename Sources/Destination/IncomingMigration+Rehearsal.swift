@@ -26,8 +26,7 @@ extension IncomingMigration {
     func startShadow(_ offer: Message.Offer) async throws -> Message.Shadow {
         var sizes = offer.sizes
         let facts = try await facts(offer)
-        let relocation = try offer.commandLine.relocated(for: facts, fixesProcessor: offer.hasFixedProcessor == true) {
-            reference in
+        let relocation = try offer.commandLine.relocated(for: facts, origin: offer.origin) { reference in
             var placement = GuestCommandLine.Placement(path: reference.path)
             switch reference.kind {
             case .disk: placement = self.placement(offer, reference, keepsBacking: [])

@@ -126,7 +126,7 @@ extension IncomingMigration {
         guard let program = localProgram(offer.commandLine.program) else {
             throw GuestError("The QEMU program '\(offer.commandLine.program)' is not installed on this host")
         }
-        return try await EmulatorFacts.of(program, processor: offer.commandLine.processorModel, on: agent.loop)
+        return try await EmulatorFacts.of(program, for: offer.commandLine, on: agent.loop)
     }
 
     private static func lastComponent(_ path: String) -> String {
@@ -255,8 +255,7 @@ extension IncomingMigration {
         try DurableFile.makeDirectory(run)
         var outputs: Set<String> = []
         let facts = try await facts(offer)
-        let relocation = try offer.commandLine.relocated(for: facts, fixesProcessor: offer.hasFixedProcessor == true) {
-            reference in
+        let relocation = try offer.commandLine.relocated(for: facts, origin: offer.origin) { reference in
             switch reference.kind {
             case .disk:
                 guard offer.disks.contains(where: { $0.path == reference.path }) else {

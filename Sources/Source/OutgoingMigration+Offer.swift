@@ -162,6 +162,7 @@ extension OutgoingMigration {
             offer.memory = inspection.memory
             offer.memoryID = inspection.memoryID
             offer.hasFixedProcessor = inspection.isProcessorFixed
+            offer.standards = inspection.standards
             return offer
         } catch let error as GuestError {
             throw MigrationError(.guest, error.message)

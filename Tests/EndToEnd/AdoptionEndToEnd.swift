@@ -263,7 +263,7 @@ struct AdoptionEndToEnd {
         let lab = try Lab()
         _ = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
         let script = """
-            cd \(lab.directory.path) && exec 8<disk.raw 9<>disk.raw && exec qemu-system-x86_64 -machine pc,accel=tcg -m 64 -nodefaults \
+            cd \(lab.directory.path) && exec 8<disk.raw 9<>disk.raw && exec qemu-system-x86_64 -machine pc-i440fx-7.2,accel=tcg -m 64 -nodefaults \
             -display none -add-fd fd=8,set=2 -add-fd fd=9,set=2 -drive file=/dev/fdset/2,format=raw,if=virtio,file.locking=off -daemonize -pidfile pid \
             -qmp unix:relative.sock,server=on,wait=off
             """
@@ -388,7 +388,8 @@ struct AdoptionEndToEnd {
         let lab = try Lab()
         let disk = try await lab.makeImage("disk.raw", megabytes: 32, data: 2)
         _ = try await lab.startForeignGuest([
-            "-machine", "pc-i440fx-7.2,accel=tcg", "-m", "64", "-smp", "1,sockets=2,cores=1,maxcpus=2", "-nodefaults", "-cpu",
+            "-machine", "pc-i440fx-7.2,accel=tcg", "-m", "64", "-smp", "1,sockets=2,cores=1,maxcpus=2", "-nodefaults",
+            "-cpu",
             "qemu64",
             "-drive", "file=\(disk),format=raw,if=none,id=d0", "-device",
             "virtio-blk-pci,drive=d0,id=disk0,num-queues=3",

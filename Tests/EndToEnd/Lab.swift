@@ -120,7 +120,9 @@ final class Lab: @unchecked Sendable {
     func startIdleGuest(_ name: String = "web1", disks: [String], more: [String] = []) async throws {
         var command = ["qemu-system-x86_64", "-machine", "pc,accel=tcg", "-m", "64", "-nodefaults", "-display", "none"]
         for disk in disks { command += ["-drive", "file=\(disk),format=raw,if=virtio"] }
-        let started = try await crossdock(["guest", "start", name, "--state-dir", state("a"), "--"] + Self.portable(command + more))
+        let started = try await crossdock(
+            ["guest", "start", name, "--state-dir", state("a"), "--"] + Self.portable(command + more)
+        )
         guard started.code == 0 else { throw TestFailure("The guest did not start: \(started.all)") }
     }
 

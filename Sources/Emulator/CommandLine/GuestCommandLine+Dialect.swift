@@ -4,11 +4,23 @@ internal import TLS
 extension GuestCommandLine {
     /// Monitors in the form that every version takes without a warning: `-mon` is deprecated from 11.1 on, which has objects in its
     /// place that older ones do not know.
-    static func monitorForm(_ option: GuestOption) -> GuestOption {
+    ///
+    /// There such a monitor becomes an object with the name of its character device: when there is one of that name already, it
+    /// stays as it is.
+    static func monitorForms(_ options: [GuestOption]) -> [GuestOption] {
+        let objects = Set(options.filter { $0.name == "object" }.compactMap { $0.value("id") })
+        return options.map { option in
+            let form = monitorForm(option)
+            return monitorDevice(form).map(objects.contains) == true && option.name == "mon" ? option : form
+        }
+    }
+
+    private static func monitorForm(_ option: GuestOption) -> GuestOption {
         let argument = option.argument ?? ""
         switch option.name {
         case "mon":
-            guard let settings = try? BlockOptions(parsing: argument, implied: "chardev"), let device = settings["chardev"]
+            guard let settings = try? BlockOptions(parsing: argument, implied: "chardev"),
+                let device = settings["chardev"]
             else { return option }
             let isControl = settings["mode"] == "control"
             let name = isControl ? settings.isOn("pretty") ? "qmp-pretty" : "qmp" : "monitor"
@@ -26,10 +38,19 @@ extension GuestCommandLine {
 
     /// The character device of a monitor; nil for an option that is none, or that makes its device itself.
     static func monitorDevice(_ option: GuestOption) -> String? {
+        if option.name == "mon" {
+            return option.value("chardev") ?? BlockOptions.first(option.argument ?? "")
+        }
         guard ["monitor", "qmp", "qmp-pretty"].contains(option.name), let argument = option.argument,
             argument.hasPrefix("chardev:")
         else { return nil }
         return String(argument.dropFirst("chardev:".count))
+    }
+
+    /// The types of devices that are given, each once; an offer may not ask for more than there can be.
+    var deviceTypes: [String] {
+        let types = ((try? options()) ?? []).filter { $0.name == "device" }.compactMap { $0.value("driver") }
+        return Set(types).sorted().prefix(512).map { $0 }
     }
 
     /// The model of the processor as `-cpu` names it; nil when it is not given.
@@ -42,15 +63,64 @@ extension GuestCommandLine {
     /// - Parameters:
     ///   - option: the option.
     ///   - facts: the QEMU.
-    ///   - isFixed: whether `-cpu` names all that the guest has, so that what it does not name must be off.
+    ///   - origin: what else is known of the guest.
+    /// - Returns: the option; nil for one that is left out.
     /// - Throws: `GuestError` for what this QEMU does not have.
-    static func adapted(_ option: GuestOption, to facts: EmulatorFacts, fixed isFixed: Bool) throws -> GuestOption {
+    static func adapted(_ option: GuestOption, to facts: EmulatorFacts, _ origin: Origin) throws -> GuestOption? {
         switch option.name {
-        case "cpu": GuestOption("cpu", try processor(option.argument ?? "", facts, isFixed))
+        case "cpu": GuestOption("cpu", try processor(option.argument ?? "", facts, origin.hasFixedProcessor))
         case "chardev", "serial", "parallel", "debugcon", "monitor", "qmp", "qmp-pretty", "gdb", "netdev":
             reconnecting(option, facts)
+        case "device": try device(option, facts, origin.standards)
+        // Flags that are gone, in the form that every QEMU takes; later ones of -machine are merged with the earlier.
+        case "no-hpet": GuestOption("machine", "hpet=off")
+        case "no-acpi": GuestOption("machine", "acpi=off")
+        // How QEMU ends, and what a window looks like, on the host that it came from.
+        case "async-teardown", "portrait", "rotate", "enable-fips", "alt-grab", "ctrl-grab": nil
         default: option
         }
+    }
+
+    /// What is known of a guest that its command line does not tell.
+    public struct Origin: Sendable {
+        /// Whether `-cpu` names all that the guest has, so that what it does not name must be off.
+        public var hasFixedProcessor: Bool
+        /// What devices are given that is their default anyway: "DRIVER property" to the value; nil when that is not known.
+        public var standards: [String: String]?
+
+        /// Makes a description.
+        public init(hasFixedProcessor: Bool = false, standards: [String: String]? = nil) {
+            self.hasFixedProcessor = hasFixedProcessor
+            self.standards = standards
+        }
+    }
+
+    /// A property that this QEMU does not know is left out when it has its default, or switches off what this QEMU does not have.
+    private static func device(
+        _ option: GuestOption,
+        _ facts: EmulatorFacts,
+        _ standards: [String: String]?
+    ) throws -> GuestOption {
+        var settings = try BlockOptions(parsing: option.argument ?? "", implied: "driver")
+        let driver = settings["driver"] ?? ""
+        // Of an alias, or of a type that is missing, QEMU itself has the last word.
+        guard let known = facts.devices[driver], !known.isEmpty else { return option }
+        let names = Set(known.map(\.name)).union(["driver", "id", "bus", "addr", "failover_pair_id"])
+        var isChanged = false
+        for name in settings.names(under: "") where !names.contains(name) && !name.hasPrefix("legacy-") {
+            guard let value = settings[name] else { continue }
+            guard standards?["\(driver) \(name)"] == value || BlockOptions.truth(value) == false else {
+                // An agent of an earlier release does not tell defaults; QEMU itself has the last word.
+                if standards == nil { continue }
+                throw GuestError(
+                    "The \(driver) '\(settings["id"] ?? "without an id")' has \(name)=\(value), which QEMU \(facts.version) on this host "
+                        + "does not know; start the guest without it"
+                )
+            }
+            settings.remove(name)
+            isChanged = true
+        }
+        return isChanged ? GuestOption("device", settings.text) : option
     }
 
     /// What this QEMU does not know and the guest does not have is left out; what it has in the same model beyond what the guest
@@ -60,12 +130,14 @@ extension GuestCommandLine {
         guard !facts.processor.isEmpty else { return argument }
         let known = Set(facts.processor.map(\.name))
         var named: Set<String> = []
-        try parts = [parts[0]]
+        try parts =
+            [parts[0]]
             + parts.dropFirst().filter { part in
                 let name = GuestInspector.featureName(part)
                 named.insert(name)
                 if known.contains(name) { return true }
-                let value = part.hasPrefix("+") ? "on" : part.hasPrefix("-") ? "off" : part.drop { $0 != "=" }.dropFirst()
+                let value =
+                    part.hasPrefix("+") ? "on" : part.hasPrefix("-") ? "off" : part.drop { $0 != "=" }.dropFirst()
                 if BlockOptions.truth(value) == false || value == "0" { return false }
                 throw GuestError(
                     "The guest's processor has \(name)=\(value), which QEMU \(facts.version) on this host does not know; start the "
@@ -84,12 +156,17 @@ extension GuestCommandLine {
     /// The delay after which a socket connects again, in the unit that this QEMU takes: seconds until QEMU 10, milliseconds from
     /// 9.2 on.
     private static func reconnecting(_ option: GuestOption, _ facts: EmulatorFacts) -> GuestOption {
-        guard let argument = option.argument, argument.contains("reconnect"), !argument.hasPrefix("{") else { return option }
+        guard let argument = option.argument, argument.contains("reconnect"), !argument.hasPrefix("{") else {
+            return option
+        }
         let parts = KeyValue.split(argument).map { part -> String in
-            if part.hasPrefix("reconnect-ms="), !facts.hasReconnectMilliseconds, let delay = UInt64(part.dropFirst(13)) {
+            if part.hasPrefix("reconnect-ms="), !facts.hasReconnectMilliseconds, let delay = UInt64(part.dropFirst(13))
+            {
                 return "reconnect=\(delay / 1000 + (delay % 1000 > 0 ? 1 : 0))"
             }
-            if part.hasPrefix("reconnect="), !facts.hasReconnectSeconds, let delay = UInt64(part.dropFirst(10)), delay < 1 << 32 {
+            if part.hasPrefix("reconnect="), !facts.hasReconnectSeconds, let delay = UInt64(part.dropFirst(10)),
+                delay < 1 << 32
+            {
                 return "reconnect-ms=\(delay * 1000)"
             }
             return part

@@ -34,17 +34,17 @@ extension GuestCommandLine {
     /// - Parameters:
     ///   - isAtHome: whether the guest is only started here, where it was described: its secrets and ports are right.
     ///   - facts: the QEMU that shall read it; when nil, options stay in the form that they have.
-    ///   - fixesProcessor: whether `-cpu` names all that the guest has.
+    ///   - origin: what is known of the guest beyond its command line.
     ///   - place: gets every path with its kind, and says where it is on this host.
     /// - Returns: the command line. `-daemonize`, `-pidfile` and `-S` are left out, since the agent supervises QEMU.
     /// - Throws: `GuestError` naming an option that cannot be moved; also what `place` throws.
     public func relocated(
         isAtHome: Bool = false,
         for facts: EmulatorFacts? = nil,
-        fixesProcessor: Bool = false,
+        origin: Origin = Origin(),
         _ place: (PathReference) throws -> Placement
     ) throws -> Relocation {
-        let options = isAtHome ? try options() : try options().map(Self.monitorForm)
+        let options = isAtHome ? try options() : Self.monitorForms(try options())
         var nodes = try BlockNodeSet(options.filter { $0.name == "blockdev" })
         try nodes.relocate(place)
         var result = Relocation(arguments: [program], changes: [], secrets: [])
@@ -63,7 +63,7 @@ extension GuestCommandLine {
             } else {
                 var placed = try Self.relocate(option, isAtHome: isAtHome, place)
                 if let facts, let option = placed {
-                    placed = try Self.adapted(option, to: facts, fixed: fixesProcessor)
+                    placed = try Self.adapted(option, to: facts, origin)
                 }
                 new = placed.map { [$0] } ?? []
             }
@@ -91,9 +91,8 @@ extension GuestCommandLine {
 
     private static func isPart(_ option: GuestOption, of monitors: Set<String>) -> Bool {
         switch option.name {
-        case "monitor", "qmp", "qmp-pretty": monitorDevice(option).map(monitors.contains) ?? false
         case "chardev": option.value("id").map(monitors.contains) ?? false
-        default: false
+        default: monitorDevice(option).map(monitors.contains) ?? false
         }
     }
 

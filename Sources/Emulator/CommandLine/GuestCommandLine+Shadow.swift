@@ -88,9 +88,15 @@ extension GuestCommandLine {
                 let isKept = argument == "none" || argument.hasPrefix("chardev:")
                 result.append(GuestOption(option.name, isKept ? argument : "null"))
             case "netdev":
-                guard let id = option.value("id") else { continue }
-                result.append(GuestOption("netdev", "hubport,id=\(id),hubid=\(hub)"))
-                hub += 1
+                let settings = try BlockOptions(parsing: argument, implied: "type")
+                guard let id = settings["id"] else { continue }
+                if settings["type"] == "user" {
+                    // It has a state of its own in the stream, which an older library may not take.
+                    result.append(GuestOption("netdev", "user,restrict=on,id=\(id)"))
+                } else {
+                    result.append(GuestOption("netdev", "hubport,id=\(id),hubid=\(hub)"))
+                    hub += 1
+                }
             case "nic", "net":
                 let settings = try BlockOptions(parsing: argument, implied: "type")
                 let type = settings["type"] ?? ""

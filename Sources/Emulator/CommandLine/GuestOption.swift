@@ -18,7 +18,7 @@ struct GuestOption: Sendable, Hashable {
         "snapshot", "usb", "no-acpi", "no-hpet", "mem-prealloc", "only-migratable", "preconfig", "singlestep",
         "full-screen", "no-quit", "curses", "alt-grab", "ctrl-grab", "portrait", "win2k-hack", "no-fd-bootchk",
         "enable-fips", "xen-attach", "xen-domid-restrict", "old-param", "semihosting", "h", "help", "version",
-        "enable-sync-profile", "sdl", "show-cursor", "async-teardown",
+        "enable-sync-profile", "perfmap", "jitdump", "sdl", "show-cursor", "async-teardown",
     ]
 
     /// Reads the words behind the program's name. A word that is no option is a disk, as QEMU sees it: `-hda`.

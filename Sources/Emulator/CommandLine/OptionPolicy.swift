@@ -161,7 +161,8 @@ enum OptionPolicy {
 
     /// What may follow the address of a `-serial` and its like.
     private static let legacyKeys: Set<String> = [
-        "server", "wait", "nodelay", "telnet", "websocket", "tn3270", "reconnect", "reconnect-ms", "to", "ipv4", "ipv6", "mux",
+        "server", "wait", "nodelay", "telnet", "websocket", "tn3270", "reconnect", "reconnect-ms", "to", "ipv4", "ipv6",
+        "mux",
     ]
 
     private static func checkLegacyDevice(_ option: GuestOption, isMonitor: Bool) throws {

@@ -5,12 +5,15 @@ extension GuestInspector {
         let line = GuestCommandLine(program: "qemu", options: options, directory: "/")
         options = try line.pinned(machine: result.machine).options()
         if let smp = try await monitor.property("smp", of: "/machine")?.object, !smp.isEmpty {
-            let names = ["cpus", "sockets", "dies", "cores", "threads", "maxcpus"]
+            let names = [
+                "cpus", "drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads", "maxcpus",
+            ]
+            let always = ["cpus", "sockets", "cores", "threads", "maxcpus"]
             var parts: [String] = []
             for name in names {
                 guard let value = smp[name]?.integer else { continue }
-                // Not every machine has dies.
-                if name == "dies", value == 1 { continue }
+                // Not every machine has dies, nor every QEMU modules.
+                if value == 1, !always.contains(name) { continue }
                 // Processors that were plugged in are devices of their own and not counted here.
                 parts.append("\(name)=\(value)")
             }
@@ -26,17 +29,27 @@ extension GuestInspector {
             let settings = try BlockOptions(parsing: options[index].argument ?? "", implied: "driver")
             guard let driver = settings["driver"] else { continue }
             let path: String
+            // The driver may be one of a device's other names, "virtio-net".
+            let type: String
             if let id = settings["id"] {
                 path = "/machine/peripheral/\(id)"
+                type = try await monitor.property("type", of: path)?.string ?? driver
             } else {
-                let alike = anonymous.filter { $0.childType == driver }
+                type = try await canonicalType(driver)
+                let alike = anonymous.filter { $0.childType == type }
                 let number = counts[driver, default: 0]
                 counts[driver] = number + 1
                 guard alike.indices.contains(number) else { continue }
                 path = "/machine/peripheral-anon/\(alike[number].name)"
             }
-            try await freezeDevice(index, settings, path)
+            try await freezeDevice(index, settings, path, type)
         }
+    }
+
+    /// The type that a driver's name means: `virtio-net` is `virtio-net-pci` on a PC.
+    private mutating func canonicalType(_ driver: String) async throws -> String {
+        if aliases == nil { aliases = try await monitor.deviceAliases() }
+        return aliases?[driver] ?? driver
     }
 
     mutating func replace(_ name: String, with argument: String, shown: String? = nil) {
@@ -56,21 +69,46 @@ extension GuestInspector {
     }
 
     /// What QEMU chooses for a device by the order of devices, the number of processors or the network's properties.
-    private mutating func freezeDevice(_ index: Int, _ settings: BlockOptions, _ path: String) async throws {
+    private mutating func freezeDevice(
+        _ index: Int,
+        _ settings: BlockOptions,
+        _ path: String,
+        _ type: String
+    ) async throws {
         var settings = settings
         var fixed: [String] = []
+        let properties = try await monitor.deviceProperties(type)
         // Memory modules have an address of another kind.
-        let isPCI = try await monitor.deviceProperties(settings["driver"] ?? "").contains {
-            $0.name == "addr" && Self.isPCIAddress($0.type)
+        let isPCI = properties.contains { $0.name == "addr" && Self.isPCIAddress($0.type) }
+        // What is given as it would be anyway is left out by a QEMU that does not know it.
+        for property in properties {
+            guard let standard = property.standard, let given = settings[property.name],
+                MachineDefaults.means(given, standard)
+            else { continue }
+            result.standards["\(settings["driver"] ?? "") \(property.name)"] = given
         }
-        for name in ["addr", "mac", "num-queues", "num_queues", "host_mtu", "vectors"] where !settings.has(name) {
+        if !settings.has("port"), let port = settings["id"].flatMap({ usbPorts[$0] }) {
+            settings.set("port", .string(port))
+            fixed.append("port=\(port)")
+        }
+        if !settings.has("audiodev"), properties.contains(where: { $0.name == "audiodev" }) {
+            // From QEMU 8.2 on a sound device without one is refused.
+            let id = "crossdock-audio"
+            if !ids("audiodev").contains(id) { options.append(GuestOption("audiodev", "none,id=\(id)")) }
+            settings.set("audiodev", .string(id))
+            fixed.append("audiodev=\(id), which is heard nowhere")
+        }
+        for name in ["addr", "mac", "num-queues", "num_queues", "host_mtu", "vectors", "events"]
+        where !settings.has(name) {
             guard let value = try await monitor.property(name, of: path) else { continue }
             let text: String
             switch value {
             case .integer(let number):
                 if name == "addr" ? number < 0 : number <= 0 || number >= 65535 { continue }
                 // What QEMU chooses by the queues of a network; the others follow from what is given.
-                if name == "vectors", settings["driver"]?.hasPrefix("virtio-net") != true { continue }
+                if name == "vectors", !type.hasPrefix("virtio-net") { continue }
+                // The default of what a guest may report of its end changed between versions.
+                if name == "events", !type.hasPrefix("pvpanic") { continue }
                 text = name == "addr" && isPCI ? Self.address(number) : "\(number)"
             case .string(let string) where !string.isEmpty: text = string
             default: continue

@@ -33,9 +33,9 @@ extension GuestInspector {
         try await addCharacterDevices()
         try await addNetworks()
         let known = ids("device")
-        // A device is plugged into another one that was there before it.
-        let added = devices.filter { !known.contains($0.name) }
-        for device in added { try await addDevice(device.name, device.childType ?? "", graph) }
+        for device in try await inOrder(devices.filter { !known.contains($0.name) }) {
+            try await addDevice(device.name, device.childType ?? "", graph)
+        }
         let anonymous = try await monitor.members(of: "/machine/peripheral-anon").filter { $0.childType != nil }
         for device in anonymous {
             let path = "/machine/peripheral-anon/\(device.name)"
@@ -45,6 +45,32 @@ extension GuestInspector {
                 )
             }
         }
+    }
+
+    /// Devices in an order in which they can be made: each after the one that it is plugged into. QEMU lists them in none.
+    private func inOrder(_ devices: [QMPClient.ObjectMember]) async throws -> [QMPClient.ObjectMember] {
+        var pending: [(device: QMPClient.ObjectMember, parent: String, depth: Int)] = []
+        for device in devices {
+            let path = "/machine/peripheral/\(device.name)"
+            let bus =
+                try await monitor.property("parent_bus", of: path)?.string?.split(separator: "/").map(String.init) ?? []
+            let place = bus.firstIndex(of: "peripheral").map { $0 + 1 } ?? bus.endIndex
+            // A port of a hub is told by the ports on the way: 1.2 is a port of the hub in port 1.
+            let depth = usbPorts[device.name]?.split(separator: ".").count ?? 0
+            pending.append((device, bus.indices.contains(place) ? bus[place] : "", depth))
+        }
+        pending.sort { ($0.depth, $0.device.name) < ($1.depth, $1.device.name) }
+        var ordered: [QMPClient.ObjectMember] = []
+        while !pending.isEmpty {
+            let waiting = Set(pending.map(\.device.name))
+            let ready = pending.filter { !waiting.contains($0.parent) }
+            // A circle cannot be; nothing is lost if there is one.
+            let next = ready.isEmpty ? pending : ready
+            ordered += next.map(\.device)
+            let done = Set(next.map(\.device.name))
+            pending.removeAll { done.contains($0.device.name) }
+        }
+        return ordered
     }
 
     /// A disc that was ejected or changed since is the one that the guest has now.
@@ -90,7 +116,8 @@ extension GuestInspector {
     }
 
     private static let plainObjects: Set<String> = [
-        "iothread", "memory-backend-ram", "memory-backend-memfd", "secret", "rng-random", "rng-builtin",
+        "iothread", "memory-backend-ram", "memory-backend-memfd", "memory-backend-shm", "secret", "rng-random",
+        "rng-builtin",
         "throttle-group",
         "tls-creds-x509", "tls-creds-psk", "tls-creds-anon", "cryptodev-backend-builtin",
     ]
@@ -109,9 +136,12 @@ extension GuestInspector {
                 continue
             }
             let path = "/objects/\(object.name)"
-            var parts = ["\(type),id=\(object.name)"]
+            // Known to every QEMU, and the same to the guest.
+            let made = type == "memory-backend-shm" ? "memory-backend-memfd" : type
+            var parts = ["\(made),id=\(KeyValue.escape(object.name))"]
             let names: [String: [String]] = [
                 "memory-backend-ram": ["size", "share"], "memory-backend-memfd": ["size", "share"],
+                "memory-backend-shm": ["size", "share"],
                 "rng-random": ["filename"], "iothread": [], "secret": ["format", "file", "data", "keyid", "iv"],
                 "tls-creds-x509": ["endpoint", "dir", "verify-peer", "passwordid"],
                 "tls-creds-psk": ["endpoint", "dir", "username"], "tls-creds-anon": ["endpoint"],
@@ -207,12 +237,16 @@ extension GuestInspector {
             for property in try await monitor.deviceProperties(type)
             where !property.type.hasPrefix("child<") && !property.isInternal {
                 let name = property.name
-                guard let value = try await monitor.property(name, of: path), value != property.standard else { continue }
+                guard let value = try await monitor.property(name, of: path), value != property.standard else {
+                    continue
+                }
                 if let text = value.string, text.isEmpty { continue }
                 if name == "addr", Self.isPCIAddress(property.type), let number = value.integer {
                     settings[name] = .string(Self.address(number))
                 } else if property.isReference {
-                    settings[name] = .string(value.string?.split(separator: "/").last.map(String.init) ?? "")
+                    // A part of its own is made with it.
+                    guard let target = value.string, !target.hasPrefix("\(path)/") else { continue }
+                    settings[name] = .string(target.split(separator: "/").last.map(String.init) ?? "")
                 } else if !property.isConfiguration || value == .null || !value.object.isEmpty || !value.array.isEmpty
                     || name == "bootindex" && value == -1
                 {
@@ -229,6 +263,7 @@ extension GuestInspector {
                 settings["bus"] = .string(String(bus))
             }
         }
+        if let port = usbPorts[id] { settings["port"] = .string(port) }
         if let drive = settings["drive"]?.string { try addDrive(drive, graph) }
         options.append(GuestOption("device", JSONValue.object(settings).text))
         note("-device \(type),id=\(id): plugged in at run time")

@@ -23,7 +23,9 @@ extension GuestInspector {
         for setting in settings.sorted(by: { $0.property.name < $1.property.name }) where Self.isFixed(setting) {
             if let standard = setting.property.standard, standard == setting.value { continue }
             if setting.property.standard != nil {
-                if try await machineDefaults().give(setting.value, to: setting.property.name, ofAny: [type]) { continue }
+                if try await machineDefaults().give(setting.value, to: setting.property.name, ofAny: [type]) {
+                    continue
+                }
             }
             switch setting.value {
             case .bool(let flag): parts.append("\(setting.property.name)=\(flag ? "on" : "off")")
@@ -41,7 +43,7 @@ extension GuestInspector {
         }
         replace(
             "cpu",
-            with: parts.map(KeyValue.escape).joined(separator: ","), 
+            with: parts.map(KeyValue.escape).joined(separator: ","),
             shown: "\(result.processor) with \(parts.count - count) properties as they are now"
         )
     }

@@ -10,6 +10,10 @@ struct GuestInspector {
     var sets: [String: String] = [:]
     var result: GuestInspection
     private var defaults: MachineDefaults?
+    /// The ports of USB devices by their ids.
+    var usbPorts: [String: String] = [:]
+    /// Other names of types of devices; read when they are asked for first.
+    var aliases: [String: String]?
 
     init(_ monitor: QMPClient, _ commandLine: GuestCommandLine, _ emulator: RunningEmulator?) {
         self.monitor = monitor
@@ -58,6 +62,7 @@ struct GuestInspector {
             }
             return disk
         }
+        usbPorts = try await monitor.usbPorts()
         do {
             options = try result.commandLine.options()
             try readConfigurations()
@@ -74,6 +79,12 @@ struct GuestInspector {
                 directory: result.commandLine.directory
             )
             try matchDisks(graph)
+            // What a destination refuses for what it is, it is here already that says so.
+            _ = try result.commandLine.relocated { reference in
+                var placement = GuestCommandLine.Placement(path: reference.path)
+                placement.isFlattened = true
+                return placement
+            }
         } catch let error as GuestError {
             block(error.message)
         }
@@ -102,7 +113,7 @@ struct GuestInspector {
     /// What was for the start of this process only, and Crossdock's own monitors.
     private mutating func dropWhatIsOver() {
         let own: Set<String> = ["crossdock-qmp", "crossdock-status"]
-        options = options.map(GuestCommandLine.monitorForm)
+        options = GuestCommandLine.monitorForms(options)
         options.removeAll { option in
             switch option.name {
             case "incoming", "S", "loadvm": true
@@ -179,6 +190,14 @@ struct GuestInspector {
     private mutating func makeMemoryAnonymous() throws {
         for index in options.indices where options[index].name == "object" {
             var settings = try BlockOptions(parsing: options[index].argument ?? "", implied: "qom-type")
+            if settings["qom-type"] == "memory-backend-shm" {
+                // The same to the guest, and known to QEMU before 9.1 too.
+                settings.set("qom-type", "memory-backend-memfd")
+                if !settings.has("share") { settings.set("share", "on") }
+                note("-object \(options[index].argument ?? ""): anonymous memory takes its place")
+                options[index].argument = settings.text
+                continue
+            }
             guard settings["qom-type"] == "memory-backend-file", let path = settings["mem-path"],
                 !OptionPolicy.isHugePages(resolve(path)), !settings.isOn("pmem"), !settings.isOn("readonly")
             else { continue }

@@ -61,14 +61,18 @@ extension MachineFingerprint {
             if here == nil || there == nil {
                 // Off, and none of it, is what it is for a QEMU that never heard of it.
                 let known = here ?? there ?? ""
-                guard isTold, !isKnob(here == nil ? other : self), !["false", "0", ""].contains(known) else { return nil }
+                guard isTold, !isKnob(here == nil ? other : self), !["false", "0", ""].contains(known) else {
+                    return nil
+                }
             }
-            let remedy = "start the guest with \(name)=off in -cpu, or with a processor model that both QEMUs have in full"
+            let remedy =
+                "start the guest with \(name)=off in -cpu, or with a processor model that both QEMUs have in full"
             return switch (here, there) {
             case ("true", "false"): "The processor feature '\(name)' is on here and off there; \(remedy)"
             case ("false", "true"): "The processor feature '\(name)' is off here and on there; \(Self.lookThere)"
             case ("true", nil): "The processor feature '\(name)' is on here and not known to QEMU there; \(remedy)"
-            case (nil, "true"): "The processor feature '\(name)' is not known to QEMU here and on there; \(Self.lookThere)"
+            case (nil, "true"):
+                "The processor feature '\(name)' is not known to QEMU here and on there; \(Self.lookThere)"
             default:
                 "The processor's '\(name)' is \(here ?? "missing") here and \(there ?? "missing") there; give it in -cpu, or "
                     + "\(Self.lookThere)"
@@ -112,6 +116,14 @@ extension MachineFingerprint {
                 "The device \(Self.short(path)) is a \(here ?? "") here and a \(there ?? "") there; \(Self.lookThere)"
             }
         }
+        for (id, here) in usbPorts.sorted(by: { $0.key < $1.key }) {
+            guard let there = other.usbPorts[id], here != there, !changed.contains("/machine/peripheral/\(id)") else {
+                continue
+            }
+            reasons.append(
+                "The USB device '\(id)' is in port \(here) here and \(there) there; give port in its -device, or \(Self.lookThere)"
+            )
+        }
         reasons += Set(settings.keys).intersection(other.settings.keys).sorted().compactMap { key in
             settingDifference(key, other, changed)
         }
@@ -124,6 +136,8 @@ extension MachineFingerprint {
             return nil
         }
         let name = String(key.dropFirst(path.count + 1))
+        // A port that QEMU chose is empty here; which one it is was compared above.
+        if name == "port", here == "\"\"" || there == "\"\"" { return nil }
         let type = devices[path] ?? ""
         let hereProperty = property(name, of: type)
         let thereProperty = other.property(name, of: type)
@@ -141,7 +155,8 @@ extension MachineFingerprint {
             name == "addr" && GuestInspector.isPCIAddress(hereProperty?.type)
                 ? Int64(text).map(GuestInspector.address) ?? text : text
         }
-        return "The \(type) \(Self.short(path)) has \(name)=\(shown(here)) here and \(shown(there)) there; give \(name) in its "
+        return
+            "The \(type) \(Self.short(path)) has \(name)=\(shown(here)) here and \(shown(there)) there; give \(name) in its "
             + "-device, or \(Self.lookThere)"
     }
 

@@ -23,6 +23,8 @@ public struct MachineFingerprint: Sendable, Hashable {
     public var builtIn: [String: Int] = [:]
     /// The type of each property: "TYPE property", with "processor" for the processor's.
     public var kinds: [String: String] = [:]
+    /// The ports of USB devices by their ids, those that QEMU chose included.
+    public var usbPorts: [String: String] = [:]
     /// The default of each property that has one, as text, by the same names.
     public var standards: [String: String] = [:]
 
@@ -63,6 +65,7 @@ public struct MachineFingerprint: Sendable, Hashable {
                 note(property, of: "processor")
             }
         }
+        usbPorts = try await monitor.usbPorts()
         var types: [String: [DeviceProperty]] = [:]
         try await walk(monitor, "/machine", depth: 0, &types)
     }
@@ -101,7 +104,8 @@ public struct MachineFingerprint: Sendable, Hashable {
                     types[type] = try await monitor.deviceProperties(type)
                     for property in types[type] ?? [] { note(property, of: type) }
                 }
-                for property in types[type] ?? [] where !Self.hostSide.contains(property.name) && !property.isReference {
+                for property in types[type] ?? [] where !Self.hostSide.contains(property.name) && !property.isReference
+                {
                     guard let value = try await monitor.property(property.name, of: child) else { continue }
                     settings["\(child) \(property.name)"] = value.text
                 }
@@ -113,7 +117,8 @@ public struct MachineFingerprint: Sendable, Hashable {
 
 extension MachineFingerprint: Codable {
     private enum Key: String, CodingKey {
-        case machine, memory, processors, topology, processor, model, devices, settings, builtIn, kinds, standards
+        case machine, memory, processors, topology, processor, model, devices, settings, builtIn, kinds, standards,
+            usbPorts
     }
 
     /// Decodes one, of an agent too that does not say how properties are to be read.
@@ -129,6 +134,7 @@ extension MachineFingerprint: Codable {
         builtIn = try container.decodeIfPresent([String: Int].self, forKey: .builtIn) ?? [:]
         kinds = try container.decodeIfPresent([String: String].self, forKey: .kinds) ?? [:]
         standards = try container.decodeIfPresent([String: String].self, forKey: .standards) ?? [:]
+        usbPorts = try container.decodeIfPresent([String: String].self, forKey: .usbPorts) ?? [:]
     }
 
     /// Encodes it.
@@ -146,5 +152,6 @@ extension MachineFingerprint: Codable {
         try container.encode(builtIn, forKey: .builtIn)
         try container.encode(kinds, forKey: .kinds)
         try container.encode(standards, forKey: .standards)
+        try container.encode(usbPorts, forKey: .usbPorts)
     }
 }

@@ -9,6 +9,8 @@ public struct EmulatorFacts: Sendable {
     public let machines: Set<String>
     /// The properties of a processor model; empty for one that it does not have.
     let processor: [DeviceProperty]
+    /// The properties of types of devices; nothing of one that it does not have.
+    let devices: [String: [DeviceProperty]]
     /// The members that QMP objects may have, by name, anywhere (`query-qmp-schema`).
     private let members: Set<String>
 
@@ -21,6 +23,7 @@ public struct EmulatorFacts: Sendable {
     private struct Key: Hashable {
         var program: String
         var processor: String
+        var devices: [String]
         var file: [UInt64]
     }
     private static let known = Guarded<[Key: EmulatorFacts]>([:])
@@ -29,10 +32,14 @@ public struct EmulatorFacts: Sendable {
     ///
     /// - Parameters:
     ///   - program: its path.
-    ///   - processor: the model of a processor as `-cpu` names it; nil when it does not matter.
+    ///   - line: the guest that it is asked for: its processor model, and the types of its devices.
     ///   - loop: the caller's loop.
     /// - Throws: `GuestError` with the program's own words when it does not start.
-    public static func of(_ program: String, processor: String?, on loop: EventLoop) async throws -> EmulatorFacts {
+    public static func of(_ program: String, for line: GuestCommandLine, on loop: EventLoop) async throws
+        -> EmulatorFacts
+    {
+        let processor = line.processorModel
+        let devices = line.deviceTypes
         var status = stat()
         guard stat(program, &status) == 0 else {
             throw GuestError("Cannot run '\(program)': \(String(cString: strerror(errno)))")
@@ -42,7 +49,7 @@ public struct EmulatorFacts: Sendable {
             UInt64(bitPattern: Int64(status.st_mtim.tv_sec)), UInt64(bitPattern: Int64(status.st_mtim.tv_nsec)),
             UInt64(bitPattern: Int64(status.st_ctim.tv_sec)), UInt64(bitPattern: Int64(status.st_ctim.tv_nsec)),
         ]
-        let key = Key(program: program, processor: processor ?? "", file: file)
+        let key = Key(program: program, processor: processor ?? "", devices: devices, file: file)
         if let facts = known.withLock({ $0[key] }) { return facts }
         let directory = try BoundProcess.makeDirectory()
         let socket = "\(directory)/qmp.sock"
@@ -57,7 +64,7 @@ public struct EmulatorFacts: Sendable {
         }
         let monitor = try await process.monitor(at: socket, "QEMU \(program) cannot be asked about itself", on: loop)
         let facts: Result<EmulatorFacts, any Error>
-        do { facts = .success(try await EmulatorFacts(monitor, processor: processor)) } catch { facts = .failure(error) }
+        do { facts = .success(try await EmulatorFacts(monitor, processor, devices)) } catch { facts = .failure(error) }
         monitor.close()
         await process.stop(grace: .seconds(2))
         let read = try facts.get()
@@ -69,7 +76,7 @@ public struct EmulatorFacts: Sendable {
         return read
     }
 
-    private init(_ monitor: QMPClient, processor model: String?) async throws {
+    private init(_ monitor: QMPClient, _ model: String?, _ types: [String]) async throws {
         version = monitor.version
         var machines: Set<String> = []
         for machine in try await monitor.execute("query-machines").array {
@@ -78,7 +85,9 @@ public struct EmulatorFacts: Sendable {
         self.machines = machines
         var members: Set<String> = []
         for entity in try await monitor.execute("query-qmp-schema").array {
-            for member in entity["members"]?.array ?? [] { if let name = member["name"]?.string { members.insert(name) } }
+            for member in entity["members"]?.array ?? [] {
+                if let name = member["name"]?.string { members.insert(name) }
+            }
         }
         self.members = members
         var processor: [DeviceProperty] = []
@@ -86,5 +95,8 @@ public struct EmulatorFacts: Sendable {
             processor = try await monitor.deviceProperties("\(model)-\(target)-cpu")
         }
         self.processor = processor
+        var devices: [String: [DeviceProperty]] = [:]
+        for type in types { devices[type] = try await monitor.deviceProperties(type) }
+        self.devices = devices
     }
 }

@@ -100,18 +100,15 @@ public struct RunningEmulator: Sendable {
     public var monitors: [String] {
         guard let options = try? GuestOption.parse(arguments.dropFirst()) else { return [] }
         var paths: [String] = []
-        for option in options {
-            let argument = option.argument ?? ""
-            switch option.name {
-            case "qmp", "qmp-pretty":
-                if argument.hasPrefix("unix:") { paths.append(String(argument.dropFirst(5).prefix { $0 != "," })) }
-            case "mon":
-                guard option.value("mode") == "control",
-                    let id = option.value("chardev") ?? BlockOptions.first(argument)
-                else { continue }
+        for option in GuestCommandLine.monitorForms(options) {
+            let isControl =
+                ["qmp", "qmp-pretty"].contains(option.name) || option.name == "mon" && option.value("mode") == "control"
+            guard isControl else { continue }
+            if let id = GuestCommandLine.monitorDevice(option) {
                 let device = options.first { $0.name == "chardev" && $0.value("id") == id }
                 if let path = device?.value("path") { paths.append(path) }
-            default: continue
+            } else if let argument = option.argument, argument.hasPrefix("unix:") {
+                paths.append(String(argument.dropFirst(5).prefix { $0 != "," }))
             }
         }
         return paths.map(resolve)

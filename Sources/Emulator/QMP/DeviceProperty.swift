@@ -26,6 +26,36 @@ struct DeviceProperty: Sendable, Hashable {
 }
 
 extension QMPClient {
+    /// The ports of USB devices by their ids: "2", or "1.2" behind a hub. QEMU tells of one that it chose only to people.
+    func usbPorts() async throws -> [String: String] {
+        let text: String
+        do {
+            text = try await execute("human-monitor-command", ["command-line": "info usb"]).string ?? ""
+        } catch let error as QMPError where error.code == .refused { return [:] }
+        var ports: [String: String] = [:]
+        for line in text.split(whereSeparator: \.isNewline) {
+            // Device 0.1, Port 1.2, Speed 480 Mb/s, Product QEMU USB Tablet, ID: tablet0
+            guard let id = line.firstRange(of: ", ID: "), let port = line.firstRange(of: ", Port ") else { continue }
+            ports[line[id.upperBound...].trimmed] = String(line[port.upperBound...].prefix { $0 != "," })
+        }
+        return ports
+    }
+
+    /// The types that other names of drivers mean: "virtio-net" to "virtio-net-pci". QEMU tells them only to people.
+    func deviceAliases() async throws -> [String: String] {
+        let text = try await execute("human-monitor-command", ["command-line": "device_add help"]).string ?? ""
+        var aliases: [String: String] = [:]
+        for line in text.split(whereSeparator: \.isNewline) {
+            // name "virtio-net-pci", bus PCI, alias "virtio-net"
+            let words = line.split(separator: "\"", omittingEmptySubsequences: false)
+            guard words.count > 3, let place = words.firstIndex(where: { $0.hasSuffix("alias ") }),
+                place + 1 < words.count
+            else { continue }
+            aliases[String(words[place + 1])] = String(words[1])
+        }
+        return aliases
+    }
+
     /// The properties of a type of devices; empty when QEMU does not have the type.
     func deviceProperties(_ type: String) async throws -> [DeviceProperty] {
         do {
