@@ -87,22 +87,38 @@ extension IncomingMigration {
     func endShadow() async -> String? {
         guard let shadow else { return nil }
         self.shadow = nil
-        var reason: String? = "The blank copy of the guest was not sent"
-        for _ in 0..<300 {
-            guard let state = try? await shadow.monitor.migrationState() else {
+        let reason = await outcome(of: shadow)
+        await shadow.stop()
+        return reason
+    }
+
+    private func outcome(of shadow: ShadowEmulator) async -> String? {
+        // A stream is taken in a second; on a host under load it takes what it takes.
+        let end = ContinuousClock.now + ShadowEmulator.patience
+        while true {
+            let state: String
+            do {
+                state = try await shadow.monitor.migrationState(timeout: ShadowEmulator.patience).status
+            } catch let error as QMPError where error.code == .disconnected {
                 // QEMU ends when it cannot load what comes.
                 let words = shadow.words
-                reason = "QEMU on the destination does not take the guest: \(words.isEmpty ? "it said nothing" : words)"
-                break
+                return "QEMU on the destination does not take the guest: \(words.isEmpty ? "it said nothing" : words)"
+            } catch { return "The blank copy of the guest on the destination: \(error)" }
+            switch state {
+            case "completed": return nil
+            // The source says that it is over after it was sent: what is on its way comes soon.
+            case "none", "setup":
+                if ContinuousClock.now > end - ShadowEmulator.patience + .seconds(5) {
+                    return "The blank copy of the guest was not sent"
+                }
+            case "failed": return "QEMU on the destination does not take the guest: \(shadow.words)"
+            default: break
             }
-            if state.status == "completed" {
-                reason = nil
-                break
+            guard ContinuousClock.now < end else {
+                return "The blank copy of the guest was not taken within \(ShadowEmulator.patience): look for load on both hosts"
             }
             await agent.loop.sleep(for: .milliseconds(10))
         }
-        await shadow.stop()
-        return reason
     }
 
     /// The disks whose backing images are here with the same contents.

@@ -52,7 +52,7 @@ extension OutgoingMigration {
         let began = ContinuousClock.now
         async let activity = plan.isRehearsal ? sampleActivity(monitor) : nil
         let here = try await MachineFingerprint(of: monitor)
-        let answer = try await control.next(timeout: .seconds(60))
+        let answer = try await control.next(timeout: .seconds(180))
         guard case .shadow(let there) = answer else {
             _ = try readiness(answer)
             throw MigrationError(.failed, "The destination answered OFFER with \(answer.name)")
@@ -83,7 +83,7 @@ extension OutgoingMigration {
             // READY may be on its way from here on.
             isAwaited = !plan.isRehearsal
             try await control.send(.rehearsed(.init(backing: digests)))
-            if plan.isRehearsal { _ = try readiness(try await control.next(timeout: .seconds(30))) }
+            if plan.isRehearsal { _ = try readiness(try await control.next(timeout: .seconds(180))) }
         }
         var rehearsal = MigrationReport.Rehearsal()
         rehearsal.milliseconds = Self.milliseconds(ContinuousClock.now - began)
@@ -129,12 +129,18 @@ extension OutgoingMigration {
                 "max-bandwidth": .integer(1 << 40), "downtime-limit": 10_000,
             ])
             try await shadow.monitor.migrate(toSocket: shadow.outgoingSocket)
-            let end = ContinuousClock.now + .seconds(30)
+            let end = ContinuousClock.now + ShadowEmulator.patience
             while true {
-                let state = try await shadow.monitor.migrationState()
+                let state = try await shadow.monitor.migrationState(timeout: ShadowEmulator.patience)
                 if state.status == "completed" { break }
-                if state.status == "failed" || state.status == "cancelled" || ContinuousClock.now > end {
+                if state.status == "failed" || state.status == "cancelled" {
                     throw try await shadowRefused(state.error)
+                }
+                guard ContinuousClock.now < end else {
+                    throw GuestError(
+                        "A blank copy of the guest did not get through to the destination within \(ShadowEmulator.patience): look at "
+                            + "the link, and for load on both hosts"
+                    )
                 }
                 try await wait(.milliseconds(5))
             }
@@ -152,7 +158,7 @@ extension OutgoingMigration {
         let here = error ?? "the connection broke"
         guard let control else { return GuestError(here) }
         try await control.send(.rehearsed(.init()))
-        if case .ready(let ready) = try await control.next(timeout: .seconds(10)), !ready.reasons.isEmpty {
+        if case .ready(let ready) = try await control.next(timeout: .seconds(90)), !ready.reasons.isEmpty {
             return GuestError(ready.reasons.joined(separator: "; "))
         }
         return GuestError("A blank copy of the guest could not be moved: \(here)")

@@ -1,6 +1,7 @@
 """The guest: a Linux that was booted once and saved, with its disk and its console; each run starts from there."""
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -13,6 +14,16 @@ INTERVAL = 5000  # microseconds between two records
 RECORD = 4096
 SLOTS = (DISK << 20) // 2 // RECORD  # the log goes round after so many records
 EMULATOR = "qemu-system-x86_64"
+# The QEMUs of the hosts a and b, "7.2:10.0", when they are not the system's; that of a is then what the harness runs in.
+VERSIONS = os.environ.get("CROSSDOCK_QEMU", ":").split(":")
+IS_MIXED = VERSIONS[0] != VERSIONS[1]
+MACHINE = "pc-i440fx-7.2" if IS_MIXED else "pc"
+
+
+def emulator_version():
+    """The version of host a's QEMU: (10, 0)."""
+    words = subprocess.run([EMULATOR, "--version"], check=True, stdout=subprocess.PIPE, text=True).stdout
+    return tuple(int(part) for part in re.search(r"version (\d+)\.(\d+)", words).groups())
 
 
 class GuestFailed(Exception):
@@ -22,7 +33,7 @@ class GuestFailed(Exception):
 def command(files, disk, console, monitor):
     """QEMU's command line; with one processor and a plain model, a look at it takes Crossdock little time."""
     return [
-        EMULATOR, "-machine", "pc,accel=tcg", "-cpu", "qemu64", "-m", str(MEMORY), "-nodefaults", "-display", "none",
+        EMULATOR, "-machine", f"{MACHINE},accel=tcg", "-cpu", "qemu64", "-m", str(MEMORY), "-nodefaults", "-display", "none",
         "-no-reboot", "-kernel", f"{files}/vmlinuz", "-initrd", f"{files}/initrd",
         "-append", f"console=ttyS0 quiet xd.interval={INTERVAL}",
         "-drive", f"file={disk},format=raw,if=virtio", "-serial", f"file:{console}",

@@ -15,6 +15,7 @@ import shim
 from forwarder import CONTROL_PORT, NBD_PORT, Link
 from watch import Console, Watcher
 
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 WRAPPER = """#!/bin/sh
 # A guest's QEMU goes on from a saved state when the harness says so. The shim is not for it.
 unset LD_PRELOAD XF_TABLE
@@ -48,12 +49,16 @@ class Site:
         self.base = tempfile.mkdtemp(prefix="xf-", dir=os.environ.get("XF_BASE", "/tmp"))
         self.shim = shim.build("shim.c", os.path.join(self.base, "shim.so"), "-ldl")
         self.records = shim.build("records.c", os.path.join(self.base, "records.so"))
-        self.tools = os.path.join(self.base, "bin")
-        os.makedirs(self.tools)
-        wrapper = os.path.join(self.tools, guest.EMULATOR)
-        with open(wrapper, "w") as file:
-            file.write(WRAPPER.replace("{real}", shutil.which(guest.EMULATOR)))
-        os.chmod(wrapper, 0o755)
+        # Host b may have another QEMU than the system's, which host a has.
+        self.tools = {"a": os.path.join(self.base, "bin-a"), "b": os.path.join(self.base, "bin-b")}
+        emulator = shutil.which(guest.EMULATOR)
+        other = f"{REPOSITORY}/deploy/qemu {guest.VERSIONS[1]} {emulator}" if guest.IS_MIXED else emulator
+        for host, real in (("a", emulator), ("b", other)):
+            os.makedirs(self.tools[host])
+            wrapper = os.path.join(self.tools[host], guest.EMULATOR)
+            with open(wrapper, "w") as file:
+                file.write(WRAPPER.replace("{real}", real))
+            os.chmod(wrapper, 0o755)
         # A copy: the program may be replaced while the matrix runs.
         copy = os.path.join(self.base, "crossdock")
         shutil.copy(self.crossdock, copy)
@@ -206,7 +211,7 @@ class Scene:
 
     def environment(self, host, shimmed=True):
         environment = dict(os.environ)
-        environment["PATH"] = self.site.tools + ":" + environment.get("PATH", "/usr/bin:/bin")
+        environment["PATH"] = self.site.tools[host] + ":" + environment.get("PATH", "/usr/bin:/bin")
         environment["TMPDIR"] = os.path.join(self.directory, host, "t")
         environment["XF_RUN"] = f"{self.directory}/{host}/"
         if shimmed:

@@ -2,6 +2,7 @@
 """Migrates a running Linux guest with its disk from host a to host b and back, and proves that nothing was lost.
 
     demo.py CROSSDOCK GUEST-DIRECTORY [--memory MIB] [--disk MIB] [--disks N] [--keep DIRECTORY]
+        [--qemu VERSION:VERSION]
 """
 import argparse
 import glob
@@ -65,7 +66,9 @@ class Demo:
     def start_guest(self):
         host = self.lab.a
         files = os.path.join(host.directory, "guest-files")
-        command = ["qemu-system-x86_64", "-machine", "pc,accel=tcg", "-cpu", "max", "-m", str(self.options.memory)]
+        # Hosts with different QEMUs: a machine type that both have, and a processor that both can give.
+        machine, cpu = ("pc-i440fx-7.2", "Nehalem") if self.options.qemu else ("pc", "max")
+        command = ["qemu-system-x86_64", "-machine", f"{machine},accel=tcg", "-cpu", cpu, "-m", str(self.options.memory)]
         command += ["-nodefaults", "-display", "none", "-no-reboot"]
         command += ["-kernel", f"{files}/vmlinuz", "-initrd", f"{files}/initrd", "-append", "console=ttyS0 quiet"]
         self.images = []
@@ -185,6 +188,7 @@ def main():
     parser.add_argument("--memory", type=int, default=256)
     parser.add_argument("--disk", type=int, default=1024)
     parser.add_argument("--disks", type=int, default=1)
+    parser.add_argument("--qemu", metavar="VERSION:VERSION", help="the QEMUs of hosts a and b, from deploy/qemu")
     options = parser.parse_args()
     options.crossdock = os.path.abspath(options.crossdock)
     options.guest = os.path.abspath(options.guest)
@@ -193,6 +197,8 @@ def main():
     began = time.monotonic()
     try:
         with Lab(options.crossdock) as lab:
+            if options.qemu:
+                lab.a.emulator, lab.b.emulator = options.qemu.split(":")
             demo = Demo(lab, options)
             kind = "network, mount and PID namespaces" if lab.is_root else "two loopback addresses and two directories"
             say(f"Two hosts that share nothing ({kind}), a recording forwarder between them.")

@@ -13,6 +13,7 @@ import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+OTHER_QEMU = os.path.join(os.path.dirname(HERE), "qemu")
 CONTROL, NBD = 10808, 10809
 
 
@@ -23,8 +24,11 @@ class Host:
         os.makedirs(self.directory)
         self.holder = None
         self.agent = None
+        self.emulator = None
 
     def command(self, arguments):
+        if self.emulator:
+            arguments = [OTHER_QEMU, self.emulator] + arguments
         if self.holder is None:
             return arguments
         return ["nsenter", "-t", str(self.holder_child()), "-n", "-m", "-p", "--wd=" + self.directory, "--"] + arguments

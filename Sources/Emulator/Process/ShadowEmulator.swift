@@ -4,6 +4,8 @@ public import IO
 
 /// A blank copy of a guest: the same machine, paused for ever, with nothing of the guest's in it. Ends with this process.
 public final class ShadowEmulator: Sendable {
+    /// How long a blank copy may take for anything: so long that load is never mistaken for a verdict on the guest.
+    public static let patience = Duration.seconds(60)
     /// Its monitor. Confined to the loop that it was started on.
     public let monitor: QMPClient
     private let process: BoundProcess
