@@ -20,7 +20,7 @@ release: setup
 lint: setup
 	swift format lint --strict --recursive --parallel $(SWIFT_SOURCES)
 	python3 -m py_compile deploy/demo/*.py Benchmarks/*.py Tests/EndToEnd/*.py Tests/Faults/*.py
-	sh -n deploy/setup && sh -n Fuzz/run && sh -n docs/model/check && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n deploy/guest/init-agent && sh -n .ci/run
+	sh -n deploy/setup && sh -n Fuzz/run && sh -n docs/model/check && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n deploy/guest/init-agent && sh -n deploy/guest/init-devices && sh -n deploy/qemu && sh -n .ci/run
 
 fmt:
 	swift format --in-place --recursive --parallel $(SWIFT_SOURCES)
