@@ -4,12 +4,17 @@ WIDTH ?= 3
 FUZZ_SECONDS ?= 60
 SWIFT_SOURCES = Sources Tests Benchmarks Fuzz Package.swift
 
-.PHONY: all setup build release lint fmt test model faults demo bench soak tsan clean
+.PHONY: all setup qemus build release lint fmt test model faults matrix demo bench soak tsan clean
 
 all: build
 
 setup:
 	deploy/setup
+
+# The QEMUs of the field: Debian 12's and Debian 13's.
+qemus: setup
+	deploy/qemu 7.2
+	deploy/qemu 10.0
 
 build: setup
 	swift build --product crossdock
@@ -19,16 +24,24 @@ release: setup
 
 lint: setup
 	swift format lint --strict --recursive --parallel $(SWIFT_SOURCES)
-	python3 -m py_compile deploy/demo/*.py Benchmarks/*.py Tests/EndToEnd/*.py Tests/Faults/*.py
-	sh -n deploy/setup && sh -n Fuzz/run && sh -n docs/model/check && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n deploy/guest/init-agent && sh -n deploy/guest/init-devices && sh -n deploy/qemu && sh -n .ci/run
+	python3 -m py_compile deploy/demo/*.py Benchmarks/*.py Tests/EndToEnd/*.py Tests/Faults/*.py Tests/Matrix/*.py
+	sh -n deploy/setup && sh -n Fuzz/run && sh -n docs/model/check && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n deploy/guest/init-agent && sh -n deploy/guest/init-devices && sh -n deploy/qemu && sh -n .ci/run && sh -n Tests/Matrix/pairs
 
 fmt:
 	swift format --in-place --recursive --parallel $(SWIFT_SOURCES)
 
-# The tests run real guests under emulation: a few at once are as fast as many, and steadier.
-test: setup model
+# The tests run real guests under emulation: a few at once are as fast as many, and steadier. All with the system's QEMU, then
+# what depends on its version with the others.
+test: setup qemus model
 	swift build --build-tests
 	SWT_EXPERIMENTAL_MAXIMUM_PARALLELIZATION_WIDTH=$(WIDTH) swift test --skip-build --disable-xctest
+	WIDTH=$(WIDTH) Tests/Matrix/pairs 7.2:7.2 10.0:10.0 7.2:10.0 10.0:7.2
+
+# Everything for every pair of QEMUs, the newest in Debian unstable included, and the table of docs/versions.md; takes long.
+matrix: release qemus
+	deploy/qemu newest
+	swift build --build-tests
+	python3 Tests/Matrix/matrix.py .build/release/crossdock .cache/guest --write docs/versions.md
 
 # The rules of ownership, searched exhaustively; each rule taken away must show why it is there.
 model: setup

@@ -75,7 +75,10 @@ enum EmulatorFuzz {
             let there = GuestCommandLine(arguments: moved.arguments, directory: "/nonexistent")
             // What was rewritten once can be read again.
             precondition((try? there.paths()) != nil, "a rewritten command line cannot be read")
-            _ = try? there.shadow(.init(sizes: [:], memory: 1 << 20, memoryID: "pc.ram"), memory: "/tmp") { "/scratch/\($0)" }
+            let blank = GuestCommandLine.ShadowMaterial(sizes: [:], memory: 1 << 20, memoryID: "pc.ram")
+            _ = try? there.shadow(blank, memory: "/tmp") { "/scratch/\($0)" }
+                "/scratch/\($0)"
+            }
         }
     }
 }

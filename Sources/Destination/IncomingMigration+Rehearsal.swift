@@ -115,7 +115,8 @@ extension IncomingMigration {
             default: break
             }
             guard ContinuousClock.now < end else {
-                return "The blank copy of the guest was not taken within \(ShadowEmulator.patience): look for load on both hosts"
+                return
+                    "The blank copy of the guest was not taken within \(ShadowEmulator.patience): look for load on both hosts"
             }
             await agent.loop.sleep(for: .milliseconds(10))
         }

@@ -86,13 +86,13 @@ struct AdoptionEndToEnd {
         )
         #expect(data?["allocated"]?.integer.map { $0 > 1 << 20 && $0 < 4 << 20 } == true)
 
-        let before = try await fingerprint(lab, "foreign.sock")
-        let untouched = try snapshot(lab)
+        let before = try await lab.fingerprint("foreign.sock")
+        let untouched = try lab.snapshot()
         try await lab.startDestination()
         let rehearsal = try await lab.migrate(more: ["--dry-run"])
         #expect(rehearsal.code == 0 && rehearsal.output.contains("can move to localhost"), "\(rehearsal.all)")
         #expect(rehearsal.output.contains("-pidfile") && rehearsal.output.contains("left out"), "\(rehearsal.all)")
-        let after = try snapshot(lab)
+        let after = try lab.snapshot()
         for (name, text) in untouched { #expect(after[name] == text, "\(name)") }
         #expect(after.count == untouched.count)
         #expect(try lab.leftAtDestination() == [])
@@ -107,7 +107,7 @@ struct AdoptionEndToEnd {
             }
         )
         #expect(try await guest.finish().code == 0)
-        #expect(try await identity(lab, "b").differences(from: before) == [])
+        #expect(try await lab.identity("b").differences(from: before) == [])
 
         try await lab.startDestination("a")
         let back = try await lab.migrate(from: "b", more: ["--report", report])
@@ -117,34 +117,8 @@ struct AdoptionEndToEnd {
                 $0.digestSource == $0.digestDestination && $0.digestSource != nil
             }
         )
-        #expect(try await identity(lab, "a").differences(from: before) == [])
+        #expect(try await lab.identity("a").differences(from: before) == [])
         #expect(try await lab.monitor("a") { try await $0.status() } == "running")
-    }
-
-    private func fingerprint(_ lab: Lab, _ socket: String) async throws -> MachineFingerprint {
-        try await lab.foreignMonitor(socket) { try await MachineFingerprint(of: $0) }
-    }
-
-    private func identity(_ lab: Lab, _ side: String) async throws -> MachineFingerprint {
-        try await lab.monitor(side) { try await MachineFingerprint(of: $0) }
-    }
-
-    /// Every file of the lab's directory with what a stranger's hand would change: inode, size, times, contents.
-    private func snapshot(_ lab: Lab) throws -> [String: String] {
-        var result: [String: String] = [:]
-        for name in DurableFile.list(lab.directory.path) {
-            var status = stat()
-            let path = lab.directory.file(name)
-            guard lstat(path, &status) == 0, status.st_mode & S_IFMT != S_IFDIR else { continue }
-            var text = "\(status.st_ino) \(status.st_mode) \(status.st_size)"
-            if status.st_mode & S_IFMT == S_IFREG {
-                text += " \(status.st_mtim.tv_sec).\(status.st_mtim.tv_nsec) \(try ChunkDigests.digest(of: path))"
-                // The guest itself writes to its memory, and its firmware to its variables.
-                if name == "memory" || name == "vars.fd" { text = "\(status.st_ino) \(status.st_size)" }
-            }
-            result[name] = text
-        }
-        return result
     }
 
     @Test func whatQEMUDoesNotMigrateIsAdoptedAndNamed() async throws {
@@ -280,141 +254,6 @@ struct AdoptionEndToEnd {
         #expect(DurableFile.exists("\(lab.state("b"))/images/web1/disk.raw"))
     }
 
-    /// A blank copy must leave every file, socket and byte of shared memory alone, and nothing behind.
-    @Test func aRehearsalTouchesNothingOfTheGuest() async throws {
-        let lab = try Lab()
-        let disk = try await lab.makeImage("disk.raw", megabytes: 32, data: 2)
-        let memory = lab.directory.file("shared-memory")
-        let filled = try await Tool.run(["dd", "if=/dev/urandom", "of=\(memory)", "bs=1M", "count=64", "status=none"])
-        #expect(filled.code == 0)
-        _ = try await lab.startForeignGuest([
-            "-machine", "pc,accel=tcg", "-m", "64,slots=2,maxmem=1G", "-nodefaults", "-vnc",
-            "unix:\(lab.directory.file("vnc.sock"))",
-            "-object", "memory-backend-file,id=shared,size=64M,mem-path=\(memory),share=on,prealloc=on",
-            "-device", "pc-dimm,memdev=shared,id=dimm0", "-drive", "file=\(disk),format=raw,if=virtio",
-            "-serial", "file:\(lab.directory.file("serial.log"))", "-pidfile", lab.directory.file("pid"),
-            "-chardev", "socket,id=c0,path=\(lab.directory.file("chardev.sock")),server=on,wait=off", "-device",
-            "virtio-serial",
-            "-device", "virtconsole,chardev=c0", "-netdev", "user,id=n0", "-device", "e1000,netdev=n0",
-        ])
-        // What a QEMU is started with in the rehearsal, on either side.
-        let calls = lab.directory.file("calls.log")
-        let temporary = lab.directory.directory("tmp")
-        lab.prefix = ["env", "TMPDIR=\(temporary)"]
-        let tools = try lab.makeEmulator(#"echo "$@" >> \#(calls); exec /usr/bin/qemu-system-x86_64 "$@""#)
-        try await lab.startDestination(environment: ["PATH": tools])
-        try await eventually("the display is there") { DurableFile.exists(lab.directory.file("vnc.sock")) }
-        let before = try snapshot(lab)
-        let result = try await lab.migrate(more: ["--dry-run", "--qmp", lab.directory.file("foreign.sock")])
-        #expect(result.code == 0, "\(result.all)")
-        let after = try snapshot(lab)
-        for (name, text) in before { #expect(after[name] == text, "\(name)") }
-        #expect(Set(after.keys).subtracting(before.keys) == ["calls.log"])
-        let started = String(decoding: try DurableFile.read(calls) ?? [], as: UTF8.self)
-        let lines = started.split(separator: "\n").filter { $0.contains("-incoming") }
-        #expect(lines.count == 1, "\(started)")
-        for word in [
-            "disk.raw", "shared-memory", "serial.log", "vnc.sock", "chardev.sock", "/pid", "prealloc", "user,id=n0",
-        ] {
-            #expect(!lines.contains { $0.contains(word) }, "\(word)")
-        }
-        #expect(try lab.leftAtDestination() == [])
-        #expect(Lab.processes(containing: "\(temporary)/crossdock-").isEmpty)
-        #expect(DurableFile.list(temporary).isEmpty)
-    }
-
-    /// A destination whose QEMU makes another machine of the same words.
-    struct Mutation: Sendable, CustomStringConvertible {
-        var description: String
-        /// A sed expression over the arguments, one a line.
-        var edit: String
-        var reason: String
-        /// What is put behind the arguments.
-        var more = ""
-        var program = "/usr/bin/qemu-system-x86_64"
-    }
-
-    static let mutations = [
-        Mutation(description: "memory size", edit: "s/^64$/96/", reason: "memory"),
-        Mutation(
-            description: "older machine",
-            edit: "s/pc-i440fx-7.2/pc-i440fx-6.0/",
-            reason: "The machine is pc-i440fx-7.2 here and pc-i440fx-6.0 there"
-        ),
-        Mutation(
-            description: "one processor more",
-            edit: "s/cpus=1,sockets=2/cpus=2,sockets=2/",
-            reason: "1 processors here and 2 there"
-        ),
-        Mutation(description: "another topology", edit: "s/sockets=2,cores=1/sockets=1,cores=2/", reason: "core"),
-        Mutation(
-            description: "other queues",
-            edit: "s/num-queues=3/num-queues=2/",
-            reason: "'disk0' has num-queues=3 here and 2 there"
-        ),
-        Mutation(
-            description: "a processor feature less",
-            edit: "s/,sse3=on/,sse3=off/",
-            reason: "feature 'sse3' is on here and off there"
-        ),
-        Mutation(
-            description: "a processor feature more",
-            edit: "s/,aes=off/,aes=on/",
-            reason: "feature 'aes' is off here and on there"
-        ),
-        Mutation(description: "another processor", edit: "s/^qemu64,.*/Nehalem/", reason: "model"),
-        Mutation(
-            description: "an extra device",
-            edit: "",
-            reason: "(virtio-rng-pci) is there and not here",
-            more: "-device virtio-rng-pci,addr=1e.0"
-        ),
-        Mutation(
-            description: "a missing device",
-            edit: "/^virtio-balloon/d;s/^-device-balloon$//",
-            reason: "'balloon0' (virtio-balloon-pci) is here and not there"
-        ),
-        Mutation(description: "another address", edit: "s/addr=b.0/addr=c.0/", reason: "'balloon0' has addr="),
-        Mutation(
-            description: "another build",
-            edit: "",
-            reason: "does not know the machine type 'pc-i440fx-7.2'",
-            program: "/usr/bin/qemu-system-x86_64-microvm"
-        ),
-    ]
-
-    @Test(arguments: mutations)
-    func aDestinationThatWouldMakeAnotherMachineIsCaught(_ mutation: Mutation) async throws {
-        let lab = try Lab()
-        let disk = try await lab.makeImage("disk.raw", megabytes: 32, data: 2)
-        _ = try await lab.startForeignGuest([
-            "-machine", "pc-i440fx-7.2,accel=tcg", "-m", "64", "-smp", "1,sockets=2,cores=1,maxcpus=2", "-nodefaults",
-            "-cpu",
-            "qemu64",
-            "-drive", "file=\(disk),format=raw,if=none,id=d0", "-device",
-            "virtio-blk-pci,drive=d0,id=disk0,num-queues=3",
-            "-device", "virtio-balloon-pci,id=balloon0,addr=b.0",
-        ])
-        // The arguments are edited one a line; an option whose value is gone goes too.
-        let script = """
-            case "$*" in *"-machine none"*) exec \(mutation.program) "$@";; esac
-            printf '%s\\n' "$@" | sed -e '\(mutation.edit)' | awk '
-                held != "" { if ($0 ~ /^-/) { held = $0; next } print held; held = "" }
-                $0 == "-device" { held = $0; next } { print }' > \(lab.directory.path)/$$.args
-            set --; while IFS= read -r word; do set -- "$@" "$word"; done < \(lab.directory.path)/$$.args
-            exec \(mutation.program) "$@" \(mutation.more)
-            """
-        try await lab.startDestination(environment: ["PATH": try lab.makeEmulator(script)])
-        for more in [["--dry-run"], []] {
-            let result = try await lab.migrate(more: more + ["--qmp", lab.directory.file("foreign.sock")])
-            #expect(result.code == MigrationError.Code.refused.rawValue, "\(result.all)")
-            #expect(result.errors.contains(mutation.reason), "'\(mutation.reason)' is not in: \(result.all)")
-            #expect(!result.output.contains("copying disks"))
-        }
-        #expect(try await lab.foreignMonitor { try await $0.status() } == "running")
-        try await eventually("the destination has cleaned up") { try lab.leftAtDestination() == [] }
-    }
-
     @Test func whateverWasPluggedInAndOutSinceIsPartOfTheGuest() async throws {
         let lab = try Lab()
         let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
@@ -475,28 +314,10 @@ struct AdoptionEndToEnd {
         try await lab.startDestination()
         let moved = try await lab.migrate(more: ["--qmp", lab.directory.file("foreign.sock")])
         #expect(moved.code == 0, "\(moved.all)")
-        #expect(try await identity(lab, "b").differences(from: before) == [])
+        #expect(try await lab.identity("b").differences(from: before) == [])
         let record = try #require(try lab.guests("b").load("web1"))
         #expect(record.commandLine.arguments.contains { $0.contains("second.raw") && $0.contains("images/web1") })
         #expect(DurableFile.exists("\(lab.guests("b").directory(of: "web1"))/run/console.sock"))
-    }
-
-    @Test func portsAndBridgesThatTheOtherHostDoesNotHaveAreNamedBeforeAnythingMoves() async throws {
-        let lab = try Lab()
-        let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
-        let port = try await freePort()
-        // Both hosts are this machine: the port that the guest has is taken there.
-        _ = try await lab.startForeignGuest([
-            "-machine", "pc,accel=tcg", "-m", "64", "-nodefaults", "-drive", "file=\(disk),format=raw,if=virtio",
-            "-netdev", "user,id=n0,hostfwd=tcp:127.0.0.1:\(port)-:22", "-device", "virtio-net-pci,netdev=n0",
-        ])
-        try await lab.startDestination()
-        for more in [["--dry-run"], []] {
-            let result = try await lab.migrate(more: more + ["--qmp", lab.directory.file("foreign.sock")])
-            #expect(result.code == 13 && result.errors.contains("port \(port) of -netdev"), "\(result.all)")
-        }
-        #expect(try lab.leftAtDestination() == [])
-        #expect(try await lab.foreignMonitor { try await $0.status() } == "running")
     }
 
     @Test func aSecretInClearOnACommandLineIsNotWrittenDown() async throws {
@@ -523,36 +344,6 @@ struct AdoptionEndToEnd {
             ]
         )
         #expect(started.code == 10 && started.errors.contains("in clear"), "\(started.all)")
-    }
-
-    /// What QEMU adds by itself must be the same on the other side.
-    @Test(arguments: [
-        [], ["-nic", "user,model=e1000", "-vga", "cirrus"], ["-net", "nic,model=virtio", "-net", "user"],
-        ["-nographic", "-monitor", "none"], ["-machine", "q35,accel=tcg", "-usb", "-device", "usb-tablet"],
-        ["-machine", "pc-i440fx-6.2,accel=tcg", "-cpu", "Nehalem,-sse4.2", "-smp", "sockets=2,cores=2"],
-        ["-cpu", "max", "-rtc", "base=localtime", "-boot", "order=d", "-cdrom", "MEDIA", "-k", "de", "-nic", "none"],
-        [
-            "-readconfig", "CONFIG", "-name", "x,process=y", "-device", "intel-hda", "-device", "hda-duplex,audiodev=a",
-            "-audiodev", "none,id=a",
-        ],
-    ])
-    func aGuestWithQEMUsDefaultsIsTheSameThere(_ arguments: [String]) async throws {
-        let lab = try Lab()
-        let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
-        let media = try await lab.makeImage("media.iso", megabytes: 4, data: 1)
-        let config = lab.directory.file("qemu.cfg")
-        try DurableFile.write(
-            Array("# comment\n[memory]\n  size = \"96\"\n[smp-opts]\n  cpus = \"2\"\n".utf8),
-            to: config
-        )
-        var words = arguments.map { $0 == "MEDIA" ? media : $0 == "CONFIG" ? config : $0 }
-        if !words.contains("-machine") { words += ["-machine", "pc,accel=tcg"] }
-        _ = try await lab.startForeignGuest(words + ["-hda", disk])
-        let before = try await fingerprint(lab, "foreign.sock")
-        try await lab.startDestination()
-        let moved = try await lab.migrate(more: ["--qmp", lab.directory.file("foreign.sock")])
-        #expect(moved.code == 0, "\(moved.all)")
-        #expect(try await identity(lab, "b").differences(from: before) == [])
     }
 
     @Test func aDiscThatWasEjectedOrChangedIsTheOneThatTheGuestHasNow() async throws {

@@ -78,7 +78,7 @@ struct DevicesEndToEnd {
                 "-device", "i6300esb", "-device", "qemu-xhci,id=x0", "-device", "usb-mouse,id=mouse0",
             ]
         let started = try await lab.crossdock(
-            ["guest", "start", "web1", "--state-dir", lab.state("a"), "--"] + Lab.portable(command)
+            ["guest", "start", "web1", "--state-dir", lab.state("a"), "--"] + lab.portable(command)
         )
         #expect(started.code == 0, "\(started.all)")
         try await eventually(seconds: 120, "the guest uses its devices") {

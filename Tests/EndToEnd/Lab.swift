@@ -30,14 +30,18 @@ final class Lab: @unchecked Sendable {
         let words = (ProcessInfo.processInfo.environment["CROSSDOCK_QEMU"] ?? "").split(separator: ":").map(String.init)
         return words.count == 2 ? (words[0], words[1]) : nil
     }()
+    /// The QEMUs of this lab's hosts; nil for the one that the whole run has.
+    private let versions: (a: String?, b: String?)
+    private let isAboutVersions: Bool
+
     /// Put before the programs of a host with another QEMU.
     private func versionPrefix(_ isB: Bool) -> [String] {
-        guard isB, let pair = Self.emulators, pair.a != pair.b else { return [] }
-        return ["\(Self.repository)/deploy/qemu", pair.b]
+        guard let version = isB ? versions.b : versions.a else { return [] }
+        return ["\(Self.repository)/deploy/qemu", version]
     }
     /// The same guest for hosts with different QEMUs: a machine type that both have, and a processor that both can give.
-    static func portable(_ arguments: [String]) -> [String] {
-        guard let pair = emulators, pair.a != pair.b else { return arguments }
+    func portable(_ arguments: [String]) -> [String] {
+        guard !isAboutVersions, let pair = Self.emulators, pair.a != pair.b else { return arguments }
         var previous = ""
         return arguments.map { word in
             defer { previous = word }
@@ -53,7 +57,16 @@ final class Lab: @unchecked Sendable {
     private var destinations: [String: ChildProcess] = [:]
     private var children: [ChildProcess] = []
 
-    init() throws {
+    /// Makes the hosts.
+    ///
+    /// - Parameter emulators: their QEMUs, when the test is about two versions.
+    init(emulators: (a: String, b: String)? = nil) throws {
+        isAboutVersions = emulators != nil
+        if let emulators {
+            versions = (emulators.a, emulators.b)
+        } else {
+            versions = (nil, Self.emulators.flatMap { $0.a == $0.b ? nil : $0.b })
+        }
         directory = try TestDirectory()
         pki = try TestPKI()
     }
@@ -121,7 +134,7 @@ final class Lab: @unchecked Sendable {
         var command = ["qemu-system-x86_64", "-machine", "pc,accel=tcg", "-m", "64", "-nodefaults", "-display", "none"]
         for disk in disks { command += ["-drive", "file=\(disk),format=raw,if=virtio"] }
         let started = try await crossdock(
-            ["guest", "start", name, "--state-dir", state("a"), "--"] + Self.portable(command + more)
+            ["guest", "start", name, "--state-dir", state("a"), "--"] + portable(command + more)
         )
         guard started.code == 0 else { throw TestFailure("The guest did not start: \(started.all)") }
     }
@@ -132,7 +145,7 @@ final class Lab: @unchecked Sendable {
         command += ["-nodefaults", "-display", "none", "-no-reboot", "-kernel", "\(Self.guestFiles)/vmlinuz"]
         command += ["-initrd", "\(Self.guestFiles)/initrd", "-append", "console=ttyS0 quiet \(workload)"]
         for disk in disks { command += ["-drive", "file=\(disk),format=raw,if=virtio"] }
-        return Self.portable(command + ["-serial", "file:\(directory.file("console.log"))"])
+        return portable(command + ["-serial", "file:\(directory.file("console.log"))"])
     }
 
     func startLinuxGuest(disks: [String], workload: String = "") async throws {
@@ -154,7 +167,7 @@ final class Lab: @unchecked Sendable {
     /// Starts a QEMU as somebody else would: with a monitor at `foreign.sock`, and nothing of Crossdock.
     func startForeignGuest(_ arguments: [String], monitor: String = "foreign.sock") async throws -> ChildProcess {
         let child = try ChildProcess(
-            prefix + ["qemu-system-x86_64"] + Self.portable(arguments)
+            prefix + versionPrefix(false) + ["qemu-system-x86_64"] + portable(arguments)
                 + ["-display", "none", "-qmp", "unix:\(directory.file(monitor)),server=on,wait=off"]
         )
         children.append(child)
@@ -182,6 +195,16 @@ final class Lab: @unchecked Sendable {
             defer { monitor.close() }
             return try await body(monitor)
         }
+    }
+
+    /// What a guest of host a can see of its machine.
+    func fingerprint(_ socket: String) async throws -> MachineFingerprint {
+        try await foreignMonitor(socket) { try await MachineFingerprint(of: $0) }
+    }
+
+    /// What a guest can see of its machine.
+    func identity(_ side: String) async throws -> MachineFingerprint {
+        try await monitor(side) { try await MachineFingerprint(of: $0) }
     }
 
     // MARK: Agents
@@ -326,6 +349,24 @@ final class Lab: @unchecked Sendable {
             left.append("process \(pid)")
         }
         return left
+    }
+
+    /// Every file of the lab's directory with what a stranger's hand would change: inode, size, times, contents.
+    func snapshot() throws -> [String: String] {
+        var result: [String: String] = [:]
+        for name in DurableFile.list(directory.path) {
+            var status = stat()
+            let path = directory.file(name)
+            guard lstat(path, &status) == 0, status.st_mode & S_IFMT != S_IFDIR else { continue }
+            var text = "\(status.st_ino) \(status.st_mode) \(status.st_size)"
+            if status.st_mode & S_IFMT == S_IFREG {
+                text += " \(status.st_mtim.tv_sec).\(status.st_mtim.tv_nsec) \(try ChunkDigests.digest(of: path))"
+                // The guest itself writes to its memory, and its firmware to its variables.
+                if name == "memory" || name == "vars.fd" { text = "\(status.st_ino) \(status.st_size)" }
+            }
+            result[name] = text
+        }
+        return result
     }
 
     /// The processes whose command line has a text.

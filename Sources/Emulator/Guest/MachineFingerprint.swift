@@ -40,6 +40,9 @@ public struct MachineFingerprint: Sendable, Hashable {
         "unavailable-features",
     ]
 
+    /// Nothing is known yet.
+    init() {}
+
     /// Reads a machine.
     public init(of monitor: QMPClient) async throws {
         machine = try await monitor.machineType()

@@ -76,6 +76,21 @@ public struct EmulatorFacts: Sendable {
         return read
     }
 
+    /// What is known already.
+    init(
+        version: String,
+        machines: Set<String> = [],
+        processor: [DeviceProperty] = [],
+        devices: [String: [DeviceProperty]] = [:],
+        members: Set<String> = []
+    ) {
+        self.version = version
+        self.machines = machines
+        self.processor = processor
+        self.devices = devices
+        self.members = members
+    }
+
     private init(_ monitor: QMPClient, _ model: String?, _ types: [String]) async throws {
         version = monitor.version
         var machines: Set<String> = []

@@ -99,11 +99,12 @@ public struct EmulatorProcess: Sendable, Codable, Hashable {
         return EmulatorProcess(pid: pid) ?? EmulatorProcess(ended: pid)
     }
 
-    /// The last lines of a log, for messages.
+    /// The last lines of a log, for messages; warnings only where there is nothing else.
     public static func tail(of log: String, lines: Int = 5) -> String {
         guard let bytes = try? DurableFile.read(log) else { return "" }
-        return bytes.suffix(4096).split(separator: UInt8(ascii: "\n")).suffix(lines)
-            .map { String(decoding: $0, as: UTF8.self) }.joined(separator: "; ")
+        let said = bytes.suffix(4096).split(separator: UInt8(ascii: "\n")).map { String(decoding: $0, as: UTF8.self) }
+        let errors = said.filter { !$0.contains(": warning: ") }
+        return (errors.isEmpty ? said : errors).suffix(lines).joined(separator: "; ")
     }
 
     /// Where PATH finds a program; nil when it does not. A name with a slash is only checked.
