@@ -77,8 +77,6 @@ enum EmulatorFuzz {
             precondition((try? there.paths()) != nil, "a rewritten command line cannot be read")
             let blank = GuestCommandLine.ShadowMaterial(sizes: [:], memory: 1 << 20, memoryID: "pc.ram")
             _ = try? there.shadow(blank, memory: "/tmp") { "/scratch/\($0)" }
-                "/scratch/\($0)"
-            }
         }
     }
 }
