@@ -94,6 +94,15 @@ struct VersionTests {
         )
     }
 
+    @Test func theCachesOfTheHostMustBeTheSameWhereTheGuestSeesThem() {
+        func host(_ caches: String?) -> MachineFingerprint { machine { $0.hostCaches = caches } }
+        let reasons = host("1 Data 32K 8 64").differences(from: host("1 Data 48K 12 64"))
+        #expect(reasons.first?.contains("host-cache-info=off") == true)
+        #expect(host("1 Data 32K 8 64").differences(from: host("1 Data 32K 8 64")) == [])
+        // An agent of an earlier release does not tell.
+        #expect(host("1 Data 32K 8 64").differences(from: host(nil)) == [])
+    }
+
     @Test func featuresThatFollowFromTheTopologyAreComparedWithIt() {
         func pair(_ ht: String, _ cores: String) -> MachineFingerprint {
             machine(processor: ["ht": ht]) {

@@ -28,6 +28,12 @@ extension MachineFingerprint {
             "The guest's processors have \(name)=\(here) here and \(there) there; give all of -smp, or \(Self.lookThere)"
         }
         reasons += processorDifferences(from: other)
+        if let here = hostCaches, let there = other.hostCaches, here != there {
+            reasons.append(
+                "The guest sees the caches of its host, which are \(here) here and \(there) there; start it with "
+                    + "host-cache-info=off in -cpu"
+            )
+        }
         reasons += deviceDifferences(from: other)
         return reasons
     }

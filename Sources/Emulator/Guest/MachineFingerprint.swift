@@ -1,3 +1,5 @@
+internal import IO
+
 /// What a guest can see of its machine: the processor, the devices and what they are set to.
 ///
 /// A migration stream does not tell about all of it: another set of processor features or one device more passes
@@ -25,6 +27,8 @@ public struct MachineFingerprint: Sendable, Hashable {
     public var kinds: [String: String] = [:]
     /// The ports of USB devices by their ids, those that QEMU chose included.
     public var usbPorts: [String: String] = [:]
+    /// The host's caches, when the guest sees them (`host-cache-info`, the default of `-cpu host`): no option can fix them.
+    public var hostCaches: String?
     /// The default of each property that has one, as text, by the same names.
     public var standards: [String: String] = [:]
 
@@ -68,9 +72,21 @@ public struct MachineFingerprint: Sendable, Hashable {
                 note(property, of: "processor")
             }
         }
+        if processor["host-cache-info"] == "true" { hostCaches = Self.cachesOfThisHost() }
         usbPorts = try await monitor.usbPorts()
         var types: [String: [DeviceProperty]] = [:]
         try await walk(monitor, "/machine", depth: 0, &types)
+    }
+
+    /// The caches of this host's first processor, as the kernel tells of them: level, type, size, ways, bytes of a line.
+    private static func cachesOfThisHost() -> String {
+        let directory = "/sys/devices/system/cpu/cpu0/cache"
+        return DurableFile.list(directory).filter { $0.hasPrefix("index") }.sorted().map { index in
+            ["level", "type", "size", "ways_of_associativity", "coherency_line_size"].map { name in
+                let bytes = ((try? DurableFile.read("\(directory)/\(index)/\(name)")) ?? nil) ?? []
+                return String(decoding: bytes, as: UTF8.self).trimmed
+            }.joined(separator: " ")
+        }.joined(separator: ", ")
     }
 
     private mutating func note(_ property: DeviceProperty, of type: String) {
@@ -121,7 +137,7 @@ public struct MachineFingerprint: Sendable, Hashable {
 extension MachineFingerprint: Codable {
     private enum Key: String, CodingKey {
         case machine, memory, processors, topology, processor, model, devices, settings, builtIn, kinds, standards,
-            usbPorts
+            usbPorts, hostCaches
     }
 
     /// Decodes one, of an agent too that does not say how properties are to be read.
@@ -138,6 +154,7 @@ extension MachineFingerprint: Codable {
         kinds = try container.decodeIfPresent([String: String].self, forKey: .kinds) ?? [:]
         standards = try container.decodeIfPresent([String: String].self, forKey: .standards) ?? [:]
         usbPorts = try container.decodeIfPresent([String: String].self, forKey: .usbPorts) ?? [:]
+        hostCaches = try container.decodeIfPresent(String.self, forKey: .hostCaches)
     }
 
     /// Encodes it.
@@ -156,5 +173,6 @@ extension MachineFingerprint: Codable {
         try container.encode(kinds, forKey: .kinds)
         try container.encode(standards, forKey: .standards)
         try container.encode(usbPorts, forKey: .usbPorts)
+        try container.encodeIfPresent(hostCaches, forKey: .hostCaches)
     }
 }
