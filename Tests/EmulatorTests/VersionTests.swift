@@ -154,6 +154,11 @@ struct VersionTests {
             try adapted(["-cpu", "max,fpu=on,aes=off,amx=off,avx10-version=0,pmu=on"], to: old, fixed)
                 == ["-cpu", "max,fpu=on,aes=off,pmu=on,newer=off"]
         )
+        // What it has anyway need not be known either.
+        let knob = GuestCommandLine.Origin(hasFixedProcessor: true, standards: ["processor knob": "on"])
+        #expect(
+            try adapted(["-cpu", "max,fpu=on,aes=off,newer=off,knob=on"], to: old, knob).last?.contains("knob") == false
+        )
         // A list that is not complete says nothing about the others.
         #expect(try adapted(["-cpu", "max,+fpu"], to: old) == ["-cpu", "max,+fpu"])
         let error = #expect(throws: GuestError.self) { try adapted(["-cpu", "max,amx=on"], to: old, fixed) }

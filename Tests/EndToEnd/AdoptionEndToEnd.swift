@@ -75,7 +75,10 @@ struct AdoptionEndToEnd {
 
         let shown = try await lab.crossdock(["guest", "show", "web1", "--json", "--state-dir", lab.state("a")])
         let view = try JSONValue(parsing: Array(shown.output.utf8))
-        #expect(view["state"]?.string == "running" && view["machine"]?.string == "pc-q35-7.2", "\(shown.all)")
+        #expect(
+            view["state"]?.string == "running" && view["machine"]?.string?.hasPrefix("pc-q35-") == true,
+            "\(shown.all)"
+        )
         #expect(view["migratable"]?.bool == true && view["blockers"]?.array == [], "\(shown.all)")
         let disks = view["disks"]?.array ?? []
         let names = Set(disks.compactMap { $0["name"]?.string })

@@ -68,7 +68,7 @@ extension GuestCommandLine {
     /// - Throws: `GuestError` for what this QEMU does not have.
     static func adapted(_ option: GuestOption, to facts: EmulatorFacts, _ origin: Origin) throws -> GuestOption? {
         switch option.name {
-        case "cpu": GuestOption("cpu", try processor(option.argument ?? "", facts, origin.hasFixedProcessor))
+        case "cpu": GuestOption("cpu", try processor(option.argument ?? "", facts, origin))
         case "chardev", "serial", "parallel", "debugcon", "monitor", "qmp", "qmp-pretty", "gdb", "netdev":
             reconnecting(option, facts)
         case "device": try device(option, facts, origin.standards)
@@ -85,7 +85,8 @@ extension GuestCommandLine {
     public struct Origin: Sendable {
         /// Whether `-cpu` names all that the guest has, so that what it does not name must be off.
         public var hasFixedProcessor: Bool
-        /// What devices are given that is their default anyway: "DRIVER property" to the value; nil when that is not known.
+        /// What devices, and the "processor", are given that they have anyway: "DRIVER property" to the value; nil when that is not
+        /// known.
         public var standards: [String: String]?
 
         /// Makes a description.
@@ -125,26 +126,32 @@ extension GuestCommandLine {
 
     /// What this QEMU does not know and the guest does not have is left out; what it has in the same model beyond what the guest
     /// has is switched off.
-    private static func processor(_ argument: String, _ facts: EmulatorFacts, _ isFixed: Bool) throws -> String {
+    private static func processor(_ argument: String, _ facts: EmulatorFacts, _ origin: Origin) throws -> String {
         var parts = KeyValue.split(argument)
         guard !facts.processor.isEmpty else { return argument }
         let known = Set(facts.processor.map(\.name))
         var named: Set<String> = []
-        try parts =
-            [parts[0]]
-            + parts.dropFirst().filter { part in
-                let name = GuestInspector.featureName(part)
-                named.insert(name)
-                if known.contains(name) { return true }
-                let value =
-                    part.hasPrefix("+") ? "on" : part.hasPrefix("-") ? "off" : part.drop { $0 != "=" }.dropFirst()
-                if BlockOptions.truth(value) == false || value == "0" { return false }
-                throw GuestError(
-                    "The guest's processor has \(name)=\(value), which QEMU \(facts.version) on this host does not know; start the "
-                        + "guest with \(name)=off in -cpu, or with a processor model that both QEMUs have in full"
-                )
-            }
-        if isFixed {
+        var unknown: [(name: String, value: String)] = []
+        for (index, part) in parts.enumerated().dropFirst().reversed() {
+            let name = GuestInspector.featureName(part)
+            named.insert(name)
+            if known.contains(name) { continue }
+            parts.remove(at: index)
+            let given = part.drop { $0 != "=" }.dropFirst()
+            let value = part.hasPrefix("+") ? "on" : part.hasPrefix("-") ? "off" : String(given)
+            let isNothing = BlockOptions.truth(value) == false || value == "0"
+            if !isNothing, origin.standards?["processor \(name)"] != value { unknown.append((name, value)) }
+        }
+        guard unknown.isEmpty else {
+            let list = unknown.reversed()
+            throw GuestError(
+                "The guest's processor has \(list.map { "\($0.name)=\($0.value)" }.joined(separator: ",")), which QEMU "
+                    + "\(facts.version) on this host does not know; start the guest with "
+                    + "\(list.map { "\($0.name)=off" }.joined(separator: ",")) in -cpu, or with a processor model that both QEMUs have "
+                    + "in full"
+            )
+        }
+        if origin.hasFixedProcessor {
             for property in facts.processor.sorted(by: { $0.name < $1.name })
             where property.isFeature && !named.contains(property.name) {
                 parts.append("\(property.name)=off")

@@ -23,7 +23,7 @@ public struct GuestInspection: Sendable {
     public internal(set) var memoryID: String?
     /// The bytes of each block node and drive by its name, and of each path.
     public internal(set) var sizes: [String: UInt64] = [:]
-    /// What devices are given that is their default anyway: "DRIVER property" to the value as it is given.
+    /// What devices, and the "processor", are given that they have anyway: "DRIVER property" to the value as it is given.
     public internal(set) var standards: [String: String] = [:]
     /// The values of the guest's secrets, by id.
     public internal(set) var secrets: [String: SecretBytes] = [:]

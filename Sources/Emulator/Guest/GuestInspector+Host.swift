@@ -81,11 +81,14 @@ extension GuestInspector {
         // Memory modules have an address of another kind.
         let isPCI = properties.contains { $0.name == "addr" && Self.isPCIAddress($0.type) }
         // What is given as it would be anyway is left out by a QEMU that does not know it.
-        for property in properties {
-            guard let standard = property.standard, let given = settings[property.name],
-                MachineDefaults.means(given, standard)
+        var parts: [String]?
+        for property in properties where property.standard != nil {
+            guard let given = settings[property.name], let value = try await monitor.property(property.name, of: path)
             else { continue }
-            result.standards["\(settings["driver"] ?? "") \(property.name)"] = given
+            if parts == nil { parts = try await [type] + monitor.members(of: path).compactMap(\.childType) }
+            if try await machineDefaults().give(value, to: property, ofAny: parts ?? []) {
+                result.standards["\(settings["driver"] ?? "") \(property.name)"] = given
+            }
         }
         if !settings.has("port"), let port = settings["id"].flatMap({ usbPorts[$0] }) {
             settings.set("port", .string(port))

@@ -237,9 +237,7 @@ extension GuestInspector {
             for property in try await monitor.deviceProperties(type)
             where !property.type.hasPrefix("child<") && !property.isInternal {
                 let name = property.name
-                guard let value = try await monitor.property(name, of: path), value != property.standard else {
-                    continue
-                }
+                guard let value = try await monitor.property(name, of: path) else { continue }
                 if let text = value.string, text.isEmpty { continue }
                 if name == "addr", Self.isPCIAddress(property.type), let number = value.integer {
                     settings[name] = .string(Self.address(number))
@@ -255,7 +253,7 @@ extension GuestInspector {
                     if types == nil {
                         types = try await [type] + monitor.members(of: path).compactMap(\.childType)
                     }
-                    if try await machineDefaults().give(value, to: name, ofAny: types ?? []) { continue }
+                    if try await machineDefaults().give(value, to: property, ofAny: types ?? []) { continue }
                     settings[name] = value
                 }
             }

@@ -21,19 +21,19 @@ extension GuestInspector {
         }
         let count = parts.count
         for setting in settings.sorted(by: { $0.property.name < $1.property.name }) where Self.isFixed(setting) {
-            if let standard = setting.property.standard, standard == setting.value { continue }
-            if setting.property.standard != nil {
-                if try await machineDefaults().give(setting.value, to: setting.property.name, ofAny: [type]) {
-                    continue
-                }
-            }
+            let value: String
             switch setting.value {
-            case .bool(let flag): parts.append("\(setting.property.name)=\(flag ? "on" : "off")")
+            case .bool(let flag): value = flag ? "on" : "off"
             // A number without a default that is zero is not there.
-            case .integer(let number) where number != 0 || setting.property.standard != nil:
-                parts.append("\(setting.property.name)=\(number)")
-            case .string(let text) where !text.isEmpty: parts.append("\(setting.property.name)=\(text)")
+            case .integer(let number) where number != 0 || setting.property.standard != nil: value = "\(number)"
+            case .string(let text) where !text.isEmpty: value = text
             default: continue
+            }
+            parts.append("\(setting.property.name)=\(value)")
+            if setting.property.standard != nil,
+                try await machineDefaults().give(setting.value, to: setting.property, ofAny: [type])
+            {
+                result.standards["processor \(setting.property.name)"] = value
             }
         }
         result.isProcessorFixed = settings.contains { $0.property.isFeature }

@@ -22,21 +22,21 @@ struct MachineDefaults {
         }
     }
 
-    /// Whether a value is the one that the machine type gives.
+    /// Whether a value is what a device has without being given it: what the machine type sets, or the default of its type.
     ///
     /// - Parameters:
     ///   - value: what a device has.
-    ///   - name: the property.
+    ///   - property: the property.
     ///   - types: the device's type and those of the devices that it consists of, whose properties it shows as its own.
-    func give(_ value: JSONValue, to name: String, ofAny types: [String]) -> Bool {
+    func give(_ value: JSONValue, to property: DeviceProperty, ofAny types: [String]) -> Bool {
         for type in types {
             var current: String? = type
             while let type = current {
-                if let given = values["\(type) \(name)"] { return Self.means(given, value) }
+                if let given = values["\(type) \(property.name)"] { return Self.means(given, value) }
                 current = parents[type]
             }
         }
-        return false
+        return value == property.standard
     }
 
     /// Whether a text, as it stands in QEMU's tables, means a value.

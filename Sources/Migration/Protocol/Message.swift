@@ -168,8 +168,8 @@ public enum Message: Sendable, Hashable {
         public var memoryID: String?
         /// Whether `-cpu` names all that the guest's processor has, so that what it does not name must be off.
         public var hasFixedProcessor: Bool?
-        /// What devices are given that is their default anyway, "DRIVER property" to the value: a QEMU that does not know the
-        /// property can do without.
+        /// What devices, and the "processor", are given that they have anyway, "DRIVER property" to the value: a QEMU that does not
+        /// know the property can do without.
         public var standards: [String: String]?
         /// What is known of the guest beyond its command line.
         public var origin: GuestCommandLine.Origin {
