@@ -53,6 +53,59 @@ func allocated(_ path: String) -> Int {
 
 @Suite(.timeLimit(.minutes(1)))
 struct TransmissionTests {
+    /// What real clients do that the specification does not want of them.
+    @Test func aTrimOfPartsOfBlocksIsOneOfTheWholeBlocksInIt() {
+        let terms = NBDRequest.Terms(
+            size: 10_000,
+            flags: [.hasFlags, .sendTrim],
+            blockSizes: BlockSizes(minimum: 4096, preferred: 4096, maximum: 32 << 20),
+            form: .extended,
+            hasContexts: false
+        )
+        for (asked, done) in [
+            ((0, 4096), (0, 4096)), ((1, 8191), (4096, 4096)), ((0, 4097), (0, 4096)), ((1, 4095), (4096, 0)),
+            ((100, 100), (0, 0)), ((4096, 5904), (4096, 5904)), ((5000, 5000), (8192, 1808)),
+            ((9000, 1000), (10_000, 0)),
+        ] as [((UInt64, UInt64), (UInt64, UInt64))] {
+            let whole = NBDRequest(.trim, cookie: 1, offset: asked.0, length: asked.1).roundedInwards(terms)
+            #expect(whole.length == done.1 && (done.1 == 0 || whole.offset == done.0), "\(asked): \(whole)")
+            #expect(whole.fault(terms) == nil)
+        }
+        for (offset, length) in [(1, 10_000), (UInt64.max - 1, 4), (10_001, 0)] as [(UInt64, UInt64)] {
+            let beyond = NBDRequest(.trim, cookie: 1, offset: offset, length: length)
+            #expect(beyond.roundedInwards(terms).offset == offset && beyond.roundedInwards(terms).fault(terms) != nil)
+        }
+    }
+
+    @Test func aMaximumThatIsPassedOnDoesNotShutOutClientsThatSendMore() async throws {
+        try await onLoop { loop in
+            let exports = ExportTable()
+            let disk = try RawFile(memory: 4 << 20)
+            exports.add(Export(name: "disk", backEnd: SmallPayloads(disk)))
+            let server = NBDServer(exports: exports, credentials: nil, loops: EventLoopGroup(sharing: loop))
+            for form in [HeaderForm.simple, .extended] {
+                let (near, far) = MemoryChannel.pair(on: loop)
+                let serving = Task(executorPreference: loop) { try await server.serve(far) }
+                let client = RawClient(channel: near)
+                try await client.greet()
+                if form == .extended { #expect(try await client.ask(11, []) == NBDOptionReply.ack) }
+                // With a request for the block sizes, which are told.
+                #expect(try await client.ask(7, RawClient.name("disk", [0, 1, 0, 3])) == NBDOptionReply.info)
+                while try await client.reply().type == NBDOptionReply.info {}
+                let header = IOBuffer(capacity: 32)
+                let size = form.requestSize
+                NBDRequest(.write, cookie: 9, offset: 0, length: 1 << 20)
+                    .encode(into: header.mutable(0..<size), form: form)
+                try await near.write(Array(header.bytes(0..<size)) + [UInt8](repeating: 3, count: 1 << 20))
+                let reply = try await near.read(exactly: form == .extended ? 32 : 16)
+                // A chunk without an error, or a simple reply with the error 0.
+                #expect(form == .extended ? reply[6..<8].elementsEqual([0, 0]) : reply[4..<8].allSatisfy { $0 == 0 })
+                near.close()
+                _ = try? await serving.value
+            }
+        }
+    }
+
     @Test(arguments: [false, true])
     func whatWasWrittenIsReadBack(_ tls: Bool) async throws {
         try await withExport(tls: tls) { connection, _, _ in
@@ -150,5 +203,39 @@ struct TransmissionTests {
         #expect(throws: ChannelError.self) { try RawFile(path: path, readOnly: false).lock() }
         file.unlock()
         #expect(try await Tool.run(["qemu-io", "-f", "raw", "-c", "write 0 512", path]).code == 0)
+    }
+}
+
+/// An image whose server was told a small maximum by another one, and passes it on.
+private final class SmallPayloads: BackEnd {
+    let disk: RawFile
+    init(_ disk: RawFile) { self.disk = disk }
+
+    var size: UInt64 { disk.size }
+    var isReadOnly: Bool { false }
+    var traits: BackEndTraits {
+        var traits = disk.traits
+        traits.blockSizes.maximum = 65536
+        return traits
+    }
+    func tryRead(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) throws -> Bool {
+        try disk.tryRead(into: buffer, at: offset)
+    }
+    func read(into payload: Payload, at offset: UInt64) async throws { try await disk.read(into: payload, at: offset) }
+    func tryWrite(_ payload: Payload, at offset: UInt64, fua: Bool) throws -> Bool {
+        try disk.tryWrite(payload, at: offset, fua: fua)
+    }
+    func write(_ payload: Payload, at offset: UInt64, fua: Bool) async throws {
+        try await disk.write(payload, at: offset, fua: fua)
+    }
+    func zero(at offset: UInt64, count: UInt64, _ options: ZeroOptions) async throws {
+        try await disk.zero(at: offset, count: count, options)
+    }
+    func trim(at offset: UInt64, count: UInt64, fua: Bool) async throws {
+        try await disk.trim(at: offset, count: count, fua: fua)
+    }
+    func flush() async throws { try await disk.flush() }
+    func extents(at offset: UInt64, count: UInt64, limit: Int) async throws -> [Extent] {
+        try await disk.extents(at: offset, count: count, limit: limit)
     }
 }

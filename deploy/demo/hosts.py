@@ -1,8 +1,8 @@
 """Two hosts on one machine, with a recording forwarder between them.
 
 As root each host has its own network, mount and PID namespace and does not see the other's directory; the forwarder
-lives in a third network namespace and is the only way from one to the other. Without root the hosts are two loopback
-addresses and two directories.
+lives in a third network namespace and is the only way from one to the other. Without root, or where root may not make
+namespaces, the hosts are two loopback addresses and two directories.
 """
 import os
 import shutil
@@ -53,7 +53,8 @@ class Lab:
 
     def __init__(self, crossdock):
         self.crossdock = crossdock
-        self.is_root = os.geteuid() == 0
+        # A root in a directory that nothing is mounted on (chroot) has no namespaces to offer either.
+        self.is_root = os.geteuid() == 0 and can_make_namespaces()
         self.base = tempfile.mkdtemp(prefix="xd-demo-", dir=os.environ.get("XD_DEMO_BASE", "/tmp"))
         self.processes = []
         self.middle = None
@@ -144,6 +145,11 @@ class Lab:
                 process.kill()
                 process.wait()
         shutil.rmtree(self.base, ignore_errors=True)
+
+
+def can_make_namespaces():
+    command = ["unshare", "--net", "--mount", "--pid", "--fork", "true"]
+    return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def quiet(*arguments):

@@ -192,7 +192,8 @@ public final class NBDServer: Sendable {
             switch handshake.receive(option: option, payload: payload) {
             case .reply(let bytes): try await channel.write(bytes)
             case .disconnect(let bytes, let reason):
-                try await channel.write(bytes)
+                // Who ends the negotiation often does not wait for the answer.
+                if reason.isEmpty { try? await channel.write(bytes) } else { try await channel.write(bytes) }
                 try? await channel.finishWriting()
                 if reason.isEmpty { return nil }
                 throw dropped(channel, reason)

@@ -52,10 +52,14 @@ final class Transmission: @unchecked Sendable {
         backEnd = negotiated.export.backEnd
         form = negotiated.form
         contexts = negotiated.contexts
+        // Clients send up to 32 MiB whatever they were told (libnbd, the kernel), and the specification asks not to drop them for
+        // that ("Size constraints"); a back end that passes on a smaller maximum works in parts.
+        var blockSizes = backEnd.traits.blockSizes
+        blockSizes.maximum = max(blockSizes.maximum, UInt32(NBDWire.maximumPayload))
         terms = NBDRequest.Terms(
             size: backEnd.size,
             flags: negotiated.export.flags(negotiated.access, form: negotiated.form),
-            blockSizes: backEnd.traits.blockSizes,
+            blockSizes: blockSizes,
             form: form,
             hasContexts: !contexts.isEmpty
         )
@@ -201,7 +205,9 @@ final class Transmission: @unchecked Sendable {
             work.request = request
             work.contexts = chosen
         }
-        if let fault = request.fault(terms) {
+        // The reply has the offset that was asked for.
+        let isTrim = request.command == NBDCommand.trim.rawValue
+        if let fault = (isTrim ? request.roundedInwards(terms) : request).fault(terms) {
             if !takesList { try await dropPayload(follows) }
             try await reply(original, error: fault)
             return nil
@@ -285,7 +291,10 @@ final class Transmission: @unchecked Sendable {
                 try await backEnd.flush()
                 try await reply(request)
             case .trim:
-                try await backEnd.trim(at: request.offset, count: request.length, fua: fua)
+                let whole = request.roundedInwards(terms)
+                if whole.length > 0 || fua {
+                    try await backEnd.trim(at: whole.offset, count: whole.length, fua: fua)
+                }
                 try await reply(request)
             case .cache:
                 try await backEnd.cache(at: request.offset, count: request.length)

@@ -77,6 +77,21 @@ public struct NBDRequest: Sendable, Equatable {
         form == .extended && command == NBDCommand.write.rawValue && !flags.contains(.payloadLength)
     }
 
+    /// A TRIM of whole blocks only: QEMU's client asks for parts of blocks, and a server may do less than it is asked for
+    /// (`NBD_CMD_TRIM`). One beyond the end stays as it is.
+    func roundedInwards(_ terms: Terms) -> NBDRequest {
+        let (end, overflow) = offset.addingReportingOverflow(length)
+        let mask = UInt64(terms.blockSizes.minimum) - 1
+        guard !overflow, end <= terms.size, mask != 0, offset & mask != 0 || end & mask != 0 else { return self }
+        var whole = self
+        // The last block may be a part of one.
+        let last = end == terms.size ? end : end & ~mask
+        let first = offset & mask == 0 ? offset : (offset | mask) + 1
+        whole.offset = first < last ? first : 0
+        whole.length = first < last ? last - first : 0
+        return whole
+    }
+
     /// What a request is checked against.
     struct Terms {
         var size: UInt64
