@@ -81,10 +81,24 @@ extension OutgoingMigration {
     }
 
     func refusal(_ reasons: [String]) -> MigrationError {
-        MigrationError(
-            .refused,
-            "The destination \(plan.host) refused guest '\(plan.guest)': \(reasons.joined(separator: "; "))"
+        let most = 40
+        let more = reasons.count > most ? "; and \(reasons.count - most) more" : ""
+        let text = reasons.prefix(most).map(Self.said).joined(separator: "; ")
+        return MigrationError(.refused, "The destination \(plan.host) refused guest '\(plan.guest)': \(text)\(more)")
+    }
+
+    /// What the other side said, as it may be shown: of bounded length, without control characters.
+    static func said(_ text: String) -> String {
+        let most = 1000
+        var shown = String(
+            String.UnicodeScalarView(
+                text.unicodeScalars.prefix(most).map { scalar in
+                    scalar.value < 32 || (127..<160).contains(scalar.value) ? "?" : scalar
+                }
+            )
         )
+        if text.unicodeScalars.count > most { shown += "..." }
+        return shown
     }
 
     private func inspect(_ monitor: QMPClient, _ record: GuestRecord) async throws -> GuestInspection {

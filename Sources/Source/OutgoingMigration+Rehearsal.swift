@@ -57,6 +57,7 @@ extension OutgoingMigration {
             _ = try readiness(answer)
             throw MigrationError(.failed, "The destination answered OFFER with \(answer.name)")
         }
+        let skew = Date.now.timeIntervalSince1970 * 1000 - Double(there.clock) - link.roundTrip / 2
         var reasons = here.differences(from: there.fingerprint)
         var bytes = UInt64(Self.probeBytes)
         do {
@@ -72,8 +73,7 @@ extension OutgoingMigration {
                 digests[path] = try await BlockingPool.shared.run { try ChunkDigests.digest(of: path) }
             }
         }
-        for warning in there.warnings { warn(warning) }
-        let skew = Date.now.timeIntervalSince1970 * 1000 - Double(there.clock) - link.roundTrip / 2
+        for warning in there.warnings.prefix(20) { warn(Self.said(warning)) }
         if abs(skew) > 5000 {
             warn(
                 "The clocks of the two hosts differ by \(Int(min(abs(skew) / 1000, 1e12))) s; the guest would notice, and so do certificates"
@@ -90,7 +90,7 @@ extension OutgoingMigration {
         rehearsal.bytes = bytes
         rehearsal.roundTripMS = link.roundTrip
         rehearsal.bytesPerSecond = link.rate
-        rehearsal.changes = inspection.changes + there.changes
+        rehearsal.changes = inspection.changes + there.changes.prefix(1000).map(Self.said)
         rehearsal.emulatorHere = inspection.emulatorVersion
         rehearsal.emulatorThere = there.emulatorVersion
         rehearsal.clockSkewMS = skew

@@ -168,13 +168,18 @@ struct VersionTests {
     }
 
     @Test func devicePropertiesThatAreDefaultsOrOffNeedNotBeKnown() throws {
-        let origin = GuestCommandLine.Origin(standards: ["nic depth": "8"])
+        let origin = GuestCommandLine.Origin(standards: ["nic depth": "8"], emulatorVersion: "10.0.13")
         #expect(
             try adapted(["-device", "nic,id=n,mac=1,depth=8,in_order=off,queues=2"], to: old, origin)
                 == ["-device", "nic,id=n,mac=1,queues=2"]
         )
         let error = #expect(throws: GuestError.self) { try adapted(["-device", "nic,id=n,depth=9"], to: old, origin) }
         #expect(error?.message.contains("The nic 'n' has depth=9, which QEMU 7.2.22") == true)
+        // What an older QEMU could switch off, a newer one may have come to have always.
+        let older = GuestCommandLine.Origin(standards: [:], emulatorVersion: "6.2.0")
+        #expect(throws: GuestError.self) { try adapted(["-device", "nic,id=n,mitigation=off"], to: old, older) }
+        let many = (0..<1025).map { "a\($0)=off" }.joined(separator: ",")
+        #expect(throws: GuestError.self) { try adapted(["-device", "nic,\(many)"], to: old, origin) }
         // What an agent of an earlier release sends is left to QEMU itself.
         #expect(try adapted(["-device", "nic,depth=9"], to: old) == ["-device", "nic,depth=9"])
     }
@@ -191,6 +196,8 @@ struct VersionTests {
             ]
         )
         #expect(try adapted(milliseconds, to: old) == seconds)
+        let object = ["-netdev", #"{"id":"n","reconnect":2,"type":"stream"}"#]
+        #expect(try adapted(object, to: new) == ["-netdev", #"{"id":"n","reconnect-ms":2000,"type":"stream"}"#])
         #expect(try adapted(milliseconds, to: new) == milliseconds)
     }
 
@@ -214,6 +221,13 @@ struct VersionTests {
         // There a monitor takes the name of its character device; an object of that name would be in the way.
         let taken = ["-object", "iothread,id=c"] + device + ["-mon", "chardev=c,mode=control"]
         #expect(try adapted(taken, to: new) == taken)
+        // QEMU cuts the name in the other form, and would open another device.
+        let name = String(repeating: "a", count: 31)
+        let long = ["-chardev", "null,id=\(name)b"]
+        #expect(try adapted(long + ["-mon", "\(name)b"], to: new) == long + ["-mon", "\(name)b"])
+        let cut = ["-chardev", "socket,id=\(name),host=::,port=1,server=on"] + long
+        #expect(try adapted(cut + ["-qmp", "chardev:\(name)b"], to: new) == long)
+        #expect(throws: GuestError.self) { try adapted(["-gdb", "tcp::1234"], to: new) }
         // One that others reach is left out, in each form.
         let open = ["-chardev", "socket,id=c,host=::,port=1,server=on"]
         for option in [["-mon", "c"], ["-qmp", "chardev:c"], ["-object", "monitor-qmp,id=m,chardev=c"]] {

@@ -202,6 +202,36 @@ struct RehearsalEndToEnd {
         #expect(try await lab.identity("b").differences(from: before) == [])
     }
 
+    /// Other names of drivers, devices without ids, a device that was plugged in anew under its name, memory too.
+    @Test func whatIsTakenForAnotherByItsNameIsDescribedAsWhatItIs() async throws {
+        let lab = try Lab()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
+        _ = try await lab.startForeignGuest([
+            "-machine", "pc,accel=tcg", "-m", "64,slots=2,maxmem=1G", "-nodefaults", "-drive",
+            "file=\(disk),format=raw,if=virtio", "-netdev", "hubport,id=n0,hubid=1", "-netdev", "hubport,id=n1,hubid=2",
+            "-device", "e1000-82540em,netdev=n0", "-device", "e1000,netdev=n1,mac=52:54:00:00:00:99", "-device",
+            "virtio-rng", "-device", "virtio-rng-pci", "-chardev", "null,mux=on,id=m", "-mon", "chardev=m", "-serial",
+            "chardev:m", "-audiodev", "none,id=a0", "-device", "AC97,audiodev=a0", "-device", "qemu-xhci,id=x0",
+            "-device", "usb-tablet,id=t0,port=1", "-object", "memory-backend-ram,id=m1,size=256M",
+        ])
+        let commands: [(String, JSONValue)] = [
+            ("object-del", ["id": "m1"]),
+            ("object-add", ["qom-type": "memory-backend-ram", "id": "m1", "size": 134_217_728]),
+            ("device_add", ["driver": "pc-dimm", "id": "dimm1", "memdev": "m1"]),
+            ("device_del", ["id": "t0"]),
+            ("device_add", ["driver": "usb-kbd", "id": "t0", "bus": "x0.0", "port": "3"]),
+        ]
+        try await lab.foreignMonitor { monitor in
+            for (command, arguments) in commands { try await monitor.execute(command, arguments) }
+        }
+        let before = try await lab.fingerprint("foreign.sock")
+        #expect(before.usbPorts == ["t0": "3"] && before.devices["/machine/peripheral/t0"] == "usb-kbd")
+        try await lab.startDestination()
+        let moved = try await lab.migrate(more: ["--qmp", lab.directory.file("foreign.sock")])
+        #expect(moved.code == 0, "\(moved.all)")
+        #expect(try await lab.identity("b").differences(from: before) == [])
+    }
+
     // MARK: between versions
 
     /// What a rehearsal between two versions says.

@@ -87,9 +87,10 @@ struct BlockOptions {
         }
         let prefix = key.isEmpty ? "" : "\(key)."
         var found: [String] = []
+        var seen: Set<String> = []
         for pair in pairs where pair.key.hasPrefix(prefix) {
             let name = String(pair.key.dropFirst(prefix.count).prefix { $0 != "." })
-            if !found.contains(name) { found.append(name) }
+            if seen.insert(name).inserted { found.append(name) }
         }
         return found
     }

@@ -6,14 +6,18 @@ extension GuestCommandLine {
     /// place that older ones do not know.
     ///
     /// There such a monitor becomes an object with the name of its character device: when there is one of that name already, it
-    /// stays as it is.
+    /// stays as it is. So does one whose device has a longer name than the other form can have.
     static func monitorForms(_ options: [GuestOption]) -> [GuestOption] {
         let objects = Set(options.filter { $0.name == "object" }.compactMap { $0.value("id") })
         return options.map { option in
             let form = monitorForm(option)
-            return monitorDevice(form).map(objects.contains) == true && option.name == "mon" ? option : form
+            guard option.name == "mon", let device = monitorDevice(option) else { return form }
+            return objects.contains(device) || device.utf8.count > longestMonitorDevice ? option : form
         }
     }
+
+    /// QEMU cuts the name of a monitor's device after so many bytes (`-qmp chardev:ID`), and opens what has the rest for a name.
+    private static let longestMonitorDevice = 31
 
     private static func monitorForm(_ option: GuestOption) -> GuestOption {
         let argument = option.argument ?? ""
@@ -41,21 +45,25 @@ extension GuestCommandLine {
         if option.name == "mon" {
             return option.value("chardev") ?? BlockOptions.first(option.argument ?? "")
         }
-        guard ["monitor", "qmp", "qmp-pretty"].contains(option.name), let argument = option.argument,
+        // The debugger's stub takes a monitor's commands too.
+        guard ["monitor", "qmp", "qmp-pretty", "gdb"].contains(option.name), let argument = option.argument,
             argument.hasPrefix("chardev:")
         else { return nil }
-        return String(argument.dropFirst("chardev:".count))
+        return String(decoding: argument.dropFirst("chardev:".count).utf8.prefix(longestMonitorDevice), as: UTF8.self)
     }
 
     /// The types of devices that are given, each once; an offer may not ask for more than there can be.
     var deviceTypes: [String] {
         let types = ((try? options()) ?? []).filter { $0.name == "device" }.compactMap { $0.value("driver") }
-        return Set(types).sorted().prefix(512).map { $0 }
+        return Set(types.filter { $0.utf8.count <= 128 }).sorted().prefix(512).map { $0 }
     }
 
     /// The model of the processor as `-cpu` names it; nil when it is not given.
     public var processorModel: String? {
-        ((try? options()) ?? []).last { $0.name == "cpu" }.flatMap { KeyValue.split($0.argument ?? "").first }
+        let model = ((try? options()) ?? []).last { $0.name == "cpu" }.flatMap {
+            KeyValue.split($0.argument ?? "").first
+        }
+        return model.flatMap { $0.utf8.count <= 128 ? $0 : nil }
     }
 
     /// An option as a QEMU of this host takes it.
@@ -71,7 +79,7 @@ extension GuestCommandLine {
         case "cpu": GuestOption("cpu", try processor(option.argument ?? "", facts, origin))
         case "chardev", "serial", "parallel", "debugcon", "monitor", "qmp", "qmp-pretty", "gdb", "netdev":
             reconnecting(option, facts)
-        case "device": try device(option, facts, origin.standards)
+        case "device": try device(option, facts, origin)
         // Flags that are gone, in the form that every QEMU takes; later ones of -machine are merged with the earlier.
         case "no-hpet": GuestOption("machine", "hpet=off")
         case "no-acpi": GuestOption("machine", "acpi=off")
@@ -88,11 +96,14 @@ extension GuestCommandLine {
         /// What devices, and the "processor", are given that they have anyway: "DRIVER property" to the value; nil when that is not
         /// known.
         public var standards: [String: String]?
+        /// The version of the QEMU that it comes from.
+        public var emulatorVersion: String
 
         /// Makes a description.
-        public init(hasFixedProcessor: Bool = false, standards: [String: String]? = nil) {
+        public init(hasFixedProcessor: Bool = false, standards: [String: String]? = nil, emulatorVersion: String = "") {
             self.hasFixedProcessor = hasFixedProcessor
             self.standards = standards
+            self.emulatorVersion = emulatorVersion
         }
     }
 
@@ -100,19 +111,27 @@ extension GuestCommandLine {
     private static func device(
         _ option: GuestOption,
         _ facts: EmulatorFacts,
-        _ standards: [String: String]?
+        _ origin: Origin
     ) throws -> GuestOption {
         var settings = try BlockOptions(parsing: option.argument ?? "", implied: "driver")
         let driver = settings["driver"] ?? ""
         // Of an alias, or of a type that is missing, QEMU itself has the last word.
         guard let known = facts.devices[driver], !known.isEmpty else { return option }
         let names = Set(known.map(\.name)).union(["driver", "id", "bus", "addr", "failover_pair_id"])
+        let given = settings.names(under: "")
+        guard given.count <= 1024 else {
+            throw GuestError(
+                "A guest with a device of \(given.count) properties cannot be moved: the \(driver) has not as many"
+            )
+        }
         var isChanged = false
-        for name in settings.names(under: "") where !names.contains(name) && !name.hasPrefix("legacy-") {
+        for name in given where !names.contains(name) && !name.hasPrefix("legacy-") {
             guard let value = settings[name] else { continue }
-            guard standards?["\(driver) \(name)"] == value || BlockOptions.truth(value) == false else {
+            // What is newer than this QEMU is not there when it is off; what is older may have come to stay.
+            let isNothing = BlockOptions.truth(value) == false && facts.isOlder(than: origin.emulatorVersion)
+            guard origin.standards?["\(driver) \(name)"] == value || isNothing else {
                 // An agent of an earlier release does not tell defaults; QEMU itself has the last word.
-                if standards == nil { continue }
+                if origin.standards == nil { continue }
                 throw GuestError(
                     "The \(driver) '\(settings["id"] ?? "without an id")' has \(name)=\(value), which QEMU \(facts.version) on this host "
                         + "does not know; start the guest without it"
@@ -163,9 +182,8 @@ extension GuestCommandLine {
     /// The delay after which a socket connects again, in the unit that this QEMU takes: seconds until QEMU 10, milliseconds from
     /// 9.2 on.
     private static func reconnecting(_ option: GuestOption, _ facts: EmulatorFacts) -> GuestOption {
-        guard let argument = option.argument, argument.contains("reconnect"), !argument.hasPrefix("{") else {
-            return option
-        }
+        guard let argument = option.argument, argument.contains("reconnect") else { return option }
+        if argument.hasPrefix("{") { return reconnectingJSON(option, argument, facts) }
         let parts = KeyValue.split(argument).map { part -> String in
             if part.hasPrefix("reconnect-ms="), !facts.hasReconnectMilliseconds, let delay = UInt64(part.dropFirst(13))
             {
@@ -179,5 +197,21 @@ extension GuestCommandLine {
             return part
         }
         return GuestOption(option.name, parts.map(KeyValue.escape).joined(separator: ","))
+    }
+
+    private static func reconnectingJSON(_ option: GuestOption, _ argument: String, _ facts: EmulatorFacts)
+        -> GuestOption
+    {
+        guard case .object(var members)? = try? JSONValue(parsing: Array(argument.utf8)) else { return option }
+        if case .integer(let delay)? = members["reconnect-ms"], !facts.hasReconnectMilliseconds, delay >= 0 {
+            members["reconnect-ms"] = nil
+            members["reconnect"] = .integer(delay / 1000 + (delay % 1000 > 0 ? 1 : 0))
+        } else if case .integer(let delay)? = members["reconnect"], !facts.hasReconnectSeconds,
+            (0..<1 << 32).contains(delay)
+        {
+            members["reconnect"] = nil
+            members["reconnect-ms"] = .integer(delay * 1000)
+        }
+        return GuestOption(option.name, JSONValue.object(members).text)
     }
 }

@@ -116,8 +116,9 @@ enum OptionPolicy {
                 throw refusal(option, "its sound goes to a file or a device of this host")
             }
         case "smbios", "fw_cfg", "acpitable": _ = try parse(option, option.name == "fw_cfg" ? "name" : nil)
-        case "serial", "parallel", "debugcon", "gdb": try checkLegacyDevice(option, isMonitor: false)
-        case "monitor", "qmp", "qmp-pretty": try checkLegacyDevice(option, isMonitor: true)
+        case "serial", "parallel", "debugcon": try checkLegacyDevice(option, isMonitor: false)
+        // The debugger's stub takes a monitor's commands.
+        case "monitor", "qmp", "qmp-pretty", "gdb": try checkLegacyDevice(option, isMonitor: true)
         case "chardev": try checkCharacterDevice(option)
         case "vnc": try checkDisplay(option)
         case "spice": _ = try parse(option, nil)

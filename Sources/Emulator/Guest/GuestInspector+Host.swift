@@ -37,8 +37,8 @@ extension GuestInspector {
             } else {
                 type = try await canonicalType(driver)
                 let alike = anonymous.filter { $0.childType == type }
-                let number = counts[driver, default: 0]
-                counts[driver] = number + 1
+                let number = counts[type, default: 0]
+                counts[type] = number + 1
                 guard alike.indices.contains(number) else { continue }
                 path = "/machine/peripheral-anon/\(alike[number].name)"
             }
@@ -95,11 +95,12 @@ extension GuestInspector {
             fixed.append("port=\(port)")
         }
         if !settings.has("audiodev"), properties.contains(where: { $0.name == "audiodev" }) {
-            // From QEMU 8.2 on a sound device without one is refused.
-            let id = "crossdock-audio"
+            // From QEMU 8.2 on a sound device without one is refused; before, it had the first that was given.
+            let used = try await monitor.property("audiodev", of: path)?.string ?? ""
+            let id = ids("audiodev").contains(used) ? used : "crossdock-audio"
             if !ids("audiodev").contains(id) { options.append(GuestOption("audiodev", "none,id=\(id)")) }
             settings.set("audiodev", .string(id))
-            fixed.append("audiodev=\(id), which is heard nowhere")
+            fixed.append("audiodev=\(id)\(id == used ? "" : ", which is heard nowhere")")
         }
         for name in ["addr", "mac", "num-queues", "num_queues", "host_mtu", "vectors", "events"]
         where !settings.has(name) {

@@ -13,6 +13,15 @@ extension GuestInspector {
             result.changes.append("-device \(option.argument ?? ""): unplugged, left out")
             return true
         }
+        // One that was unplugged and plugged in again is what it is now.
+        for device in devices where ids("device").contains(device.name) {
+            guard try await monitor.property("hotplugged", of: "/machine/peripheral/\(device.name)")?.bool == true
+            else {
+                continue
+            }
+            options.removeAll { $0.name == "device" && $0.value("id") == device.name }
+            note("-device ...,id=\(device.name): unplugged and plugged in again")
+        }
         let drives = Set(graph.drives.map(\.name))
         options.removeAll { option in
             switch option.name {
@@ -126,9 +135,12 @@ extension GuestInspector {
         let known = ids("object")
         let standard = try await monitor.execute("query-machines").array.compactMap { $0["default-ram-id"]?.string }
         for object in try await monitor.members(of: "/objects") {
-            guard let type = object.childType, !known.contains(object.name), !standard.contains(object.name) else {
-                continue
+            guard let type = object.childType else { continue }
+            if known.contains(object.name), type.hasPrefix("memory-backend-") {
+                // It may have been removed and added again.
+                try await followSize(object.name)
             }
+            guard !known.contains(object.name), !standard.contains(object.name) else { continue }
             // From 11.1 on monitors are objects; none of them is the guest's.
             if object.name == MasterKey.id || ["monitor-qmp", "monitor-hmp"].contains(type) { continue }
             guard Self.plainObjects.contains(type) else {
@@ -161,11 +173,22 @@ extension GuestInspector {
         }
     }
 
+    private mutating func followSize(_ id: String) async throws {
+        guard let size = try await monitor.property("size", of: "/objects/\(id)")?.integer,
+            let index = options.firstIndex(where: { $0.name == "object" && $0.value("id") == id })
+        else { return }
+        var settings = try BlockOptions(parsing: options[index].argument ?? "", implied: "qom-type")
+        settings.set("size", .integer(size))
+        options[index].argument = settings.text
+    }
+
     private mutating func addCharacterDevices() async throws {
         let known = ids("chardev")
         let automatic = ["compat_monitor", "serial", "parallel", "gdb", "debugcon", "crossdock-"]
         for device in try await monitor.execute("query-chardev").array {
+            // What is under a multiplexer has its name with "-base".
             guard let label = device["label"]?.string, !known.contains(label),
+                !(label.hasSuffix("-base") && known.contains(String(label.dropLast("-base".count)))),
                 !automatic.contains(where: label.hasPrefix), let name = device["filename"]?.string
             else { continue }
             let argument: String

@@ -34,7 +34,8 @@ public struct MachineFingerprint: Sendable, Hashable {
 
     /// Properties that say where a device gets its data from, not what the guest sees.
     private static let hostSide: Set<String> = [
-        "drive", "netdev", "chardev", "iothread", "memdev", "romfile", "vhost", "hotplugged", "rng", "cryptodev",
+        "drive", "netdev", "chardev", "audiodev", "iothread", "memdev", "romfile", "vhost", "hotplugged", "rng",
+        "cryptodev",
         "discard_granularity", "cyls", "heads", "secs", "write-cache", "werror", "rerror", "romsize",
         "failover_pair_id",
     ]

@@ -19,6 +19,13 @@ public struct EmulatorFacts: Sendable {
     /// Whether they take it in seconds, `reconnect` (until QEMU 10).
     var hasReconnectSeconds: Bool { members.contains("reconnect") }
 
+    /// Whether it is of an older release than a version, "10.0.13"; false for a version that cannot be read.
+    func isOlder(than other: String) -> Bool {
+        func release(_ version: String) -> [Int] { version.split(separator: ".").prefix(2).compactMap { Int($0) } }
+        let (mine, others) = (release(version), release(other))
+        return mine.count == 2 && others.count == 2 && (mine[0], mine[1]) < (others[0], others[1])
+    }
+
     /// Which program was asked, and for which model: a program that was replaced is asked again.
     private struct Key: Hashable {
         var program: String
@@ -51,6 +58,28 @@ public struct EmulatorFacts: Sendable {
         ]
         let key = Key(program: program, processor: processor ?? "", devices: devices, file: file)
         if let facts = known.withLock({ $0[key] }) { return facts }
+        let read: EmulatorFacts
+        do {
+            read = try await ask(program, processor, devices, on: loop)
+        } catch let error as QMPError where error.code == .disconnected && !devices.isEmpty {
+            // There are types that QEMU cannot tell of without ending itself (7.2: `virtio-vga-gl` without its module). It has the
+            // last word on the devices then.
+            read = try await ask(program, processor, [], on: loop)
+        }
+        known.withLock { known in
+            // An offer names the model: what is kept does not grow with what is asked.
+            if known.count >= 16 { known = [:] }
+            known[key] = read
+        }
+        return read
+    }
+
+    private static func ask(
+        _ program: String,
+        _ processor: String?,
+        _ devices: [String],
+        on loop: EventLoop
+    ) async throws -> EmulatorFacts {
         let directory = try BoundProcess.makeDirectory()
         let socket = "\(directory)/qmp.sock"
         let process = try await BlockingPool.shared.run {
@@ -67,13 +96,7 @@ public struct EmulatorFacts: Sendable {
         do { facts = .success(try await EmulatorFacts(monitor, processor, devices)) } catch { facts = .failure(error) }
         monitor.close()
         await process.stop(grace: .seconds(2))
-        let read = try facts.get()
-        known.withLock { known in
-            // An offer names the model: what is kept does not grow with what is asked.
-            if known.count >= 16 { known = [:] }
-            known[key] = read
-        }
-        return read
+        return try facts.get()
     }
 
     /// What is known already.

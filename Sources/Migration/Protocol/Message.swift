@@ -173,7 +173,11 @@ public enum Message: Sendable, Hashable {
         public var standards: [String: String]?
         /// What is known of the guest beyond its command line.
         public var origin: GuestCommandLine.Origin {
-            GuestCommandLine.Origin(hasFixedProcessor: hasFixedProcessor == true, standards: standards)
+            GuestCommandLine.Origin(
+                hasFixedProcessor: hasFixedProcessor == true,
+                standards: standards,
+                emulatorVersion: emulatorVersion
+            )
         }
 
         /// Makes an offer.
