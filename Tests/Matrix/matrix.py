@@ -168,6 +168,8 @@ def markdown(results):
 
     def cell(text):
         kind, _, words = text.partition(": ")
+        if text.startswith("moved"):
+            return "moved"
         if not words or kind not in ("refused", "failed", "does not start"):
             return text
         # Version numbers and names of temporary files are of one run.
