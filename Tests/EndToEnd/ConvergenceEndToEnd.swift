@@ -33,7 +33,7 @@ struct ConvergenceEndToEnd {
         try await lab.throttle("80mbit")
         try await lab.startDestination()
         let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
-        try await lab.startLinuxGuest(disks: [disk], workload: "xd.dirty=16")
+        try await lab.startLinuxGuest(disks: [disk], workload: "xd.pages=16")
         let result = try await lab.migrate(more: ["--downtime-limit", "1"])
         try await expectNotConverged(lab, result, "writes to its memory faster")
         let before = try lab.records(lab.consoleA)

@@ -152,7 +152,7 @@ final class Lab: @unchecked Sendable {
         let command = linuxCommand(disks: disks, workload: workload)
         let started = try await crossdock(["guest", "start", "web1", "--state-dir", state("a"), "--"] + command)
         guard started.code == 0 else { throw TestFailure("The guest did not start: \(started.all)") }
-        try await eventually(seconds: 90, "the guest writes records") { try self.records(self.consoleA) > 20 }
+        try await eventually(seconds: 180, "the guest writes records") { try self.records(self.consoleA) > 20 }
     }
 
     var consoleA: String { directory.file("console.log") }

@@ -81,14 +81,14 @@ static int fill(const char *path, unsigned megabytes) {
     }
 }
 
-/* Changes every page of so many MiB of memory over and over. */
-_Noreturn static void dirty(unsigned megabytes) {
+/* Changes so many MiB of memory over and over: a word, and again so many bytes further on. */
+_Noreturn static void dirty(unsigned megabytes, size_t stride) {
     size_t size = (size_t)megabytes << 20;
     /* Volatile: nobody reads it, and it must be written all the same. */
     volatile uint64_t *memory = malloc(size);
     uint64_t state = 1;
     for (;;) {
-        for (size_t i = 0; i < size / sizeof *memory; i += 8) {
+        for (size_t i = 0; i < size / sizeof *memory; i += stride / sizeof *memory) {
             state = state * 6364136223846793005u + 1442695040888963407u;
             memory[i] = state;
         }
@@ -99,6 +99,8 @@ int main(int argc, char **argv) {
     if (argc == 5 && !strcmp(argv[1], "records"))
         return records(argv[2], (uint32_t)atoi(argv[3]), (unsigned)atoi(argv[4]));
     if (argc == 4 && !strcmp(argv[1], "fill")) return fill(argv[2], (unsigned)atoi(argv[3]));
-    if (argc == 3 && !strcmp(argv[1], "dirty")) dirty((unsigned)atoi(argv[2]));
+    if (argc == 3 && !strcmp(argv[1], "dirty")) dirty((unsigned)atoi(argv[2]), 64);
+    /* What counts then is how many pages a guest writes that has little time. */
+    if (argc == 3 && !strcmp(argv[1], "pages")) dirty((unsigned)atoi(argv[2]), 4096);
     return 2;
 }
