@@ -156,8 +156,8 @@ def faults(crossdock, files, pair):
     environment = {**os.environ, "CROSSDOCK_QEMU": ":".join(pair)}
     command = [OTHER_QEMU, pair[0], sys.executable, "Tests/Faults/faults.py", crossdock, files, "--fast"]
     run = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    words = last(run.stdout)
-    summary = next((line for line in run.stdout.splitlines() if "violation" in line), words)
+    summary = next((line for line in run.stdout.splitlines() if re.match(r"\d+ runs in", line)), last(run.stdout))
+    summary = re.sub(r" in \d+ s:", ":", summary)
     print(f"  faults: {summary}", flush=True)
     return {"faults": summary if run.returncode == 0 else "failed: " + summary}
 
