@@ -289,10 +289,7 @@ struct ServerBehaviourTests {
             let (near, far) = MemoryChannel.pair(on: loop)
             let serving = Task(executorPreference: loop) { try await server.serve(far) }
             let client = RawClient(channel: near)
-            try await client.greet()
-            #expect(try await client.ask(11, []) == NBDOptionReply.ack)
-            #expect(try await client.ask(7, RawClient.name("disk", [0, 0])) == NBDOptionReply.info)
-            #expect(try await client.reply().type == NBDOptionReply.ack)
+            try await client.enterExtended("disk")
             func request(_ command: NBDCommand, _ offset: UInt64, _ length: UInt64) -> [UInt8] {
                 let header = IOBuffer(capacity: 32)
                 NBDRequest(command, cookie: offset, offset: offset, length: length)
@@ -316,10 +313,7 @@ struct ServerBehaviourTests {
             let (second, other) = MemoryChannel.pair(on: loop)
             let refusing = Task(executorPreference: loop) { try await server.serve(other) }
             let liar = RawClient(channel: second)
-            try await liar.greet()
-            #expect(try await liar.ask(11, []) == NBDOptionReply.ack)
-            #expect(try await liar.ask(7, RawClient.name("disk", [0, 0])) == NBDOptionReply.info)
-            #expect(try await liar.reply().type == NBDOptionReply.ack)
+            try await liar.enterExtended("disk")
             try await second.write(request(.write, 0, 1 << 40))
             await #expect(throws: ChannelError.self) { try await refusing.value }
         }

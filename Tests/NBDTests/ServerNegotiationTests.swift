@@ -34,6 +34,14 @@ struct RawClient: Sendable {
         try await channel.write(writer.bytes)
     }
 
+    /// Enters the transmission phase of an export with extended headers.
+    func enterExtended(_ export: String) async throws {
+        try await greet()
+        #expect(try await ask(11, []) == NBDOptionReply.ack)
+        #expect(try await ask(7, Self.name(export, [0, 0])) == NBDOptionReply.info)
+        #expect(try await reply().type == NBDOptionReply.ack)
+    }
+
     func reply() async throws -> (option: UInt32, type: UInt32, payload: [UInt8]) {
         var header = MessageReader(try await channel.read(exactly: 20))
         #expect(header.integer(UInt64.self) == NBDWire.optionReplyMagic)
