@@ -21,9 +21,8 @@ public struct EmulatorFacts: Sendable {
 
     /// Whether it is of an older release than a version, "10.0.13"; false for a version that cannot be read.
     func isOlder(than other: String) -> Bool {
-        func release(_ version: String) -> [Int] { version.split(separator: ".").prefix(2).compactMap { Int($0) } }
-        let (mine, others) = (release(version), release(other))
-        return mine.count == 2 && others.count == 2 && (mine[0], mine[1]) < (others[0], others[1])
+        guard let mine = QMPClient.release(of: version), let others = QMPClient.release(of: other) else { return false }
+        return mine < others
     }
 
     /// Which program was asked, and for which model: a program that was replaced is asked again.

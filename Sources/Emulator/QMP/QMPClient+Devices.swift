@@ -100,7 +100,12 @@ extension QMPClient {
 
     /// Whether QEMU is at least of a version.
     public func isAtLeast(_ major: Int, _ minor: Int) -> Bool {
+        Self.release(of: version).map { $0 >= (major, minor) } ?? false
+    }
+
+    /// The major and minor number of a version, "10.0.13"; nil for what is none.
+    static func release(of version: String) -> (Int, Int)? {
         let parts = version.split(separator: ".").compactMap { Int($0) }
-        return parts.count >= 2 && (parts[0], parts[1]) >= (major, minor)
+        return parts.count >= 2 ? (parts[0], parts[1]) : nil
     }
 }
