@@ -56,6 +56,8 @@ public final class DestinationAgent: @unchecked Sendable {
 
     /// How many connections may be in the TLS handshake or before HELLO at once.
     private static let pendingLimit = 64
+    /// How long an agent that ends may keep the state directory's lock.
+    private static let takeOverPatience = Duration.seconds(10)
 
     let configuration: Configuration
     let guests: GuestStore
@@ -100,12 +102,7 @@ public final class DestinationAgent: @unchecked Sendable {
         xd_raise_descriptor_limit()
         try DurableFile.makeDirectory(configuration.stateDirectory)
         try DurableFile.makeDirectory(configuration.imageDirectory)
-        guard let lock = try FileLock("\(configuration.stateDirectory)/destination.lock") else {
-            throw MigrationError(
-                .failed,
-                "Another destination agent uses the state directory \(configuration.stateDirectory)"
-            )
-        }
+        let lock = try await stateLock(configuration)
         let loop = EventLoop(name: "control")
         let data = EventLoopGroup(name: "data")
         let agent = DestinationAgent(configuration, loop: loop, dataLoops: data, lock: lock)
@@ -117,6 +114,34 @@ public final class DestinationAgent: @unchecked Sendable {
             throw error
         }
         return agent
+    }
+
+    /// The lock on the state directory. An agent that was killed keeps it until the last of its threads has ended, which a
+    /// write to a slow disk delays: the one that follows it waits a little.
+    private static func stateLock(_ configuration: Configuration) async throws -> FileLock {
+        let path = "\(configuration.stateDirectory)/destination.lock"
+        let deadline = ContinuousClock.now + takeOverPatience
+        var isWaiting = false
+        while true {
+            if let lock = try FileLock(path) { return lock }
+            let holder = FileLock.holder(of: path).map { ", process \($0)," } ?? ""
+            guard ContinuousClock.now < deadline else {
+                throw MigrationError(
+                    .failed,
+                    "Another destination agent\(holder) uses the state directory \(configuration.stateDirectory); stop it first, "
+                        + "or give this one another --state-dir"
+                )
+            }
+            if !isWaiting {
+                isWaiting = true
+                configuration.log(
+                    .warning,
+                    "another destination agent\(holder) uses the state directory \(configuration.stateDirectory); waiting up to "
+                        + "\(takeOverPatience.components.seconds) s for its end"
+                )
+            }
+            try await Task.sleep(for: .milliseconds(50))
+        }
     }
 
     private func listen() async throws {

@@ -29,6 +29,30 @@ struct FailureTests {
         try await eventually("the destination has cleaned up") { try lab.leftAtDestination(images: images) == [] }
     }
 
+    /// One state directory has one agent: what follows one that ends waits for it, and one that goes on is named.
+    @Test func anAgentFollowsOneThatEndsAndNamesOneThatDoesNot() async throws {
+        let lab = try Lab()
+        try await lab.startDestination()
+        let first = try #require(lab.destination)
+        let command = [
+            Lab.crossdock, "destination", "--state-dir", lab.state("b"), "--listen", "127.0.0.1:0", "--nbd-listen",
+            "127.0.0.1:0",
+        ]
+        async let refused = lab.crossdock(Array(command.dropFirst()) + lab.credentials())
+        let (result, follower) = (try await refused, try ChildProcess(command + lab.credentials()))
+        #expect(result.code == MigrationError.Code.failed.rawValue, "\(result.all)")
+        #expect(
+            result.errors.contains("Another destination agent, process \(first.pid), uses the state directory"),
+            "\(result.all)"
+        )
+        try await follower.wait(for: "the follower's sentence") { follower.errors.contains("waiting up to 10 s") }
+        #expect(!follower.output.contains("listening on"))
+        first.signal(SIGKILL)
+        try await follower.wait(for: "the follower's turn") { follower.output.contains("listening on") }
+        follower.signal(SIGTERM)
+        #expect(try await follower.finish().code == 0)
+    }
+
     @Test func aCertificateOfAnotherAuthority() async throws {
         let lab = try await makeLab()
         try await lab.startDestination()

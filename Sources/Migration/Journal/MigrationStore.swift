@@ -103,21 +103,3 @@ public struct MigrationStore: Sendable {
         return try FileLock("\(directory)/../guest-\(guest).lock")
     }
 }
-
-/// An exclusive lock on a file that ends with the process.
-public final class FileLock: Sendable {
-    private let fd: Int32
-
-    /// Takes the lock; nil when somebody else has it.
-    public init?(_ path: String) throws {
-        let fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
-        guard fd >= 0 else { throw ChannelError.system("open the lock \(path)", errno) }
-        guard xd_flock_exclusive(fd) == 0 else {
-            close(fd)
-            return nil
-        }
-        self.fd = fd
-    }
-
-    deinit { close(fd) }
-}
