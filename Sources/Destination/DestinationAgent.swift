@@ -183,14 +183,14 @@ public final class DestinationAgent: @unchecked Sendable {
     /// Takes up the migrations that an earlier agent of this state directory did not finish.
     private func restore() async {
         for id in migrations.ids() {
-            let records: [JournalRecord]
-            do { records = try Journal.read(migrations.journal(of: id)) } catch {
+            let reading: JournalReading?
+            do { reading = try migrations.reading(of: id) } catch {
                 log(.error, "Migration \(id): \(error)")
                 continue
             }
-            guard case .accepted = records.first else { continue }
+            guard case .destination(let standing) = reading?.standing else { continue }
             guard let migration = IncomingMigration.restore(id, agent: self) else {
-                if !records.contains(.prepared), !records.isRolledBack {
+                if standing == .accepted {
                     // The agent ended before anything was made.
                     try? Journal(opening: migrations.journal(of: id)).append(
                         .rolledBack(reason: "Nothing was made yet")
@@ -199,7 +199,7 @@ public final class DestinationAgent: @unchecked Sendable {
                 continue
             }
             incoming[id] = migration
-            await migration.resume(records)
+            await migration.resume(standing)
             if migration.isOver { incoming[id] = nil }
         }
     }
@@ -299,13 +299,12 @@ public final class DestinationAgent: @unchecked Sendable {
 
     /// Why a peer has no part in a migration that is known from its journal only; nil when there is no reason.
     private func refusal(of id: String, for peer: String) -> String? {
-        let records: [JournalRecord]
-        do { records = try Journal.read(migrations.journal(of: id)) } catch { return "\(error)" }
-        guard case .accepted(_, let source, _) = records.first else { return nil }
-        if source != peer { return "This migration belongs to another source" }
+        let known: JournalReading?
+        do { known = try migrations.reading(of: id) } catch { return "\(error)" }
+        guard let known, case .destination(let standing) = known.standing else { return nil }
+        if known.peer != peer { return "This migration belongs to another source" }
         // Whoever is told that there is no such migration would count on that.
-        return records.ownerDigests != nil || records.isRolledBack
-            ? nil : "This migration cannot be taken up at the moment; ask again"
+        return standing.isOver ? nil : "This migration cannot be taken up at the moment; ask again"
     }
 
     /// Ends the agent: migrations before PREPARED are given up, those after it wait for the next agent, and guests that

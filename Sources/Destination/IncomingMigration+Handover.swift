@@ -60,7 +60,7 @@ extension IncomingMigration {
         finalDigests = Task(executorPreference: agent.loop) { try await images.updateDigests(.paused) }
     }
 
-    var proofsFile: String { "\(directory)/proofs.json" }
+    var proofsFile: String { files.proofs }
 
     private func saveProofs() throws {
         let bytes = try JSONText.encode(Message.Prepared(proofs: proofs, isFull: isFull))
@@ -239,7 +239,7 @@ extension IncomingMigration {
     func finish() {
         guard state == .owner else { return }
         state = .done
-        unlink("\(directory)/incoming.json")
+        unlink(files.incoming)
         unlink(proofsFile)
         unlink(incomingSocket)
         monitor?.close()

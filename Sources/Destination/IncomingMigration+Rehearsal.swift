@@ -10,7 +10,7 @@ extension IncomingMigration {
     // MARK: PROBE
 
     func beginProbe(_ count: Int, _ connection: MessageConnection) async throws {
-        guard probe == 0, files == nil, (0...(64 << 20)).contains(count) else {
+        guard probe == 0, receiver == nil, (0...(64 << 20)).contains(count) else {
             throw ChannelError(.protocolViolation, "PROBE of \(count) bytes is not due")
         }
         if count == 0 { try await connection.send(.probe(0)) } else { probe = count }

@@ -6,7 +6,7 @@ internal import TLS
 
 extension IncomingMigration {
     static func restore(_ id: String, agent: DestinationAgent) -> IncomingMigration? {
-        let path = "\(agent.migrations.directory(of: id))/incoming.json"
+        let path = agent.migrations.files(of: id).incoming
         guard let bytes = try? DurableFile.read(path),
             let saved = JSONText.decode(Saved.self, from: bytes)
         else { return nil }
@@ -19,12 +19,12 @@ extension IncomingMigration {
     }
 
     /// Decides from the journal alone: nothing durable means that the source still owns the guest.
-    func resume(_ records: [JournalRecord]) async {
+    func resume(_ standing: DestinationStanding) async {
         guard let offer else { return }
         do {
-            guard try agent.migrations.latest(of: offer.guest) == id else {
+            guard try !agent.migrations.isSuperseded(id, of: offer.guest) else {
                 // A later migration has decided about this guest.
-                unlink("\(directory)/incoming.json")
+                unlink(files.incoming)
                 return
             }
             guard let lock = try agent.migrations.lock(guest: offer.guest) else {
@@ -36,7 +36,8 @@ extension IncomingMigration {
             record = try agent.guests.load(offer.guest)
             let images = makeImages(offer)
             self.images = images
-            if let digests = records.ownerDigests {
+            switch standing {
+            case .owner(let digests), .taken(_, let digests):
                 state = .owner
                 ownedDigests = digests
                 if record?.process?.isRunning == true {
@@ -49,7 +50,7 @@ extension IncomingMigration {
                     )
                 }
                 finish()
-            } else if records.contains(.prepared), !records.isRolledBack {
+            case .prepared:
                 state = .prepared
                 for disk in offer.disks {
                     try images.adopt(disk, at: imagePath(disk, offer), export: exportName(disk))
@@ -61,16 +62,17 @@ extension IncomingMigration {
                 }
                 takeFinalDigests(images)
                 log(.warning, "Migration \(id): waiting for the source's word on guest '\(offer.guest)'")
-            } else {
+            case .accepted, .rolledBack, .overruled:
                 state = .offered
-                if isReady, !records.isRolledBack, await reopen(offer, images) {
+                if isReady, standing == .accepted, await reopen(offer, images) {
                     waitForSource()
                     return
                 }
                 for disk in offer.disks where DurableFile.exists(imagePath(disk, offer)) {
                     try? images.adopt(disk, at: imagePath(disk, offer), export: exportName(disk))
                 }
-                for case .rolledBack(let reason) in records { refusal = reason }
+                if case .rolledBack(let reason) = standing { refusal = reason }
+                if case .overruled(let by) = standing { refusal = "\(by) has taken the guest for its source" }
                 await giveUp("The destination agent ended before the guest was released")
             }
         } catch {
@@ -80,11 +82,14 @@ extension IncomingMigration {
             isStuck = true
             Task(executorPreference: agent.loop) {
                 await self.agent.loop.sleep(for: .seconds(5))
-                guard let records = try? Journal.read(self.agent.migrations.journal(of: self.id)) else { return }
+                guard case .destination(let standing) = (try? self.agent.migrations.reading(of: self.id))?.standing
+                else {
+                    return
+                }
                 self.isStuck = false
                 (self.journal, self.guestLock) = (nil, nil)
                 await self.images?.forget()
-                await self.resume(records)
+                await self.resume(standing)
             }
         }
     }

@@ -30,7 +30,7 @@ extension IncomingMigration {
         guard !DurableFile.exists(agent.migrations.journal(of: id)) else {
             throw GuestError("The migration \(id) has been here before")
         }
-        try DurableFile.makeDirectory(directory)
+        try DurableFile.makeDirectory(files.directory)
         let journal = try Journal(creating: agent.migrations.journal(of: id))
         try journal.append(.accepted(guest: offer.guest, source: peer.name, order: agent.migrations.nextOrder()))
         self.journal = journal
@@ -164,8 +164,8 @@ extension IncomingMigration {
         if isCutOff { throw ChannelError(.closed, "The connection to the source was lost") }
         try DurableFile.makeDirectory(store)
         let receiver = FileReceiver(offer.files, missing, store: store, migration: id)
-        files = receiver
-        defer { files = nil }
+        self.receiver = receiver
+        defer { self.receiver = nil }
         try await connection.send(.need(missing))
         while !receiver.isComplete {
             let timer = agent.loop.schedule(after: .seconds(60)) {
@@ -360,6 +360,6 @@ extension IncomingMigration {
             previous: previous,
             isReady: isReady
         )
-        try DurableFile.write(try JSONText.encode(saved), to: "\(directory)/incoming.json")
+        try DurableFile.write(try JSONText.encode(saved), to: files.incoming)
     }
 }

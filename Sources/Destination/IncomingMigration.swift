@@ -11,10 +11,6 @@ internal import TLS
 final class IncomingMigration: @unchecked Sendable {
     // Unchecked: confined to the agent's control loop.
 
-    enum State: String, Codable {
-        case new, offered, prepared, owner, done, aborted
-    }
-
     /// What a later agent needs to take this migration up.
     struct Saved: Codable {
         var peer: TLSPeer
@@ -28,7 +24,7 @@ final class IncomingMigration: @unchecked Sendable {
     let id: String
     let peer: TLSPeer
     unowned let agent: DestinationAgent
-    var state = State.new
+    var state = DestinationState.new
     var offer: Message.Offer?
     var images: IncomingImages?
     var record: GuestRecord?
@@ -39,7 +35,7 @@ final class IncomingMigration: @unchecked Sendable {
     /// When this agent resumed the guest.
     var resumedAt: ContinuousClock.Instant?
     var finalDigests: Task<Void, any Error>?
-    var files: FileReceiver?
+    var receiver: FileReceiver?
     /// The blank copy of the guest, while its move is rehearsed.
     var shadow: ShadowEmulator?
     /// The values of the guest's secrets; never on a disk.
@@ -89,23 +85,24 @@ final class IncomingMigration: @unchecked Sendable {
     /// A migration that ended here may be asked for again by a source that did not hear OWNED: the journal answers.
     static func open(_ id: String, peer: TLSPeer, agent: DestinationAgent) -> IncomingMigration {
         let migration = IncomingMigration(id, peer: peer, agent: agent)
-        if let records = try? Journal.read(agent.migrations.journal(of: id)),
-            case .accepted(_, peer.name, _) = records.first,
-            records.ownerDigests != nil || records.isRolledBack
-        {
-            if let digests = records.ownerDigests {
-                migration.state = .done
-                migration.ownedDigests = digests
-            } else {
-                migration.state = .aborted
-                for case .rolledBack(let reason) in records { migration.refusal = reason }
-            }
+        guard let reading = try? agent.migrations.reading(of: id), reading.peer == peer.name,
+            case .destination(let standing) = reading.standing
+        else { return migration }
+        switch standing {
+        case .owner(let digests), .taken(_, let digests):
+            migration.state = .done
+            migration.ownedDigests = digests
+        case .rolledBack(let reason):
+            migration.state = .aborted
+            migration.refusal = reason
+        case .overruled: migration.state = .done
+        case .accepted, .prepared: break
         }
         return migration
     }
 
     var isOver: Bool { (state == .new && connections.isEmpty && !isStuck) || state == .done || state == .aborted }
-    var directory: String { agent.migrations.directory(of: id) }
+    var files: MigrationFiles { agent.migrations.files(of: id) }
     var incomingSocket: String { "\(agent.guests.directory(of: offer?.guest ?? ""))/incoming.sock" }
     var log: Log { agent.log }
 
@@ -119,16 +116,16 @@ final class IncomingMigration: @unchecked Sendable {
         }
         connections.append(connection)
         do {
-            try await connection.send(.welcome(.init(state: state.rawValue, nbdPort: agent.nbdPort)))
+            try await connection.send(.welcome(.init(state: state, nbdPort: agent.nbdPort)))
             try await withThrowingDiscardingTaskGroup { group in
                 do {
                     while true {
                         switch try await connection.receive() {
                         case .data(let bytes) where probe > 0: try await receiveProbe(bytes.count, connection)
-                        case .data(let bytes): try await files?.receive(bytes)
+                        case .data(let bytes): try await receiver?.receive(bytes)
                         case .message(.probe(let count)): try await beginProbe(count, connection)
                         case .message(.ping): try await connection.send(.pong)
-                        case .message(.file(let index)): try files?.begin(index)
+                        case .message(.file(let index)): try receiver?.begin(index)
                         case .message(let message):
                             guard waitingMessages < 8 else {
                                 throw ChannelError(.protocolViolation, "too many messages at once")
@@ -150,7 +147,7 @@ final class IncomingMigration: @unchecked Sendable {
                     // A step that is under way must not wait for what will never come.
                     isCutOff = connections.count == 1
                     if isCutOff {
-                        files?.abandon(error)
+                        receiver?.abandon(error)
                         if state == .offered, !isReady { images?.stopDigests() }
                     }
                     throw error
@@ -375,7 +372,7 @@ final class IncomingMigration: @unchecked Sendable {
             return
         }
         let near = try await SocketChannel.connect(to: .unix(path: target), on: agent.loop)
-        try await connection.send(.welcome(.init(state: state.rawValue)))
+        try await connection.send(.welcome(.init(state: state)))
         try await StreamRelay.run(near, connection.channel)
     }
 
@@ -428,7 +425,7 @@ final class IncomingMigration: @unchecked Sendable {
                 if let previous { try? agent.guests.save(previous) }
             }
             await images?.delete()
-            unlink("\(directory)/incoming.json")
+            unlink(files.incoming)
             unlink(proofsFile)
             log(.info, "Migration \(id): gave up guest '\(offer.guest)': \(reason)")
         }

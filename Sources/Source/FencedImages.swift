@@ -11,7 +11,7 @@ public enum FencedImages {
     }
 
     private static func file(_ id: String, _ migrations: MigrationStore) -> String {
-        "\(migrations.directory(of: id))/fenced.json"
+        migrations.files(of: id).fenced
     }
 
     static func remember(_ paths: [String], migration: String, keep: Int, _ migrations: MigrationStore) throws {
@@ -39,7 +39,7 @@ public enum FencedImages {
             guard let bytes = try? DurableFile.read(file(id, migrations)),
                 let record = JSONText.decode(Record.self, from: bytes),
                 let limit = record.deleteAfter, limit <= now,
-                let journal = try? Journal.read(migrations.journal(of: id)), journal.contains(.confirmed)
+                let reading = (try? migrations.reading(of: id)) ?? nil, reading.standing == .source(.confirmed)
             else { continue }
             for path in record.paths where path.hasSuffix(".released-\(id)") {
                 if unlink(path) == 0 { deleted.append(path) }
@@ -56,7 +56,7 @@ enum MigrationReportFile {
         do {
             // A migration without a journal never began: nothing of it is kept.
             guard DurableFile.exists(migrations.journal(of: report.migration)) else { return nil }
-            try DurableFile.write(Array(report.json.utf8), to: migrations.report(of: report.migration))
+            try DurableFile.write(Array(report.json.utf8), to: migrations.files(of: report.migration).report)
             return nil
         } catch { return "The report could not be saved: \(error)" }
     }

@@ -11,7 +11,7 @@ extension OutgoingMigration {
             guard let export = ready.exports[disk.offer.name] else {
                 throw MigrationError(.failed, "The destination has no export for \(disk.offer.name)")
             }
-            let socket = "\(migrations.directory(of: plan.id))/\(disk.offer.name).sock"
+            let socket = migrations.files(of: plan.id).mirrorSocket(of: disk.offer.name)
             guard socket.utf8.count < 104 else {
                 throw MigrationError(.failed, "The path \(socket) is too long for a socket; use a shorter --state-dir")
             }

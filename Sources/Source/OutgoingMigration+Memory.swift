@@ -7,7 +7,7 @@ extension OutgoingMigration {
     func sendMemory() async throws {
         guard let monitor, let record else { return }
         let attempt = memoryAttempts
-        let socket = "\(migrations.directory(of: plan.id))/stream\(attempt).sock"
+        let socket = migrations.files(of: plan.id).streamSocket(attempt: attempt)
         guard case .stream = try await ask(.stream, timeout: .seconds(30)) else {
             throw MigrationError(.failed, "The destination does not wait for the memory")
         }

@@ -23,10 +23,10 @@ extension OutgoingMigration {
         let (control, welcome) = try await ControlConnection.open(plan, credentials: credentials, on: loop)
         self.control = control
         watch(control)
-        guard welcome.state == "new" else {
+        guard welcome.state == .new else {
             throw MigrationError(
                 .refused,
-                "The destination is in the state '\(welcome.state)' of this migration already"
+                "The destination is in the state '\(welcome.state.rawValue)' of this migration already"
             )
         }
         let link = try await probe(control)
@@ -256,7 +256,7 @@ extension OutgoingMigration {
     // MARK: what recovery needs
 
     private static func disksFile(_ id: String, _ migrations: MigrationStore) -> String {
-        "\(migrations.directory(of: id))/disks.json"
+        migrations.files(of: id).disks
     }
 
     /// What recovery knows of a disk.

@@ -23,16 +23,21 @@ extension OutgoingMigration {
     /// Whether there is something left to do about a migration that started here and whose agent has ended.
     public static func isUnfinished(
         _ id: String,
-        _ records: [JournalRecord],
+        _ reading: JournalReading,
         _ migrations: MigrationStore,
         _ guests: GuestStore
     ) -> Bool {
-        if records.isRolledBack { return false }
-        guard records.contains(.confirmed) else { return true }
-        guard let guest = records.first?.guest, (try? migrations.latest(of: guest)) == id else { return false }
-        let record = (try? guests.load(guest)) ?? nil
-        return record != nil && record?.released?.migration != id || record?.process?.isRunning == true
-            || DurableFile.list(migrations.directory(of: id)).contains { $0.hasSuffix(".sock") }
+        guard case .source(let standing) = reading.standing else { return false }
+        switch standing {
+        case .rolledBack, .overruled: return false
+        case .open, .released, .reclaimed, .taken: return true
+        case .confirmed:
+            // What it left behind may still be here.
+            guard (try? migrations.isSuperseded(id, of: reading.guest)) == false else { return false }
+            let record = (try? guests.load(reading.guest)) ?? nil
+            return record != nil && record?.released?.migration != id || record?.process?.isRunning == true
+                || !migrations.files(of: id).sockets.isEmpty
+        }
     }
 
     private func resumeFromJournal(_ operatorName: String?) async throws -> MigrationReport {
@@ -50,17 +55,18 @@ extension OutgoingMigration {
             unlink(recoveryFile)
             guestLock = nil
         }
-        let records = try Journal.read(migrations.journal(of: plan.id))
-        guard case .offered = records.first, Self.isUnfinished(plan.id, records, migrations, guests) else {
+        guard let reading = try migrations.reading(of: plan.id), case .source(let standing) = reading.standing,
+            Self.isUnfinished(plan.id, reading, migrations, guests)
+        else {
             throw MigrationError(.guest, "Migration \(plan.id) has nothing to recover; see 'crossdock status'")
         }
         journal = try Journal(opening: migrations.journal(of: plan.id))
-        guard try migrations.latest(of: plan.guest) == plan.id else {
+        guard try !migrations.isSuperseded(plan.id, of: plan.guest) else {
             // A later migration has decided about the guest: neither QEMU nor the images are this one's to touch.
-            if !records.contains(.released) { try journal?.append(.rolledBack(reason: Self.superseded)) }
+            if standing == .open { try journal?.append(.rolledBack(reason: Self.superseded)) }
             throw MigrationError(.guest, "Migration \(plan.id) was followed by a later one of guest '\(plan.guest)'")
         }
-        guard operatorName == nil || records.isReleased && !records.contains(.confirmed) else {
+        guard operatorName == nil || standing == .released else {
             throw MigrationError(
                 .guest,
                 "Who owns guest '\(plan.guest)' is known: run 'crossdock recover \(plan.id)' without --take-ownership, or see "
@@ -77,11 +83,12 @@ extension OutgoingMigration {
             } catch {
                 // Without its monitor nothing can be said about the guest, so nothing is decided about it here. Whether the
                 // destination has it can be found out all the same.
-                if !records.isReleased { throw error }
+                if standing.mayRunHere { throw error }
             }
         }
         restoreDisks()
-        if records.contains(.confirmed) {
+        switch standing {
+        case .confirmed, .overruled, .rolledBack:
             // The guest has long been there; only what it left behind is still here. A QEMU that is in another state than the one
             // in which a migration ends is somebody else's.
             if let monitor, try await monitor.status() != "postmigrate" {
@@ -90,10 +97,10 @@ extension OutgoingMigration {
             report.outcome = .migrated
             rememberRelease()
             await endEmulator()
-        } else if records.isReleased {
+        case .released:
             isReleased = true
             if let operatorName { try await take(operatorName) } else { await complete() }
-        } else {
+        case .open, .reclaimed, .taken:
             unfence()
             await takeUp()
         }
@@ -141,7 +148,7 @@ extension OutgoingMigration {
     /// The operator says that the destination will never run the guest. If it can be asked, it is asked.
     private func take(_ operatorName: String) async throws {
         let opened = try? await ControlConnection.open(plan, credentials: credentials, on: loop)
-        if let (control, welcome) = opened, welcome.state != "new" {
+        if let (control, welcome) = opened, welcome.state != .new {
             self.control = control
             let answer = try? await control.ask(.release(.init()), timeout: .seconds(60))
             switch answer {
@@ -170,7 +177,7 @@ extension OutgoingMigration {
     }
 
     /// Names the process that recovers the migration, while it does.
-    private var recoveryFile: String { "\(migrations.directory(of: plan.id))/recovery.json" }
+    private var recoveryFile: String { migrations.files(of: plan.id).process(.recovery) }
 
     private func restoreDisks() {
         for (index, saved) in Self.savedDisks(of: plan.id, migrations).enumerated() {

@@ -192,7 +192,7 @@ public final class OutgoingMigration: @unchecked Sendable {
     private func connectAgain() async throws {
         let (next, welcome) = try await ControlConnection.open(plan, credentials: credentials, on: loop)
         guard fault == nil, !isReleased else { return next.close() }
-        guard ["offered", "prepared"].contains(welcome.state) else {
+        guard welcome.state == .offered || welcome.state == .prepared else {
             next.close()
             throw MigrationError(.failed, "The destination has given the migration up meanwhile")
         }
@@ -347,11 +347,8 @@ public final class OutgoingMigration: @unchecked Sendable {
                 throw MigrationError(.busy, "Guest '\(plan.guest)' is being migrated already; see 'crossdock status'")
             }
             guestLock = lock
-            if let release = try migrations.release(of: plan.guest) {
-                throw MigrationError(
-                    .guest,
-                    "Guest '\(plan.guest)' was released to \(release.destination) by migration \(release.migration)"
-                )
+            if let bar = try migrations.startBar(of: plan.guest) {
+                throw MigrationError(.guest, bar.sentence(guest: plan.guest))
             }
             let monitor = try await connectToGuest()
             self.monitor = monitor
@@ -422,10 +419,10 @@ public final class OutgoingMigration: @unchecked Sendable {
     /// Earlier migrations of this guest whose agents died before the release.
     private func superseded() -> [String] {
         migrations.ids().filter { id in
-            guard let records = try? Journal.read(migrations.journal(of: id)),
-                case .offered(plan.guest, _, _) = records.first
+            guard let reading = try? migrations.reading(of: id), reading.guest == plan.guest,
+                case .source(let standing) = reading.standing
             else { return false }
-            return !records.isReleased && !records.isRolledBack && !records.contains(.confirmed)
+            return standing.mayRunHere && !standing.isOver
         }
     }
 
@@ -635,8 +632,7 @@ public final class OutgoingMigration: @unchecked Sendable {
     }
 
     func removeSockets() {
-        let directory = migrations.directory(of: plan.id)
-        for name in DurableFile.list(directory) where name.hasSuffix(".sock") { unlink("\(directory)/\(name)") }
+        for socket in migrations.files(of: plan.id).sockets { unlink(socket) }
     }
 
     /// Ends the old QEMU and compares the images.
@@ -781,7 +777,7 @@ public final class OutgoingMigration: @unchecked Sendable {
             if let (control, welcome) = try? await ControlConnection.open(plan, credentials: credentials, on: loop) {
                 defer { control.close() }
                 // It has never heard of this migration, and cannot become the owner.
-                if welcome.state == "new" { return true }
+                if welcome.state == .new { return true }
                 try? await control.send(.abort(reason))
                 if let answer = try? await control.next(timeout: .seconds(5)), case .abort = answer { return true }
             }

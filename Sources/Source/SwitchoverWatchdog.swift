@@ -64,23 +64,23 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
         var ends: [Int32] = [-1, -1]
         guard xd_pipe(&ends) == 0 else { throw ChannelError.system("make a pipe", errno) }
         defer { close(ends[0]) }
-        let directory = MigrationStore(stateDirectory: plan.stateDirectory).directory(of: plan.id)
+        let files = MigrationStore(stateDirectory: plan.stateDirectory).files(of: plan.id)
         do {
             process = try EmulatorProcess.start(
                 [
                     DurableFile.resolve("/proc/self/exe", in: "/"), "source-watchdog", "--plan",
-                    "\(directory)/plan.json", "--parent", "\(getpid())", "--pipe", "\(ends[0])", "--monitor",
+                    files.plan, "--parent", "\(getpid())", "--pipe", "\(ends[0])", "--monitor",
                     "\(monitor)",
                 ],
                 directory: "/",
-                log: "\(directory)/watchdog.log",
+                log: files.log(.watchdog),
                 keep: [ends[0], monitor]
             )
         } catch {
             close(ends[1])
             throw error
         }
-        try? DurableFile.write(try JSONText.encode(process), to: "\(directory)/watchdog.json")
+        try? DurableFile.write(try JSONText.encode(process), to: files.process(.watchdog))
         pipe = ends[1]
         _ = fcntl(pipe, F_SETFL, O_NONBLOCK)
         self.loop = loop
@@ -192,7 +192,7 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
         // Somebody who is faster with the lock does the same.
         guard let lock = try? migrations.lock(guest: plan.guest) else { return true }
         defer { withExtendedLifetime(lock) {} }
-        guard let records = try? Journal.read(migrations.journal(of: plan.id)), !records.isReleased else {
+        guard case .source(let standing) = (try? migrations.reading(of: plan.id))?.standing, standing.mayRunHere else {
             // The monitor serves one client, and the recovery wants to be that.
             close(monitor)
             return true

@@ -91,7 +91,7 @@ struct HostileNetworkTests {
         try await lab.startDestination()
         let messages: [Message] = [
             .release(.init()), .prepared(.init()), .stream, .mirrored, .done, .rehearsed(.init()),
-            .owned(.init(digests: [:])), .refused("no"), .welcome(.init(state: "owner")), .need([0]),
+            .owned(.init(digests: [:])), .refused("no"), .welcome(.init(state: .owner)), .need([0]),
         ]
         for (index, message) in messages.enumerated() {
             let hello = Message.hello(.init(role: .control, migration: "1-\(index)"))
@@ -100,7 +100,7 @@ struct HostileNetworkTests {
                 Issue.record("No welcome before \(message.name)")
                 continue
             }
-            #expect(welcome.state == "new")
+            #expect(welcome.state == .new)
             if answers.count > 1 { #expect(isRefused(answers[1], "is not due"), "\(message.name): \(answers[1])") }
         }
         for id in ["../../x", "", "A", String(repeating: "1", count: 41)] {

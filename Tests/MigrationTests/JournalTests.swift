@@ -67,9 +67,9 @@ struct JournalTests {
         try DurableFile.write(damaged, to: path)
         let error = #expect(throws: JournalError.self) { try Journal.read(path) }
         #expect(error?.kind == .unreadable && error?.records.count == 1)
-        #expect(throws: JournalError.self) { try store.release(of: "web1") }
+        #expect(throws: JournalError.self) { try store.startBar(of: "web1") }
         // Another guest's affairs go on.
-        #expect(try store.release(of: "web2") == nil)
+        #expect(try store.startBar(of: "web2") == nil)
         #expect(try store.nextOrder() == 1)
         #expect(throws: JournalError.self) { try Journal(opening: path) }
     }
@@ -107,49 +107,85 @@ struct JournalTests {
 
     @Test(
         arguments: [
-            ([.released], true), ([.released, .reclaimed(reason: "x")], false), ([.released, .taken(by: "x")], false),
-            ([.released, .rolledBack(reason: "x")], false), ([.released, .confirmed], true),
-        ] as [([JournalRecord], Bool)]
+            ([], .open), ([.released], .released), ([.released, .reclaimed(reason: "x")], .reclaimed(reason: "x")),
+            ([.released, .taken(by: "x")], .taken(by: "x")),
+            ([.released, .rolledBack(reason: "x")], .rolledBack(reason: "x")), ([.released, .confirmed], .confirmed),
+            ([.released, .reclaimed(reason: "x"), .rolledBack(reason: "y")], .rolledBack(reason: "y")),
+            ([.released, .confirmed, .rolledBack(reason: "late")], .confirmed),
+            ([.rolledBack(reason: "x"), .released], .rolledBack(reason: "x")),
+            ([.released, .overruled(by: "x")], .overruled(by: "x")),
+            ([.overruled(by: "x"), .released], .overruled(by: "x")),
+            ([.released, .owner(digests: [:])], .released),
+        ] as [([JournalRecord], SourceStanding)]
     )
-    func whetherTheSourceHasLetTheGuestGo(_ records: [JournalRecord], _ isReleased: Bool) throws {
+    func theRecordsOfASourceSayWhereItStands(_ records: [JournalRecord], _ standing: SourceStanding) throws {
         try journal("1-a", [.offered(guest: "web1", destination: "host-b", order: 0)] + records)
-        #expect(try Journal.read(store.journal(of: "1-a")).isReleased == isReleased)
-        #expect((try store.release(of: "web1") != nil) == isReleased)
+        #expect(try store.reading(of: "1-a")?.standing == .source(standing))
+        #expect((try store.startBar(of: "web1") == nil) == standing.mayRunHere)
+    }
+
+    @Test(
+        arguments: [
+            ([], .accepted), ([.prepared], .prepared),
+            ([.prepared, .owner(digests: ["a": "1"])], .owner(digests: ["a": "1"])),
+            ([.prepared, .owner(digests: [:]), .digests(["a": "2"])], .owner(digests: ["a": "2"])),
+            ([.prepared, .taken(by: "x"), .digests(["a": "3"])], .taken(by: "x", digests: ["a": "3"])),
+            ([.prepared, .rolledBack(reason: "x")], .rolledBack(reason: "x")),
+            ([.prepared, .owner(digests: [:]), .rolledBack(reason: "late")], .owner(digests: [:])),
+            ([.rolledBack(reason: "x"), .owner(digests: [:])], .rolledBack(reason: "x")),
+            ([.prepared, .owner(digests: [:]), .overruled(by: "x")], .overruled(by: "x")),
+            ([.released, .confirmed], .accepted),
+        ] as [([JournalRecord], DestinationStanding)]
+    )
+    func theRecordsOfADestinationSayWhereItStands(_ records: [JournalRecord], _ standing: DestinationStanding) throws {
+        try journal("1-a", [.accepted(guest: "web1", source: "CN=host-a", order: 0)] + records)
+        #expect(try store.reading(of: "1-a")?.standing == .destination(standing))
+    }
+
+    /// The destination of a release that was asked for.
+    private func released(_ guest: String) throws -> (migration: String, destination: String)? {
+        guard case .released(let migration, let destination, _) = try store.startBar(of: guest) else { return nil }
+        return (migration, destination)
     }
 
     @Test func aReleasedGuestMustNotBeStartedUntilItComesBack() throws {
-        #expect(try store.release(of: "web1") == nil)
+        #expect(try store.startBar(of: "web1") == nil)
         // The ids are out of order, as the clocks of two hosts may be.
         try journal("900-a", [.offered(guest: "web1", destination: "host-b", order: try store.nextOrder()), .released])
-        #expect(try store.release(of: "web1")?.destination == "host-b")
-        #expect(try store.release(of: "web2") == nil)
+        #expect(try released("web1")?.destination == "host-b")
+        #expect(try store.startBar(of: "web2") == nil)
         try journal("100-b", [.accepted(guest: "web1", source: "CN=host-b", order: try store.nextOrder()), .prepared])
-        #expect(try store.release(of: "web1")?.migration == "900-a")
+        #expect(try store.startBar(of: "web1") == .arriving(migration: "100-b", source: "CN=host-b"))
         try Journal(opening: store.journal(of: "100-b")).append(.owner(digests: [:]))
-        #expect(try store.release(of: "web1") == nil)
+        #expect(try store.startBar(of: "web1") == nil)
         try journal("050-c", [.offered(guest: "web1", destination: "host-c", order: try store.nextOrder()), .released])
-        #expect(try store.release(of: "web1")?.destination == "host-c")
+        #expect(try released("web1")?.destination == "host-c")
+    }
+
+    @Test func whatIsOnlyOfferedToThisHostSupersedesNothing() throws {
+        try journal("1-a", [.offered(guest: "web1", destination: "host-b", order: 0), .released])
+        try journal("2-b", [.accepted(guest: "web1", source: "CN=stranger", order: 1)])
+        #expect(try !store.isSuperseded("1-a", of: "web1"))
+        try Journal(opening: store.journal(of: "2-b")).append(.rolledBack(reason: "refused"))
+        #expect(try !store.isSuperseded("1-a", of: "web1"))
+        #expect(try released("web1")?.migration == "1-a")
+        try journal("3-c", [.accepted(guest: "web1", source: "CN=host-b", order: 2), .prepared])
+        #expect(try store.isSuperseded("1-a", of: "web1"))
+        try Journal(opening: store.journal(of: "3-c")).append(.rolledBack(reason: "refused"))
+        #expect(try !store.isSuperseded("1-a", of: "web1"))
     }
 
     @Test func aGuestThatIsArrivingBelongsToNobodyHereYet() throws {
         try journal("1-a", [.accepted(guest: "web1", source: "CN=host-a", order: 0)])
-        #expect(try store.arrival(of: "web1")?.source == "CN=host-a")
-        #expect(try store.latest(of: "web1") == "1-a")
+        let arriving = MigrationStore.StartBar.arriving(migration: "1-a", source: "CN=host-a")
+        #expect(try store.startBar(of: "web1") == arriving)
         try Journal(opening: store.journal(of: "1-a")).append(.prepared)
-        #expect(try store.arrival(of: "web1") != nil)
+        #expect(try store.startBar(of: "web1") == arriving)
         try Journal(opening: store.journal(of: "1-a")).append(.owner(digests: [:]))
-        #expect(try store.arrival(of: "web1") == nil)
+        #expect(try store.startBar(of: "web1") == nil)
         try journal("0-b", [.offered(guest: "web1", destination: "host-c", order: try store.nextOrder())])
-        #expect(try store.latest(of: "web1") == "0-b")
-        #expect(try store.arrival(of: "web1") == nil)
-    }
-
-    @Test func aRolledBackMigrationReleasesNothing() throws {
-        try journal(
-            "1-a",
-            [.offered(guest: "web1", destination: "host-b", order: 0), .released, .rolledBack(reason: "not sent")]
-        )
-        #expect(try store.release(of: "web1") == nil)
+        #expect(try store.isSuperseded("1-a", of: "web1") && !store.isSuperseded("0-b", of: "web1"))
+        #expect(try store.startBar(of: "web1") == nil)
     }
 
     @Test func oneGuestIsMigratedOnceAtATime() throws {

@@ -7,7 +7,7 @@ import Testing
 @Suite(.timeLimit(.minutes(1)))
 struct MessageTests {
     static let all: [Message] = [
-        .hello(.init(role: .control, migration: "1-a")), .welcome(.init(state: "new")),
+        .hello(.init(role: .control, migration: "1-a")), .welcome(.init(state: .new, takenBy: "root")),
         .offer(
             .init(
                 guest: "web1",
@@ -23,7 +23,7 @@ struct MessageTests {
         .stream,
         .prepared(.init(proofs: ["disk0": .init(runs: [3, 1], sum: "ab")], isFull: true)),
         .release(.init(digests: ["disk0": "ab"])), .refused("why"), .owned(.init(digests: ["disk0": "ab"])), .done,
-        .abort("why"), .ping, .pong,
+        .overruled("root"), .abort("why"), .ping, .pong,
     ]
 
     @Test func everyMessageComesThroughUnchanged() async throws {

@@ -29,6 +29,8 @@ public enum JournalRecord: Sendable, Hashable, Codable {
     case taken(by: String)
     /// Either side: the migration was given up before the release.
     case rolledBack(reason: String)
+    /// Either side: an operator of the other host has taken the guest for that host, and this one has learnt it.
+    case overruled(by: String)
 
     /// The guest that a journal is about, which its first record says.
     public var guest: String? {
@@ -47,37 +49,9 @@ public enum JournalRecord: Sendable, Hashable, Codable {
         case .reclaimed(let reason): return .reclaimed(reason: cut(reason))
         case .taken(let by): return .taken(by: cut(by))
         case .rolledBack(let reason): return .rolledBack(reason: cut(reason))
+        case .overruled(let by): return .overruled(by: cut(by))
         default: return self
         }
-    }
-}
-
-extension Sequence<JournalRecord> {
-    /// Whether the migration was given up.
-    public var isRolledBack: Bool { contains { if case .rolledBack = $0 { true } else { false } } }
-
-    /// Whether an operator has decided.
-    public var isTaken: Bool { contains { if case .taken = $0 { true } else { false } } }
-
-    /// Whether the source has let the guest go and not got it back: it must not run it.
-    public var isReleased: Bool {
-        contains(.released) && !isRolledBack && !isTaken
-            && !contains { if case .reclaimed = $0 { true } else { false } }
-    }
-
-    /// The digests with which the destination took the guest over; nil when it has not.
-    public var ownerDigests: [String: String]? {
-        var isDestination = false
-        var known: [String: String]?
-        for record in self {
-            switch record {
-            case .accepted: isDestination = true
-            case .owner(let digests), .digests(let digests): known = digests
-            case .taken: if isDestination { known = known ?? [:] }
-            default: break
-            }
-        }
-        return known
     }
 }
 

@@ -14,11 +14,7 @@ public struct MigrationStore: Sendable {
     /// A migration's directory.
     public func directory(of id: String) -> String { "\(directory)/\(id)" }
     /// A migration's journal.
-    public func journal(of id: String) -> String { "\(directory)/\(id)/journal" }
-    /// What happened so far, one JSON event a line.
-    public func events(of id: String) -> String { "\(directory)/\(id)/events.jsonl" }
-    /// The report of a migration that has ended.
-    public func report(of id: String) -> String { "\(directory)/\(id)/report.json" }
+    public func journal(of id: String) -> String { files(of: id).journal }
 
     /// The ids.
     public func ids() -> [String] { DurableFile.list(directory) }
@@ -35,49 +31,81 @@ public struct MigrationStore: Sendable {
             && text.utf8.allSatisfy { ($0 >= 48 && $0 <= 57) || ($0 >= 97 && $0 <= 122) || $0 == 45 }
     }
 
-    /// The records of every migration of a guest. A journal that cannot be read counts unless it is known to be about another
-    /// guest.
-    private func journals(of guest: String) throws -> [(id: String, records: [JournalRecord])] {
-        var found: [(String, [JournalRecord])] = []
+    /// The files of a migration.
+    public func files(of id: String) -> MigrationFiles { MigrationFiles(directory: directory(of: id)) }
+
+    /// What a migration's journal says; nil when there is none, or nothing in it.
+    ///
+    /// - Throws: `JournalError` when it cannot be understood.
+    public func reading(of id: String) throws -> JournalReading? { JournalReading(try Journal.read(journal(of: id))) }
+
+    /// What the journals of a guest say, the earliest first. A journal that cannot be read counts unless it is known to be about
+    /// another guest.
+    private func readings(of guest: String) throws -> [(id: String, reading: JournalReading)] {
+        var found: [(id: String, reading: JournalReading)] = []
         for id in ids() {
             do {
-                let records = try Journal.read(journal(of: id))
-                if records.first?.guest == guest { found.append((id, records)) }
+                if let reading = try reading(of: id), reading.guest == guest { found.append((id, reading)) }
             } catch let error as JournalError {
                 if error.records.isEmpty || error.records.first?.guest == guest { throw error }
             }
         }
-        return found.sorted { Self.order($0.1) < Self.order($1.1) }
+        return found.sorted { $0.reading.order < $1.reading.order }
     }
 
-    private static func order(_ records: [JournalRecord]) -> Int {
-        switch records.first {
-        case .offered(_, _, let order), .accepted(_, _, let order): order
-        default: -1
+    /// Whether a later migration of the same guest has decided about it: the guest came, or is about to come, to this host
+    /// again, or left it once more. What an unrelated host has only offered decides nothing.
+    public func isSuperseded(_ id: String, of guest: String) throws -> Bool {
+        let readings = try readings(of: guest)
+        guard let index = readings.firstIndex(where: { $0.id == id }) else { return false }
+        return readings[(index + 1)...].contains { $0.reading.supersedes }
+    }
+
+    /// Why a guest must not be started on this host.
+    public enum StartBar: Sendable, Hashable {
+        /// It was released to another host, which may not have confirmed it.
+        case released(migration: String, destination: String, isConfirmed: Bool)
+        /// An operator of another host has taken it for that.
+        case overruled(migration: String, peer: String, by: String)
+        /// It is on its way to this host and does not belong to it yet.
+        case arriving(migration: String, source: String)
+
+        /// What an operator is told who wants to start or to move the guest.
+        public func sentence(guest: String) -> String {
+            switch self {
+            case .released(let migration, let destination, true):
+                "Guest '\(guest)' has moved to \(destination) by migration \(migration); it must not be started here"
+            case .released(let migration, let destination, false):
+                "Guest '\(guest)' was released to \(destination) by migration \(migration), which has not confirmed that it runs "
+                    + "there; it must not be started here. 'crossdock recover \(migration)' asks \(destination)"
+            case .overruled(let migration, let peer, let by):
+                "Guest '\(guest)' of migration \(migration) belongs to \(peer) by the word of \(by); it must not be started here"
+            case .arriving(let migration, let source):
+                "Guest '\(guest)' is arriving from \(source) by migration \(migration) and does not belong to this host yet; "
+                    + "'crossdock destination' finishes that or cleans up"
+            }
         }
     }
 
-    /// The latest migration of a guest on this host, in either direction.
-    public func latest(of guest: String) throws -> String? { try journals(of: guest).last?.id }
-
-    /// The migration by which the guest is arriving here and does not belong to this host: its copy must not be started.
-    public func arrival(of guest: String) throws -> (migration: String, source: String)? {
-        guard let (id, records) = try journals(of: guest).last, case .accepted(_, let source, _) = records.first,
-            records.ownerDigests == nil, !records.isRolledBack
-        else { return nil }
-        return (id, source)
-    }
-
-    /// Which migration took the guest away from this host, if its last word here is RELEASED: the guest must not be
-    /// started here then.
-    public func release(of guest: String) throws -> (migration: String, destination: String)? {
-        for (id, records) in try journals(of: guest).reversed() {
-            if case .offered(_, let destination, _) = records.first {
-                if records.isReleased { return (id, destination) }
-                // The guest was here, and the operator or the other side has said that it stays.
-                if records.contains(.released) { return nil }
+    /// Whether a guest may be started on this host: nil when it may.
+    ///
+    /// - Throws: `JournalError` when a journal that may be about the guest cannot be understood.
+    public func startBar(of guest: String) throws -> StartBar? {
+        for (id, reading) in try readings(of: guest).reversed() {
+            switch reading.standing {
+            case .source(.released):
+                return .released(migration: id, destination: reading.peer, isConfirmed: false)
+            case .source(.confirmed):
+                return .released(migration: id, destination: reading.peer, isConfirmed: true)
+            case .source(.overruled(let by)), .destination(.overruled(let by)):
+                return .overruled(migration: id, peer: reading.peer, by: by)
+            case .destination(.accepted), .destination(.prepared):
+                return .arriving(migration: id, source: reading.peer)
+            // It is here, or the other side or the operator has said that it stays.
+            case .destination(.owner), .destination(.taken), .source(.reclaimed), .source(.taken): return nil
+            case .source(.rolledBack) where reading.wasReleased: return nil
+            case .source(.open), .source(.rolledBack), .destination(.rolledBack): continue
             }
-            if records.ownerDigests != nil { return nil }
         }
         return nil
     }
@@ -90,7 +118,7 @@ public struct MigrationStore: Sendable {
             do { records = try Journal.read(journal(of: id)) } catch let error as JournalError {
                 records = error.records
             }
-            next = max(next, Self.order(records) + 1)
+            next = max(next, (JournalReading(records)?.order ?? -1) + 1)
         }
         return next
     }

@@ -43,6 +43,9 @@ public enum Message: Sendable, Hashable {
     case done
     /// Either side: give up, before RELEASE only.
     case abort(String)
+    /// Source: who took the guest for the source without the destination's word. Destination, in answer: that is known here,
+    /// durably. Needs `Feature.overruling`.
+    case overruled(String)
     /// Source: are you there?
     case ping
     /// Destination: yes.
@@ -65,10 +68,13 @@ public enum Message: Sendable, Hashable {
         public var migration: String
         /// Which of QEMU's connections a stream connection carries, in the order in which QEMU opened them.
         public var index: Int
+        /// What the source can do beyond the first version; see `Feature`.
+        public var features: [String]?
 
         /// Makes a greeting.
         public init(role: Role, migration: String, index: Int = 0) {
             versions = [1]
+            features = Feature.own
             self.role = role
             self.migration = migration
             self.index = index
@@ -79,16 +85,22 @@ public enum Message: Sendable, Hashable {
     public struct Welcome: Sendable, Hashable, Codable {
         /// The version from here on.
         public var version: Int
-        /// Where the destination stands: "new", "offered", "prepared", "owner", "done", "aborted".
-        public var state: String
+        /// Where the destination stands.
+        public var state: DestinationState
         /// Where the NBD server listens, on the host that the source connected to.
         public var nbdPort: UInt16
+        /// What the destination can do beyond the first version; see `Feature`.
+        public var features: [String]?
+        /// Who took the guest for the destination without the source's word; nil when nobody did.
+        public var takenBy: String?
 
         /// Makes an answer.
-        public init(version: Int = 1, state: String, nbdPort: UInt16 = 0) {
+        public init(version: Int = 1, state: DestinationState, nbdPort: UInt16 = 0, takenBy: String? = nil) {
             self.version = version
             self.state = state
             self.nbdPort = nbdPort
+            self.takenBy = takenBy
+            features = Feature.own
         }
     }
 
@@ -286,8 +298,13 @@ public enum Message: Sendable, Hashable {
     public struct Release: Sendable, Hashable, Codable {
         /// The digests of the source's images, read in full while the guest was paused; empty when that was not asked for.
         public var digests: [String: String]
+        /// In which state the guest was when the migration stopped it; nil for running, and from a source that knows no other.
+        public var runState: RunState?
         /// Makes a message.
-        public init(digests: [String: String] = [:]) { self.digests = digests }
+        public init(digests: [String: String] = [:], runState: RunState? = nil) {
+            self.digests = digests
+            self.runState = runState
+        }
     }
 
     /// See `owned`.
@@ -324,6 +341,7 @@ public enum Message: Sendable, Hashable {
         case .owned: "OWNED"
         case .done: "DONE"
         case .abort: "ABORT"
+        case .overruled: "OVERRULED"
         case .ping: "PING"
         case .pong: "PONG"
         }
@@ -356,6 +374,7 @@ extension Message: Codable {
         case "OWNED": self = .owned(try container.decode(Owned.self, forKey: .body))
         case "DONE": self = .done
         case "ABORT": self = .abort(try container.decode(String.self, forKey: .body))
+        case "OVERRULED": self = .overruled(try container.decode(String.self, forKey: .body))
         case "PING": self = .ping
         case "PONG": self = .pong
         default:
@@ -379,7 +398,7 @@ extension Message: Codable {
         case .file(let body): try container.encode(body, forKey: .body)
         case .ready(let body): try container.encode(body, forKey: .body)
         case .owned(let body): try container.encode(body, forKey: .body)
-        case .abort(let body), .refused(let body): try container.encode(body, forKey: .body)
+        case .abort(let body), .refused(let body), .overruled(let body): try container.encode(body, forKey: .body)
         case .prepared(let body): try container.encode(body, forKey: .body)
         case .release(let body): try container.encode(body, forKey: .body)
         case .mirrored, .stream, .done, .ping, .pong: break

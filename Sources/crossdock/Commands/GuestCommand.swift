@@ -28,18 +28,7 @@ struct GuestCommand: AsyncParsableCommand {
                     throw MigrationError(.busy, "Guest '\(name)' is being migrated; see 'crossdock status'")
                 }
                 defer { withExtendedLifetime(lock) {} }
-                if let release = try common.migrations.release(of: name) {
-                    throw GuestError(
-                        "Guest '\(name)' was released to \(release.destination) by migration \(release.migration) and runs "
-                            + "there; it must not be started here"
-                    )
-                }
-                if let arrival = try common.migrations.arrival(of: name) {
-                    throw GuestError(
-                        "Guest '\(name)' is arriving from \(arrival.source) by migration \(arrival.migration) and does not "
-                            + "belong to this host yet; start 'crossdock destination', which finishes it or cleans up"
-                    )
-                }
+                if let bar = try common.migrations.startBar(of: name) { throw GuestError(bar.sentence(guest: name)) }
                 let known = try common.guests.load(name)
                 if let known, let process = known.process, process.isRunning {
                     throw GuestError("Guest '\(name)' runs already, as process \(process.pid)")
@@ -125,10 +114,9 @@ struct GuestCommand: AsyncParsableCommand {
                     return try await GuestView.make(record, state: nil, monitor: monitor)
                 }
                 output("Guest '\(name)' is process \(view.process ?? 0); it was not touched.\n")
-                if let release = try common.migrations.release(of: name) {
+                if let bar = try common.migrations.startBar(of: name) {
                     printError(
-                        "crossdock: Guest '\(name)' was released to \(release.destination) by migration \(release.migration) and "
-                            + "runs there. If this QEMU is the same guest, it must not run"
+                        "crossdock: \(bar.sentence(guest: name)). If this QEMU is the same guest, it must not run"
                     )
                 }
                 if let monitor = view.monitor, monitor != socket {

@@ -169,24 +169,24 @@ struct MigrateCommand: AsyncParsableCommand {
 
     /// Starts the source agent in a session of its own. Its events come through a pipe that it does not depend on.
     private func startAgent(_ plan: MigrationPlan) throws -> (EmulatorProcess, Int32) {
-        let directory = common.migrations.directory(of: plan.id)
-        try DurableFile.makeDirectory(directory)
+        let files = common.migrations.files(of: plan.id)
+        try DurableFile.makeDirectory(files.directory)
         let order = SourceAgentOrder(
             plan: plan,
             objects: security.objects,
             tlsCreds: security.tlsCreds,
             directory: currentDirectory
         )
-        try DurableFile.write(try JSONText.encode(order), to: "\(directory)/plan.json")
+        try DurableFile.write(try JSONText.encode(order), to: files.plan)
         var ends: [Int32] = [-1, -1]
         guard pipe(&ends) == 0 else { throw ChannelError.system("make a pipe", errno) }
         _ = fcntl(ends[0], F_SETFD, FD_CLOEXEC)
         defer { close(ends[1]) }
         let program = DurableFile.resolve("/proc/self/exe", in: "/")
         let process = try EmulatorProcess.start(
-            [program, "source-agent", "--plan", "\(directory)/plan.json", "--events", "\(ends[1])"],
+            [program, "source-agent", "--plan", files.plan, "--events", "\(ends[1])"],
             directory: currentDirectory,
-            log: "\(directory)/agent.log",
+            log: files.log(.agent),
             keep: [ends[1]]
         )
         return (process, ends[0])
@@ -224,7 +224,7 @@ struct MigrateCommand: AsyncParsableCommand {
         renderer.finish()
         if report == nil {
             try await waitForRecovery(of: plan.id)
-            report = try DurableFile.read(common.migrations.report(of: plan.id)).flatMap {
+            report = try DurableFile.read(common.migrations.files(of: plan.id).report).flatMap {
                 try? MigrationReport(parsing: $0)
             }
             // A recovery that did what it should is a success, the migration is none.
@@ -237,7 +237,7 @@ struct MigrateCommand: AsyncParsableCommand {
         }
         guard let report else {
             // Nothing was begun that would have to be decided.
-            let words = EmulatorProcess.tail(of: "\(common.migrations.directory(of: plan.id))/agent.log")
+            let words = EmulatorProcess.tail(of: common.migrations.files(of: plan.id).log(.agent))
             throw MigrationError(
                 .undecided,
                 "The source agent ended without a report: \(words.isEmpty ? "it said nothing" : words). See 'crossdock status'"
@@ -252,18 +252,17 @@ extension MigrateCommand {
     private func waitForRecovery(of id: String) async throws {
         let end = ContinuousClock.now + .seconds(15)
         var hasBegun = false
-        while !DurableFile.exists(common.migrations.report(of: id)) {
+        let files = common.migrations.files(of: id)
+        while !DurableFile.exists(files.report) {
             let isRunning = Recovery.process(of: id, common.migrations) != nil
             if isRunning, !hasBegun {
                 hasBegun = true
                 printError("crossdock: the source agent has ended; its watchdog recovers the migration")
             }
-            if hasBegun ? !isRunning : ContinuousClock.now > end || !DurableFile.exists(watchdogLog(id)) { return }
+            if hasBegun ? !isRunning : ContinuousClock.now > end || !DurableFile.exists(files.log(.watchdog)) { return }
             try await Task.sleep(for: .milliseconds(50))
         }
     }
-
-    private func watchdogLog(_ id: String) -> String { "\(common.migrations.directory(of: id))/watchdog.log" }
 }
 
 /// How long an outage is waited for.
@@ -330,11 +329,11 @@ struct SourceAgentCommand: AsyncParsableCommand {
             let order = JSONText.decode(SourceAgentOrder.self, from: bytes)
         else { throw ValidationError("\(plan) is no plan") }
         let store = MigrationStore(stateDirectory: order.plan.stateDirectory)
-        let directory = store.directory(of: order.plan.id)
+        let files = store.files(of: order.plan.id)
         if let process = EmulatorProcess(pid: getpid()) {
-            try? DurableFile.write(try JSONText.encode(process), to: "\(directory)/agent.json")
+            try? DurableFile.write(try JSONText.encode(process), to: files.process(.agent))
         }
-        let file = open(store.events(of: order.plan.id), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o600)
+        let file = open(files.events, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o600)
         let pipe = events
         // Whoever watches may be suspended: the migration must not wait for it. What does not fit is in the files.
         if pipe >= 0 { _ = fcntl(pipe, F_SETFL, O_NONBLOCK) }
@@ -369,8 +368,8 @@ struct SourceAgentCommand: AsyncParsableCommand {
             event.report = report
             emit(event)
         }
-        unlink("\(directory)/agent.json")
-        if !DurableFile.exists(store.journal(of: order.plan.id)) { DurableFile.remove(directory) }
+        unlink(files.process(.agent))
+        if !DurableFile.exists(store.journal(of: order.plan.id)) { DurableFile.remove(files.directory) }
         if report.code != 0 { throw ExitCode(report.code) }
     }
 }

@@ -63,29 +63,31 @@ struct RecoverCommand: AsyncParsableCommand {
     }
 
     private func needsRecovery(_ id: String) throws -> Bool {
-        let records: [JournalRecord]
-        do { records = try Journal.read(common.migrations.journal(of: id)) } catch {
+        let reading: JournalReading?
+        do { reading = try common.migrations.reading(of: id) } catch {
             printError("crossdock: \(error)")
             return false
         }
-        switch records.first {
-        case .offered(let guest, _, _):
+        switch reading?.standing {
+        case .source:
             let guests = GuestStore(stateDirectory: common.stateDirectory)
-            guard OutgoingMigration.isUnfinished(id, records, common.migrations, guests) else { return false }
+            guard let reading, OutgoingMigration.isUnfinished(id, reading, common.migrations, guests) else {
+                return false
+            }
             // A migration whose agent holds the guest's lock is at work.
-            return try common.migrations.lock(guest: guest) != nil
-        case .accepted: return records.contains(.prepared) && records.ownerDigests == nil && !records.isRolledBack
-        default: return false
+            return try common.migrations.lock(guest: reading.guest) != nil
+        case .destination(.prepared): return true
+        case .destination, nil: return false
         }
     }
 
     private func recover(_ id: String) async throws -> Int32 {
         guard MigrationStore.isID(id) else { throw MigrationError(.guest, "'\(id)' is no migration's id") }
-        let records = try Journal.read(common.migrations.journal(of: id))
-        switch records.first {
-        case .accepted(let guest, let source, _): return try await recoverIncoming(id, guest, source, records)
-        case .offered: break
-        default: throw MigrationError(.guest, "There is no migration '\(id)' on this host")
+        guard let reading = try common.migrations.reading(of: id) else {
+            throw MigrationError(.guest, "There is no migration '\(id)' on this host")
+        }
+        if case .destination(let standing) = reading.standing {
+            return try await recoverIncoming(id, reading.guest, reading.peer, standing)
         }
         if takeOwnership { try await endRecovery(of: id) }
         return try await Recovery.run(id, common.migrations, takenBy: takeOwnership ? operatorName : nil)
@@ -99,16 +101,17 @@ struct RecoverCommand: AsyncParsableCommand {
 
     /// A process that asks the destination in the background gives way to the operator.
     private func endRecovery(of id: String) async throws {
-        let records = try Journal.read(common.migrations.journal(of: id))
-        guard let guest = records.first?.guest, records.isReleased else { return }
+        guard let reading = try common.migrations.reading(of: id), reading.standing == .source(.released) else {
+            return
+        }
         // The watchdog first: it would take the agent's place.
-        for role in ["watchdog", "agent", "recovery"] {
+        for role in [MigrationFiles.Role.watchdog, .agent, .recovery] {
             guard let process = Recovery.process(of: id, common.migrations, role) else { continue }
             process.signal(SIGKILL)
             await process.terminate(grace: .zero)
         }
         let end = ContinuousClock.now + .seconds(5)
-        while try common.migrations.lock(guest: guest) == nil, ContinuousClock.now < end {
+        while try common.migrations.lock(guest: reading.guest) == nil, ContinuousClock.now < end {
             try await Task.sleep(for: .milliseconds(20))
         }
     }
@@ -118,9 +121,9 @@ struct RecoverCommand: AsyncParsableCommand {
         _ id: String,
         _ guest: String,
         _ source: String,
-        _ records: [JournalRecord]
+        _ standing: DestinationStanding
     ) async throws -> Int32 {
-        if records.isRolledBack || records.ownerDigests != nil || !records.contains(.prepared) {
+        guard standing == .prepared else {
             throw MigrationError(.guest, "Migration \(id) has nothing to recover on this host; see 'crossdock status'")
         }
         guard takeOwnership else {
@@ -147,9 +150,10 @@ struct RecoverCommand: AsyncParsableCommand {
 /// What a recovering process does, whoever started it.
 enum Recovery {
     /// The process that recovers a migration now, or another one that works on it: `watchdog`, `agent`.
-    static func process(of id: String, _ migrations: MigrationStore, _ role: String = "recovery") -> EmulatorProcess? {
-        let file = "\(migrations.directory(of: id))/\(role).json"
-        guard let bytes = (try? DurableFile.read(file)) ?? nil,
+    static func process(of id: String, _ migrations: MigrationStore, _ role: MigrationFiles.Role = .recovery)
+        -> EmulatorProcess?
+    {
+        guard let bytes = (try? DurableFile.read(migrations.files(of: id).process(role))) ?? nil,
             let process = JSONText.decode(EmulatorProcess.self, from: bytes), process.isRunning
         else { return nil }
         return process
@@ -159,7 +163,7 @@ enum Recovery {
     static func run(_ id: String, _ migrations: MigrationStore, takenBy operatorName: String? = nil) async throws
         -> Int32
     {
-        guard let bytes = try DurableFile.read("\(migrations.directory(of: id))/plan.json"),
+        guard let bytes = try DurableFile.read(migrations.files(of: id).plan),
             let order = JSONText.decode(SourceAgentOrder.self, from: bytes)
         else { throw MigrationError(.guest, "There is no migration '\(id)' that started on this host") }
         let outgoing = OutgoingMigration(
@@ -206,7 +210,7 @@ struct SourceWatchdogCommand: AsyncParsableCommand {
         try await failing {
             let store = MigrationStore(stateDirectory: order.plan.stateDirectory)
             let code = try await Recovery.run(order.plan.id, store)
-            unlink("\(store.directory(of: order.plan.id))/agent.json")
+            unlink(store.files(of: order.plan.id).process(.agent))
             if code != 0 { throw ExitCode(code) }
         }
     }

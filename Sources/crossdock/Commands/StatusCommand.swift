@@ -41,8 +41,8 @@ struct StatusCommand: AsyncParsableCommand {
     }
 
     private func row(_ id: String) throws -> Row? {
-        let records: [JournalRecord]
-        do { records = try Journal.read(common.migrations.journal(of: id)) } catch let error as JournalError {
+        let reading: JournalReading?
+        do { reading = try common.migrations.reading(of: id) } catch let error as JournalError {
             return Row(
                 migration: id,
                 guest: error.records.first?.guest ?? "?",
@@ -51,64 +51,66 @@ struct StatusCommand: AsyncParsableCommand {
                 detail: error.description
             )
         }
-        var taken: String?
-        for case .taken(let name) in records { taken = name }
+        guard let reading else { return nil }
+        let (role, state, detail): (String, String, String)
+        switch reading.standing {
+        case .source(let standing):
+            role = "source"
+            (state, detail) = describe(standing, id, to: reading.peer)
+        case .destination(let standing):
+            role = "destination"
+            (state, detail) = describe(standing, from: reading.peer)
+        }
+        return Row(migration: id, guest: reading.guest, role: role, state: state, detail: detail)
+    }
+
+    private func describe(_ standing: SourceStanding, _ id: String, to destination: String) -> (String, String) {
         let isRecovering = Recovery.process(of: id, common.migrations) != nil
-        var rolledBack: String?
-        for case .rolledBack(let reason) in records { rolledBack = reason }
-        switch records.first {
-        case .offered(let guest, let destination, _):
-            let state: (String, String)
-            if let rolledBack {
-                state = ("rolled back", rolledBack)
-            } else if records.contains(.confirmed) {
-                state = ("migrated", "runs on \(destination)")
-            } else if let taken {
-                state = ("taken", "belongs to this host by the word of \(taken); see 'crossdock recover \(id)'")
-            } else if records.isReleased {
-                let asking =
-                    isRecovering || isAgentRunning(id)
-                    ? "it is being asked" : "'crossdock recover' asks it"
-                state = (
-                    "undecided",
-                    "released to \(destination), which has not answered; paused here, and must not be started; \(asking)"
-                )
-            } else if isRecovering {
-                state = ("recovering", "the source agent ended; the guest belongs to this host")
-            } else if records.contains(.released) {
-                state = (
+        let isAtWork = isRecovering || isAgentRunning(id)
+        switch standing {
+        case .rolledBack(let reason): return ("rolled back", reason)
+        case .confirmed: return ("migrated", "runs on \(destination)")
+        case .taken(let by):
+            return ("taken", "belongs to this host by the word of \(by); see 'crossdock recover \(id)'")
+        case .overruled(let by):
+            return ("overruled", "belongs to \(destination) by the word of \(by); it must not run here")
+        case .released:
+            let asking = isAtWork ? "it is being asked" : "'crossdock recover' asks it"
+            return (
+                "undecided",
+                "released to \(destination), which has not answered; paused here, and must not be started; \(asking)"
+            )
+        case .open, .reclaimed:
+            if isRecovering { return ("recovering", "the source agent ended; the guest belongs to this host") }
+            if case .reclaimed = standing {
+                return (
                     "interrupted", "\(destination) will never run it; it belongs to this host, see 'crossdock recover'"
                 )
-            } else if isAgentRunning(id) {
-                state = ("migrating", "to \(destination)\(lastPhase(id).map { ", phase \($0)" } ?? "")")
-            } else {
-                state = (
-                    "interrupted", "the source agent ended; the guest belongs to this host, see 'crossdock recover'"
-                )
             }
-            return Row(migration: id, guest: guest, role: "source", state: state.0, detail: state.1)
-        case .accepted(let guest, let source, _):
-            let state: (String, String)
-            if let rolledBack {
-                state = ("rolled back", rolledBack)
-            } else if let taken {
-                state = ("taken", "belongs to this host by the word of \(taken)")
-            } else if records.ownerDigests != nil {
-                state = ("owned", "came from \(source)")
-            } else if records.contains(.prepared) {
-                state = ("prepared", "waiting for the word of \(source); it must not be resumed by hand")
-            } else {
-                state = ("receiving", "from \(source)")
+            if isAtWork {
+                return ("migrating", "to \(destination)\(lastPhase(id).map { ", phase \($0)" } ?? "")")
             }
-            return Row(migration: id, guest: guest, role: "destination", state: state.0, detail: state.1)
-        default: return nil
+            return (
+                "interrupted", "the source agent ended; the guest belongs to this host, see 'crossdock recover'"
+            )
         }
     }
 
-    private func isAgentRunning(_ id: String) -> Bool { Recovery.process(of: id, common.migrations, "agent") != nil }
+    private func describe(_ standing: DestinationStanding, from source: String) -> (String, String) {
+        switch standing {
+        case .rolledBack(let reason): ("rolled back", reason)
+        case .taken(let by, _): ("taken", "belongs to this host by the word of \(by)")
+        case .overruled(let by): ("overruled", "belongs to \(source) by the word of \(by); it must not run here")
+        case .owner: ("owned", "came from \(source)")
+        case .prepared: ("prepared", "waiting for the word of \(source); it must not be resumed by hand")
+        case .accepted: ("receiving", "from \(source)")
+        }
+    }
+
+    private func isAgentRunning(_ id: String) -> Bool { Recovery.process(of: id, common.migrations, .agent) != nil }
 
     private func lastPhase(_ id: String) -> String? {
-        guard let bytes = try? DurableFile.read(common.migrations.events(of: id)) else { return nil }
+        guard let bytes = try? DurableFile.read(common.migrations.files(of: id).events) else { return nil }
         return bytes.split(separator: UInt8(ascii: "\n")).reversed().lazy
             .compactMap { MigrationEvent(parsing: Array($0))?.phase }.first
     }
