@@ -613,3 +613,8 @@ void xd_tsan_release(void *lock) { __tsan_release(lock); }
 void xd_tsan_acquire(void *lock) { (void)lock; }
 void xd_tsan_release(void *lock) { (void)lock; }
 #endif
+
+int xd_unread(int fd) {
+    int count = 0;
+    return ioctl(fd, FIONREAD, &count) == 0 ? count : -1;
+}

@@ -31,10 +31,14 @@ struct SourceDisk {
     /// What the job said last.
     var job: BlockJob?
 
+    /// How the names of our jobs begin, whatever migration they are of.
+    static let jobPrefix = "xd-"
+    /// How the names of our nodes begin.
+    static let nodePrefix = "xdt-"
     /// The block job's name.
-    func jobName(_ migration: String) -> String { "xd-\(offer.name)-\(migration.suffix(6))" }
+    func jobName(_ migration: String) -> String { "\(Self.jobPrefix)\(offer.name)-\(migration.suffix(6))" }
     /// The name of the node that leads to the relay; at most 31 bytes.
-    func targetNode(_ migration: String) -> String { "xdt-\(offer.name)-\(migration.suffix(6))" }
+    func targetNode(_ migration: String) -> String { "\(Self.nodePrefix)\(offer.name)-\(migration.suffix(6))" }
 
     /// How many bytes of the disk are more than a hole, as far as the host knows.
     var allocated: UInt64 {
@@ -75,15 +79,13 @@ enum Fence {
     }
 }
 
-extension OutgoingMigration {
-    /// The digest of what the mirror copied, read from a disk's image; nil when it cannot be read.
-    func digest(of disk: SourceDisk, at path: String) async -> String? {
-        try? await DiskImage.digest(
-            of: path,
-            format: disk.format,
-            size: disk.offer.size,
-            secret: disk.secret,
-            on: dataLoops
-        )
+extension SourceDisk {
+    /// The digest of what the mirror copied, read from the disk's image; nil when it cannot be read.
+    ///
+    /// - Parameters:
+    ///   - path: where the image is now.
+    ///   - loops: where it is read.
+    func digest(at path: String, on loops: EventLoopGroup) async -> String? {
+        try? await DiskImage.digest(of: path, format: format, size: offer.size, secret: secret, on: loops)
     }
 }

@@ -87,6 +87,9 @@ pid_t xd_spawn_detached(char *const argv[], char *const envp[], const char *dire
 /* Starts argv[0] as an ordinary child in its own process group. */
 pid_t xd_spawn_child(char *const argv[], char *const envp[], const char *directory, int in, int out, int err);
 /* The same, ended with SIGTERM when the thread that started it ends. */
+/* How many bytes wait to be read from a socket or pipe; negative when that cannot be known. */
+int xd_unread(int fd);
+
 pid_t xd_spawn_bound(char *const argv[], char *const envp[], const char *directory, int in, int out, int err);
 int xd_wait_nohang(pid_t pid, int *status);
 int xd_exit_code(int status);

@@ -104,6 +104,11 @@ extension QMPClient {
     }
 
     /// The major and minor number of a version, "10.0.13"; nil for what is none.
+    /// Whether a version, as QEMU says it, is this one or a later one; false for one that cannot be read.
+    public static func isVersion(_ version: String, atLeast other: (Int, Int)) -> Bool {
+        release(of: version).map { $0 >= other } ?? false
+    }
+
     static func release(of version: String) -> (Int, Int)? {
         let parts = version.split(separator: ".").compactMap { Int($0) }
         return parts.count >= 2 ? (parts[0], parts[1]) : nil

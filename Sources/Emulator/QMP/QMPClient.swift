@@ -1,3 +1,4 @@
+internal import CLinux
 public import IO
 
 /// A failure on a QEMU monitor.
@@ -209,6 +210,11 @@ public final class QMPClient: @unchecked Sendable {
                 do { try await self.channel.write(bytes) } catch { self.fail("\(error)") }
             }
         }
+    }
+
+    /// Waits until everything that QEMU has said so far was passed on. Of use when QEMU says nothing more: when it is frozen.
+    public func drain() async {
+        repeat { await loop.sleep(for: .milliseconds(1)) } while isConnected && xd_unread(descriptor) > 0
     }
 
     private func receive() async {

@@ -30,6 +30,8 @@ public struct MigrationFiles: Sendable, Hashable {
     public var plan: String { "\(directory)/plan.json" }
     /// Source: the disks, for who recovers the migration.
     public var disks: String { "\(directory)/disks.json" }
+    /// Source: what the guest was doing, apart from the migration, for who recovers it.
+    public var guest: String { "\(directory)/guest.json" }
     /// Source: the images that are kept, and until when.
     public var fenced: String { "\(directory)/fenced.json" }
     /// Destination: what a later agent needs to take the migration up.

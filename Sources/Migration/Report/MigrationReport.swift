@@ -1,4 +1,4 @@
-internal import Emulator
+public import Emulator
 internal import FoundationEssentials
 
 /// How a migration went; `docs/report.md` describes the JSON.
@@ -138,6 +138,8 @@ public struct MigrationReport: Sendable, Codable {
     public var phasesMS: [String: Double]
     /// From the source's STOP to the destination's OWNED, by the source's clock: an upper bound of the pause.
     public var blackoutMS: Double?
+    /// What the guest was doing when it moved, if it did not run: it does the same on the destination.
+    public var guestState: RunState?
     /// All of it, in milliseconds.
     public var totalMS: Double
     /// The protection; nil when no connection came about.
@@ -169,6 +171,7 @@ public struct MigrationReport: Sendable, Codable {
         case ramBytesSent = "ram_bytes_sent"
         case phasesMS = "phases_ms"
         case blackoutMS = "blackout_ms"
+        case guestState = "guest_state"
         case totalMS = "total_ms"
         case bytesResent = "bytes_resent"
     }

@@ -7,101 +7,47 @@ internal import Migration
 internal import NBD
 internal import TLS
 
-extension OutgoingMigration {
-    /// Describes the guest to the destination, rehearses its move and waits until everything is ready there.
-    func offerGuest() async throws {
-        guard let monitor, let record else { return }
-        let inspection = try await inspect(monitor, record)
-        let offer = try await describe(inspection)
-        for disk in inspection.disks where !disk.bitmaps.isEmpty {
-            warn(
-                "The dirty bitmaps of disk '\(disk.name)' (\(disk.bitmaps.joined(separator: ", "))) do not move; the next backup "
-                    + "there has to be a whole one"
-            )
-        }
-        report.disks = offer.disks.map { .init(name: $0.name, size: $0.size) }
-        let (control, welcome) = try await ControlConnection.open(plan, credentials: credentials, on: loop)
-        self.control = control
-        watch(control)
-        guard welcome.state == .new else {
-            throw MigrationError(
-                .refused,
-                "The destination is in the state '\(welcome.state.rawValue)' of this migration already"
-            )
-        }
-        let link = try await probe(control)
-        if !plan.isRehearsal {
-            try DurableFile.makeDirectory(migrations.directory(of: plan.id))
-            // An agent that dies with an open journal has somebody who closes it.
-            try startWatchdog(monitor)
-            let journal = try Journal(creating: migrations.journal(of: plan.id))
-            try journal.append(.offered(guest: plan.guest, destination: plan.host, order: migrations.nextOrder()))
-            self.journal = journal
-            try saveDisks()
-        }
-        if !plan.isRehearsal { secrets = inspection.secrets }
-        try await sendSecrets(control)
-        try await control.send(.offer(offer))
-        try await rehearse(offer, inspection, link, monitor, control)
-        if plan.isRehearsal { return }
-        // The destination reads what it has under the same names; a gigabyte a second is slow for SHA-256.
-        let known = offer.files.reduce(0) { $0 + $1.size } + offer.disks.flatMap(\.backing).reduce(0) { $0 + $1.size }
-        let patience = Duration.seconds(60 + Int(clamping: known >> 26))
-        var answer = try await control.next(timeout: patience)
-        if case .need(let wanted) = answer {
-            for index in wanted {
-                guard offer.files.indices.contains(index) else {
-                    throw MigrationError(.failed, "The destination asked for a file that was not offered")
-                }
-                try await sendFile(offer.files[index], index, inspection, control)
-            }
-            answer = try await control.next(timeout: .seconds(120))
-        }
-        let ready = try readiness(answer)
-        keepsBacking = Set(ready.keepsBacking)
-        isResumable = true
-        try await connectDisks(ready)
-    }
+/// A guest as it is described to the destination, and where that description leads to on this host.
+struct GuestOffering {
+    /// What QEMU says of the guest.
+    let inspection: GuestInspection
+    /// What the destination is told.
+    let offer: Message.Offer
+    /// The disks that are to be copied.
+    let disks: [SourceDisk]
+    /// The containers whose headers are sent as files, by the name of the file.
+    private let headers: [String: String]
 
-    /// A destination agent keeps them in memory only, so each new one has to be told.
-    func sendSecrets(_ control: ControlConnection) async throws {
-        if secrets.isEmpty { return }
-        try await control.send(.secrets(secrets.mapValues { $0.withBytes { Base64.encode($0) } }))
-    }
+    // MARK: the destination's answer
 
     /// The destination's word that all is well.
     ///
     /// - Throws: `MigrationError` with every reason why not.
-    func readiness(_ answer: Message) throws -> Message.Ready {
+    static func readiness(_ answer: Message, _ plan: MigrationPlan) throws -> Message.Ready {
         guard case .ready(let ready) = answer else {
             throw MigrationError(.failed, "The destination answered OFFER with \(answer.name)")
         }
-        guard ready.reasons.isEmpty else { throw refusal(ready.reasons) }
+        guard ready.reasons.isEmpty else { throw refusal(ready.reasons, plan) }
         return ready
     }
 
-    func refusal(_ reasons: [String]) -> MigrationError {
+    static func refusal(_ reasons: [String], _ plan: MigrationPlan) -> MigrationError {
         let most = 40
         let more = reasons.count > most ? "; and \(reasons.count - most) more" : ""
-        let text = reasons.prefix(most).map(Self.said).joined(separator: "; ")
+        let text = reasons.prefix(most).map(MigrationContext.said).joined(separator: "; ")
         return MigrationError(.refused, "The destination \(plan.host) refused guest '\(plan.guest)': \(text)\(more)")
     }
 
-    /// What the other side said, as it may be shown: of bounded length, without control characters.
-    static func said(_ text: String) -> String {
-        let most = 1000
-        var shown = String(
-            String.UnicodeScalarView(
-                text.unicodeScalars.prefix(most).map { scalar in
-                    scalar.value < 32 || (127..<160).contains(scalar.value) ? "?" : scalar
-                }
-            )
-        )
-        if text.unicodeScalars.count > most { shown += "..." }
-        return shown
-    }
+    // MARK: the description
 
-    private func inspect(_ monitor: QMPClient, _ record: GuestRecord) async throws -> GuestInspection {
+    /// Asks QEMU what the guest is.
+    ///
+    /// - Throws: `MigrationError` with what keeps it from moving.
+    static func inspect(
+        _ monitor: QMPClient,
+        _ record: GuestRecord,
+        _ plan: MigrationPlan
+    ) async throws -> GuestInspection {
         do {
             let inspection = try await GuestInspection.inspect(monitor, record)
             guard inspection.blockers.isEmpty else {
@@ -118,7 +64,13 @@ extension OutgoingMigration {
         }
     }
 
-    private func describe(_ inspection: GuestInspection) async throws -> Message.Offer {
+    /// Describes a guest.
+    ///
+    /// - Throws: `MigrationError` naming what cannot be described.
+    init(_ inspection: GuestInspection, _ plan: MigrationPlan, on loops: EventLoopGroup) async throws {
+        self.inspection = inspection
+        var disks: [SourceDisk] = []
+        var headers: [String: String] = [:]
         do {
             let references = try inspection.commandLine.paths()
             var offered: [Message.Offer.Disk] = []
@@ -129,7 +81,7 @@ extension OutgoingMigration {
                 else {
                     throw GuestError("The disk \(reference.path) of \(reference.option) is not attached to the guest")
                 }
-                let item = try offer(disk, reference.path, path, number: offered.count, inspection)
+                let item = try Self.describe(disk, reference.path, path, number: offered.count, inspection, plan)
                 offered.append(item)
                 var source = SourceDisk(offer: item, node: disk.node, path: path)
                 source.format = disk.format
@@ -159,7 +111,7 @@ extension OutgoingMigration {
                 else {
                     throw GuestError("The disk \(item.path) is a LUKS container whose header QEMU does not describe")
                 }
-                files.append(.init(path: item.headerName, size: size, digest: try await headerDigest(path, size)))
+                files.append(.init(path: item.headerName, size: size, digest: try await Self.headerDigest(path, size, on: loops)))
                 headers[item.headerName] = path
             }
             var offer = Message.Offer(
@@ -177,14 +129,20 @@ extension OutgoingMigration {
             offer.memoryID = inspection.memoryID
             offer.hasFixedProcessor = inspection.isProcessorFixed
             offer.standards = inspection.standards
-            return offer
+            self.offer = offer
         } catch let error as GuestError {
             throw MigrationError(.guest, error.message)
         }
+        self.disks = disks
+        self.headers = headers
     }
 
-    private func headerDigest(_ path: String, _ size: UInt64) async throws -> String {
-        try await dataLoops.next().run {
+    private static func headerDigest(
+        _ path: String,
+        _ size: UInt64,
+        on loops: EventLoopGroup
+    ) async throws -> String {
+        try await loops.next().run {
             var options = RawFile.Options()
             options.isReadOnly = true
             options.length = size
@@ -195,19 +153,20 @@ extension OutgoingMigration {
     /// Formats that QEMU's tools can make and write.
     private static let writableFormats: Set<String> = ["raw", "qcow2", "qed", "vdi", "vmdk", "vpc", "vhdx", "luks"]
 
-    private func offer(
+    private static func describe(
         _ disk: GuestDisk,
         _ text: String,
         _ path: String,
         number: Int,
-        _ inspection: GuestInspection
+        _ inspection: GuestInspection,
+        _ plan: MigrationPlan
     ) throws -> Message.Offer.Disk {
         let isContainer = disk.format == "luks"
         let format = plan.format ?? disk.format
         guard !isContainer || plan.format == nil else {
             throw GuestError("The disk \(path) is a LUKS container, which keeps its format; leave --format out")
         }
-        guard Self.writableFormats.contains(format) else {
+        guard writableFormats.contains(format) else {
             throw GuestError(
                 "The disk \(path) has the format '\(format)', which QEMU cannot write everywhere; choose one with --format"
             )
@@ -253,39 +212,16 @@ extension OutgoingMigration {
         return item
     }
 
-    // MARK: what recovery needs
+    // MARK: files
 
-    private static func disksFile(_ id: String, _ migrations: MigrationStore) -> String {
-        migrations.files(of: id).disks
-    }
-
-    /// What recovery knows of a disk.
-    struct SavedDisk: Codable {
-        var path: String
-        var format: String
-        var size: UInt64
-        var isSealed: Bool
-    }
-
-    private func saveDisks() throws {
-        let saved = disks.map {
-            SavedDisk(path: $0.path, format: $0.format, size: $0.offer.size, isSealed: $0.secret != nil)
+    /// Sends a file that the guest reads.
+    ///
+    /// - Parameter check: throws the reason to stop, if there is one.
+    func send(_ index: Int, over control: ControlConnection, check: () throws -> Void) async throws {
+        guard offer.files.indices.contains(index) else {
+            throw MigrationError(.failed, "The destination asked for a file that was not offered")
         }
-        try DurableFile.write(try JSONText.encode(saved), to: Self.disksFile(plan.id, migrations))
-    }
-
-    /// The disks of a migration whose agent has died.
-    static func savedDisks(of id: String, _ migrations: MigrationStore) -> [SavedDisk] {
-        guard let bytes = (try? DurableFile.read(disksFile(id, migrations))) ?? nil else { return [] }
-        return JSONText.decode([SavedDisk].self, from: bytes) ?? []
-    }
-
-    private func sendFile(
-        _ file: Message.Offer.File,
-        _ index: Int,
-        _ inspection: GuestInspection,
-        _ control: ControlConnection
-    ) async throws {
+        let file = offer.files[index]
         let path = headers[file.path] ?? inspection.resolved[file.path] ?? file.path
         let fd = open(path, O_RDONLY | O_CLOEXEC)
         guard fd >= 0 else { throw ChannelError.system("read \(path)", errno) }
@@ -302,7 +238,7 @@ extension OutgoingMigration {
             }
             try await control.send(data: piece)
             rest -= piece.count
-            if let fault { throw fault }
+            try check()
         }
     }
 }

@@ -3,7 +3,30 @@ internal import FoundationEssentials
 internal import IO
 internal import Migration
 
-extension OutgoingMigration {
+/// A blank copy of the guest moves before anything of the guest does, and is compared; and what is measured on the way.
+///
+/// Confined to the control loop.
+final class Rehearsal: @unchecked Sendable {
+    // Unchecked: confined to the control loop.
+    private let context: MigrationContext
+    private let link: DestinationLink
+    private let monitor: QMPClient
+    private let inspection: GuestInspection
+    private var plan: MigrationPlan { context.plan }
+    private var shadow: ShadowEmulator?
+    /// What a blank copy said last before it ended.
+    private var shadowWords: String?
+
+    init(_ context: MigrationContext, _ link: DestinationLink, _ monitor: QMPClient, _ inspection: GuestInspection) {
+        self.context = context
+        self.link = link
+        self.monitor = monitor
+        self.inspection = inspection
+    }
+
+    /// Ends what is still there of it.
+    func end() async { await shadow?.stop() }
+
     /// What was measured between the agents.
     struct LinkMeasure {
         /// There and back, in milliseconds.
@@ -15,53 +38,48 @@ extension OutgoingMigration {
     private static let probeBytes = 512 << 10
 
     /// Measures the way to the destination: the shortest of a few round trips, and the time that some data takes.
-    func probe(_ control: ControlConnection) async throws -> LinkMeasure {
-        var link = LinkMeasure()
-        link.roundTrip = .infinity
+    func probe() async throws -> LinkMeasure {
+        let control = try await link.connection()
+        var measure = LinkMeasure()
+        measure.roundTrip = .infinity
         for _ in 0..<3 {
             let start = ContinuousClock.now
             guard case .probe = try await control.ask(.probe(0), timeout: .seconds(10)) else { throw Self.noProbe }
-            link.roundTrip = min(link.roundTrip, Self.milliseconds(ContinuousClock.now - start))
+            measure.roundTrip = min(measure.roundTrip, MigrationContext.milliseconds(ContinuousClock.now - start))
         }
         let start = ContinuousClock.now
         try await control.send(.probe(Self.probeBytes))
         let piece = [UInt8](repeating: 0x5a, count: 64 << 10)
         for _ in 0..<(Self.probeBytes / piece.count) { try await control.send(data: piece) }
         guard case .probe = try await control.next(timeout: .seconds(30)) else { throw Self.noProbe }
-        let time = max(Self.milliseconds(ContinuousClock.now - start) - link.roundTrip, 0.05)
-        link.rate = Double(Self.probeBytes) / time * 1000
-        return link
+        let time = max(MigrationContext.milliseconds(ContinuousClock.now - start) - measure.roundTrip, 0.05)
+        measure.rate = Double(Self.probeBytes) / time * 1000
+        return measure
     }
 
     private static var noProbe: MigrationError { MigrationError(.failed, "The destination does not answer PROBE") }
 
-    private static func milliseconds(_ duration: Duration) -> Double {
-        Double(duration.components.seconds) * 1000 + Double(duration.components.attoseconds) / 1e15
-    }
 
     /// Moves a blank copy of the guest before anything of the guest moves.
     ///
     /// - Throws: `MigrationError` with every reason why the move would not work.
-    func rehearse(
-        _ offer: Message.Offer,
-        _ inspection: GuestInspection,
-        _ link: LinkMeasure,
-        _ monitor: QMPClient,
-        _ control: ControlConnection
-    ) async throws {
+    ///
+    /// - Returns: the digests of the images under disks that the destination has as well.
+    func rehearse(_ offer: Message.Offer, _ measure: LinkMeasure) async throws -> Message.Rehearsed {
+        let control = try await link.connection()
         let began = ContinuousClock.now
-        async let activity = plan.isRehearsal ? sampleActivity(monitor) : nil
+        async let activity = plan.isRehearsal ? sampleActivity() : nil
         let here = try await MachineFingerprint(of: monitor)
         let answer = try await control.next(timeout: .seconds(180))
         guard case .shadow(let there) = answer else {
-            _ = try readiness(answer)
+            _ = try GuestOffering.readiness(answer, plan)
             throw MigrationError(.failed, "The destination answered OFFER with \(answer.name)")
         }
-        let skew = Date.now.timeIntervalSince1970 * 1000 - Double(there.clock) - link.roundTrip / 2
+        let skew = Date.now.timeIntervalSince1970 * 1000 - Double(there.clock) - measure.roundTrip / 2
         var reasons = here.differences(from: there.fingerprint)
         var bytes = UInt64(Self.probeBytes)
         do {
-            bytes += try await moveShadow(inspection, offer)
+            bytes += try await moveShadow()
         } catch let error as GuestError {
             reasons.append(error.message)
         } catch let error as QMPError {
@@ -73,56 +91,56 @@ extension OutgoingMigration {
                 digests[path] = try await BlockingPool.shared.run { try ChunkDigests.digest(of: path) }
             }
         }
-        for warning in there.warnings.prefix(20) { warn(Self.said(warning)) }
+        for warning in there.warnings.prefix(20) { context.warn(MigrationContext.said(warning)) }
         if abs(skew) > 5000 {
-            warn(
+            context.warn(
                 "The clocks of the two hosts differ by \(Int(min(abs(skew) / 1000, 1e12))) s; the guest would notice, and so do certificates"
             )
         }
-        if reasons.isEmpty {
-            // READY may be on its way from here on.
-            isAwaited = !plan.isRehearsal
-            try await control.send(.rehearsed(.init(backing: digests)))
-            if plan.isRehearsal { _ = try readiness(try await control.next(timeout: .seconds(180))) }
+        let rehearsed = Message.Rehearsed(backing: digests)
+        if reasons.isEmpty, plan.isRehearsal {
+            try await control.send(.rehearsed(rehearsed))
+            _ = try GuestOffering.readiness(try await control.next(timeout: .seconds(180)), plan)
         }
         var rehearsal = MigrationReport.Rehearsal()
-        rehearsal.milliseconds = Self.milliseconds(ContinuousClock.now - began)
+        rehearsal.milliseconds = MigrationContext.milliseconds(ContinuousClock.now - began)
         rehearsal.bytes = bytes
-        rehearsal.roundTripMS = link.roundTrip
-        rehearsal.bytesPerSecond = link.rate
-        rehearsal.changes = inspection.changes + there.changes.prefix(1000).map(Self.said)
+        rehearsal.roundTripMS = measure.roundTrip
+        rehearsal.bytesPerSecond = measure.rate
+        rehearsal.changes = inspection.changes + there.changes.prefix(1000).map(MigrationContext.said)
         rehearsal.emulatorHere = inspection.emulatorVersion
         rehearsal.emulatorThere = there.emulatorVersion
         rehearsal.clockSkewMS = skew
         rehearsal.freeBytes = there.free
-        if let activity = try await activity { estimate(offer, link, activity, &rehearsal) }
-        report.rehearsal = rehearsal
+        if let activity = try await activity { estimate(offer, measure, activity, &rehearsal) }
+        context.report.rehearsal = rehearsal
         guard reasons.isEmpty else {
             // What QEMU said there tells more than that the stream ended here.
-            throw refusal(reasons)
+            throw GuestOffering.refusal(reasons, plan)
         }
+        return rehearsed
     }
 
     /// Sends a blank copy from here to the one that waits at the destination.
     ///
     /// - Returns: the bytes that it took.
     /// - Throws: `GuestError` when the copy cannot be started here, or is not taken there.
-    private func moveShadow(_ inspection: GuestInspection, _ offer: Message.Offer) async throws -> UInt64 {
+    private func moveShadow() async throws -> UInt64 {
         let material = GuestCommandLine.ShadowMaterial(
             sizes: inspection.sizes,
             memory: inspection.memory,
             memoryID: inspection.memoryID
         )
-        let shadow = try await ShadowEmulator.start(inspection.commandLine, material, isIncoming: false, on: loop)
+        let shadow = try await ShadowEmulator.start(inspection.commandLine, material, isIncoming: false, on: context.loop)
         self.shadow = shadow
         defer { self.shadow = nil }
         do {
             let stream = try await OutgoingStream.start(
                 socket: shadow.outgoingSocket,
                 plan: plan,
-                credentials: credentials,
+                credentials: context.credentials,
                 client: nil,
-                on: dataLoops.next()
+                on: context.dataLoops.next()
             ) { _ in }
             defer { stream.abort("The rehearsal is over") }
             try await shadow.monitor.setMigrationParameters([
@@ -142,7 +160,7 @@ extension OutgoingMigration {
                             + "the link, and for load on both hosts"
                     )
                 }
-                try await wait(.milliseconds(5))
+                try await context.wait(.milliseconds(5))
             }
             await shadow.stop()
             return stream.bytesSent
@@ -156,7 +174,7 @@ extension OutgoingMigration {
     /// The destination knows why its blank copy did not take the stream.
     private func shadowRefused(_ error: String?) async throws -> GuestError {
         let here = error ?? "the connection broke"
-        guard let control else { return GuestError(here) }
+        let control = try await link.connection()
         try await control.send(.rehearsed(.init()))
         if case .ready(let ready) = try await control.next(timeout: .seconds(90)), !ready.reasons.isEmpty {
             return GuestError(ready.reasons.joined(separator: "; "))
@@ -173,7 +191,7 @@ extension OutgoingMigration {
     }
 
     /// Watches the guest for a second (`calc-dirty-rate`, `query-blockstats`).
-    private func sampleActivity(_ monitor: QMPClient) async throws -> Activity? {
+    private func sampleActivity() async throws -> Activity? {
         func written() async throws -> Double {
             try await monitor.execute("query-blockstats").array.reduce(0) {
                 $0 + Double($1["stats"]?["wr_bytes"]?.integer ?? 0)
@@ -182,7 +200,7 @@ extension OutgoingMigration {
         let start = ContinuousClock.now
         let before = try await written()
         let isSampled = (try? await monitor.execute("calc-dirty-rate", ["calc-time": 1])) != nil
-        try await wait(.milliseconds(1050))
+        try await context.wait(.milliseconds(1050))
         var activity = Activity()
         if isSampled {
             for _ in 0..<50 {
@@ -191,22 +209,22 @@ extension OutgoingMigration {
                     activity.memory = Double(state["dirty-rate"]?.integer ?? 0) * 1_048_576
                     break
                 }
-                try await wait(.milliseconds(20))
+                try await context.wait(.milliseconds(20))
             }
         }
-        let seconds = Self.milliseconds(ContinuousClock.now - start) / 1000
+        let seconds = MigrationContext.milliseconds(ContinuousClock.now - start) / 1000
         activity.disks = try await max(written() - before, 0) / seconds
         return activity
     }
 
     private func estimate(
         _ offer: Message.Offer,
-        _ link: LinkMeasure,
+        _ measure: LinkMeasure,
         _ activity: Activity,
         _ rehearsal: inout MigrationReport.Rehearsal
     ) {
         let limit = plan.bandwidth > 0 ? Double(plan.bandwidth) : .infinity
-        let rate = min(link.rate, limit)
+        let rate = min(measure.rate, limit)
         let disks = offer.disks.reduce(0) { $0 + Double($1.allocated) }
         rehearsal.memoryDirtyRate = activity.memory
         rehearsal.diskWriteRate = activity.disks
@@ -217,7 +235,7 @@ extension OutgoingMigration {
             growth >= rate * 0.95 ? nil : bytes / (rate - growth)
         }
         guard let first = time(disks, activity.disks), let second = time(Double(offer.memory), activity.memory) else {
-            warn(
+            context.warn(
                 "The guest writes faster than one connection to \(plan.host) carried in the rehearsal; it may not converge without "
                     + "being slowed down"
             )

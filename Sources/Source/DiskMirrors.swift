@@ -1,0 +1,314 @@
+internal import Emulator
+internal import IO
+internal import Migration
+internal import NBD
+
+/// The guest's disks on their way: QEMU's mirror jobs, and the relays that carry them.
+///
+/// Confined to the control loop.
+final class DiskMirrors: @unchecked Sendable {
+    // Unchecked: confined to the control loop.
+    private let context: MigrationContext
+    private let link: DestinationLink
+    private var plan: MigrationPlan { context.plan }
+    var disks: [SourceDisk] = []
+    /// The disks of which only what is above the backing image is copied.
+    var keepsBacking: Set<String> = []
+    /// Whether every disk is still mirrored, so that the memory can be sent again.
+    private(set) var areWhole = true
+    /// The highest speed at which the disks were copied, in bytes per second.
+    private(set) var rate = 0.0
+    /// How many reconnections there had been when the disks were verified.
+    private var verifiedReconnects = 0
+    /// Is told of each disk whose destination is away or has no space.
+    var onOutage: (() -> Void)?
+
+    init(_ context: MigrationContext, _ link: DestinationLink) {
+        self.context = context
+        self.link = link
+    }
+
+    // MARK: the relays
+
+    /// Opens the connections for every disk and a Unix socket for QEMU in front of them.
+    func connect(_ ready: Message.Ready, client: Int32?) async throws {
+        keepsBacking = Set(ready.keepsBacking)
+        for index in disks.indices {
+            let disk = disks[index]
+            guard let export = ready.exports[disk.offer.name] else {
+                throw MigrationError(.failed, "The destination has no export for \(disk.offer.name)")
+            }
+            let socket = context.files.mirrorSocket(of: disk.offer.name)
+            guard socket.utf8.count < 104 else {
+                throw MigrationError(.failed, "The path \(socket) is too long for a socket; use a shorter --state-dir")
+            }
+            do {
+                disks[index].relay = try await MirrorRelay.start(
+                    socket: socket,
+                    to: plan.address.with(port: ready.nbdPort),
+                    options: NBDClientOptions(export: export, credentials: context.credentials, hostname: plan.host),
+                    connections: plan.connections,
+                    size: disk.offer.size,
+                    client: client,
+                    endurance: .init(
+                        patience: .seconds(plan.patience),
+                        memory: plan.mirrorMemory,
+                        expected: disk.allocated,
+                        isFenced: true
+                    ),
+                    on: context.dataLoops.next()
+                ) { [weak self] reason in
+                    guard let self else { return }
+                    self.context.loop.execute { self.outage(index, reason) }
+                } onFailure: { [weak self] reason in
+                    guard let self else { return }
+                    let name = disk.offer.name
+                    self.context.loop.execute {
+                        self.context.fail(MigrationError(.failed, "Copying \(name) failed: \(reason)"))
+                    }
+                }
+            } catch let error as ChannelError {
+                throw MigrationError(.failed, "Cannot reach the export of \(disk.offer.name): \(error.message)")
+            }
+        }
+    }
+
+    /// The destination of a mirror is away or has no space, which is waited for, or is back.
+    private func outage(_ index: Int, _ reason: String?) {
+        let name = disks[index].offer.name
+        disks[index].isAway = reason != nil
+        if let reason {
+            context.warn("\(name): \(reason). The guest stays here meanwhile; trying again for \(plan.patience) s")
+            onOutage?()
+        } else {
+            context.warn("\(name): the copy goes on")
+        }
+    }
+
+    /// Whether the destination cannot be reached, or has no space, at the moment.
+    var isAway: Bool { link.isReconnecting || disks.contains(where: \.isAway) }
+
+    /// The destination's NBD server is another one, or at another place.
+    func move(to address: SocketAddress) { for disk in disks { disk.relay?.move(to: address) } }
+
+    /// Fails what QEMU waits for.
+    func abort(_ reason: String) { for disk in disks { disk.relay?.abort(reason) } }
+
+    func closeRelays() async { for disk in disks { await disk.relay?.close() } }
+
+    /// The nodes that lead to relays, by name.
+    var targetNodes: [String] { disks.filter(\.hasTarget).map { $0.targetNode(plan.id) } }
+
+    // MARK: the copy
+
+    /// Starts the mirrors and waits until all have caught up.
+    ///
+    /// - Parameter look: is called now and then meanwhile.
+    func copy(_ monitor: QMPClient, look: () async throws -> Void) async throws {
+        let speed = plan.bandwidth / UInt64(max(disks.count, 1))
+        for index in disks.indices {
+            let disk = disks[index]
+            guard let relay = disk.relay else { continue }
+            let target = disk.targetNode(plan.id)
+            try await monitor.addNBDNode(target, socket: relay.socket, export: "\(plan.id)/\(disk.offer.name)")
+            disks[index].hasTarget = true
+            try await monitor.mirror(
+                job: disk.jobName(plan.id),
+                node: disk.node,
+                target: target,
+                sync: keepsBacking.contains(disk.offer.name) ? "top" : "full",
+                speed: speed
+            )
+            disks[index].hasJob = true
+        }
+        try await catchUp(monitor, look: look)
+    }
+
+    /// Waits until what is left of the disks can be sent while the guest is paused.
+    func catchUp(_ monitor: QMPClient, look: () async throws -> Void) async throws {
+        var meter = RateMeter()
+        var dataMeter = RateMeter()
+        var convergence = Convergence()
+        var looked = ContinuousClock.now
+        while true {
+            try await context.wait(.milliseconds(200))
+            try await refreshJobs(monitor)
+            if ContinuousClock.now - looked > .seconds(2) {
+                try await look()
+                looked = .now
+            }
+            meter.add(sentBytes)
+            dataMeter.add(dataBytes)
+            let remaining = remaining
+            let total = disks.reduce(0) { $0 + ($1.job?.total ?? $1.offer.size) }
+            context.progress(
+                percent: total == 0 ? 100 : 100 * (1 - Double(min(remaining, total)) / Double(total)),
+                rate: meter.rate,
+                remaining: meter.rate > 0 ? Double(remaining) / meter.rate : nil
+            )
+            if !isAway, fits(max(dataMeter.peak, rate)) {
+                if disks.allSatisfy(\.isReady) { break }
+                // QEMU keeps a job that is limited in its speed waiting before it says that it is ready.
+                convergence.reset()
+            } else if isAway {
+                // An outage says nothing about the guest, and has a limit of its own.
+                convergence.reset()
+            } else if convergence.hasFailed(remaining: remaining, rate: meter.rate) {
+                throw notConverged("disks", remaining, meter.rate)
+            }
+        }
+        rate = max(rate, dataMeter.peak)
+    }
+
+    /// Whether what is left can be sent within the downtime limit.
+    func fits(_ rate: Double) -> Bool {
+        // Nothing was measured when the disks are empty; any link does this much.
+        let bytesPerSecond = rate > 0 ? rate : 4_000_000
+        return Double(remaining) <= bytesPerSecond * Double(plan.downtimeLimit) / 1000
+    }
+
+    func refreshJobs(_ monitor: QMPClient) async throws {
+        for index in disks.indices where disks[index].hasJob {
+            guard let job = try await monitor.job(disks[index].jobName(plan.id)) else {
+                throw MigrationError(.failed, "The mirror of \(disks[index].offer.name) has disappeared")
+            }
+            if let error = job.error { throw await failure(of: disks[index], error) }
+            disks[index].job = job
+            if job.status == "ready" { disks[index].isReady = true }
+        }
+    }
+
+    /// QEMU knows only that its write failed; the relay knows why.
+    private func failure(of disk: SourceDisk, _ error: String, atEnd: Bool = false) async -> MigrationError {
+        let reason = await disk.relay?.failure() ?? error
+        return MigrationError(
+            .failed,
+            "Copying \(disk.offer.name) (\(disk.path)) failed\(atEnd ? " at its end" : ""): \(reason)"
+        )
+    }
+
+    /// Bytes of all disks that are at the destination, data and zeroes.
+    private var sentBytes: UInt64 {
+        disks.reduce(0) { sum, disk in
+            guard let counters = disk.relay?.counters else { return sum }
+            return sum + counters.bytesSent + counters.zeroBytes
+        }
+    }
+
+    /// Bytes of all disks that went over the link as data: zeroes cost nothing and would flatter the link.
+    var dataBytes: UInt64 { disks.reduce(0) { sum, disk in sum + (disk.relay?.counters.bytesSent ?? 0) } }
+
+    var remaining: UInt64 { disks.reduce(0) { $0 + $1.remaining } }
+
+    func notConverged(_ what: String, _ remaining: UInt64, _ rate: Double) -> MigrationError {
+        func megabytes(_ bytes: Double) -> String { "\((bytes / 1e5).rounded() / 10) MB" }
+        let figures = "\(megabytes(Double(remaining))) remain at \(megabytes(rate))/s"
+        return MigrationError(
+            .notConverged,
+            """
+            The migration did not converge: the guest writes to its \(what) faster than the link carries them; \(figures), \
+            which does not fit the downtime limit of \(plan.downtimeLimit) ms. Raise --downtime-limit, use a faster link, \
+            or calm the guest down
+            """
+        )
+    }
+
+    // MARK: the end
+
+    /// Whether another agent may be at the destination since the disks were verified, which has read back nothing yet.
+    var isVerified: Bool { verifiedReconnects == context.report.reconnects }
+
+    /// Lets the destination take the digests of everything that has settled, while the guest runs on.
+    func verify() async throws {
+        // The time depends on the disks: a gigabyte a second is slow for SHA-256, and a silent destination is noticed
+        // by its missing pongs.
+        let bytes = disks.reduce(0) { $0 + $1.offer.size }
+        let answer = try await link.ask(.mirrored, timeout: .seconds(60 + Int(bytes >> 26)))
+        guard case .mirrored = answer else {
+            throw MigrationError(.failed, "The destination answered MIRRORED with \(answer.name)")
+        }
+        verifiedReconnects = context.report.reconnects
+        try context.checkFault()
+    }
+
+    /// Ends the mirrors while the guest is paused: QEMU sends what is left and flushes the destination.
+    func end(_ monitor: QMPClient) async throws {
+        areWhole = false
+        for disk in disks where disk.hasJob { try await monitor.cancelMirror(disk.jobName(plan.id), force: false) }
+        for index in disks.indices where disks[index].hasJob {
+            let name = disks[index].jobName(plan.id)
+            while true {
+                guard let job = try await monitor.job(name) else {
+                    throw MigrationError(.failed, "The mirror of \(disks[index].offer.name) has disappeared")
+                }
+                if job.status == "concluded" {
+                    // A job that has ended is not a job that has succeeded.
+                    if let error = job.error { throw await failure(of: disks[index], error, atEnd: true) }
+                    break
+                }
+                try await context.wait(.milliseconds(2))
+            }
+            try await monitor.dismiss(name)
+            disks[index].hasJob = false
+            try await monitor.removeNode(disks[index].targetNode(plan.id))
+            disks[index].hasTarget = false
+            if let reason = await disks[index].relay?.failure() {
+                throw await failure(of: disks[index], reason, atEnd: true)
+            }
+        }
+    }
+
+    /// What the relays say of the disks, for the destination to compare with what it has.
+    func proofs() async throws -> [String: DiskProof] {
+        var proofs: [String: DiskProof] = [:]
+        // One message carries them all.
+        var room = 4 * DiskProof.maximumRuns
+        for disk in disks {
+            guard let relay = disk.relay else { continue }
+            let proof = try await relay.rest()
+            // What QEMU did not write in whole chunks is known to nobody but QEMU.
+            let unknown = keepsBacking.contains(disk.offer.name) ? 0 : proof.unknown
+            let fits = proof.runs.count <= min(DiskProof.maximumRuns, room)
+            if !fits || unknown > 0 {
+                let what = fits ? "\(unknown) chunks of \(disk.offer.name)" : "The chunks of \(disk.offer.name)"
+                context.warn("\(what) cannot be compared before the guest moves; --verify=full compares all")
+            }
+            guard fits else { continue }
+            room -= proof.runs.count
+            proofs[disk.offer.name] = proof
+        }
+        return proofs
+    }
+
+    // MARK: events
+
+    func handle(_ event: QMPEvent) {
+        guard ["BLOCK_JOB_READY", "BLOCK_JOB_ERROR", "BLOCK_JOB_COMPLETED"].contains(event.name),
+            let name = event.data["device"]?.string,
+            let index = disks.firstIndex(where: { $0.jobName(plan.id) == name })
+        else { return }
+        if event.name == "BLOCK_JOB_READY" {
+            disks[index].isReady = true
+            return
+        }
+        guard let error = event.data["error"]?.string ?? (event.name == "BLOCK_JOB_ERROR" ? "I/O error" : nil) else {
+            return
+        }
+        Task(executorPreference: context.loop) {
+            self.context.fail(await self.failure(of: self.disks[index], error))
+        }
+    }
+
+    /// The figures of the relays, for the report.
+    func account() {
+        for index in disks.indices {
+            guard let relay = disks[index].relay, index < context.report.disks.count else { continue }
+            context.report.disks[index].bytesSent = relay.counters.bytesSent
+            context.report.disks[index].zeroBytes = relay.counters.zeroBytes
+            context.report.reconnects += relay.counters.reconnects
+            context.report.bytesResent += relay.counters.bytesResent
+        }
+    }
+
+    var connections: Int { disks.reduce(0) { $0 + ($1.relay?.connections ?? 0) } }
+}

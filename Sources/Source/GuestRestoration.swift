@@ -1,0 +1,101 @@
+internal import Emulator
+internal import IO
+internal import Migration
+
+/// Brings a guest's QEMU back to where it was before its migration: no migration, no jobs or nodes of ours, the guest as it was.
+///
+/// It goes by what QEMU says, so that it serves an agent that knows what it did, and one that takes the place of another.
+struct GuestRestoration {
+    /// QEMU.
+    let monitor: QMPClient
+    /// What the guest was doing.
+    let guest: RunState
+
+    private var loop: EventLoop { monitor.loop }
+
+    /// Restores it. Bounded in time.
+    ///
+    /// - Returns: what could not be restored, as a sentence; nil when everything is as it was.
+    func run() async -> String? {
+        await endMigration()
+        await removeLeftovers()
+        guard monitor.isConnected else { return "its monitor is gone" }
+        return await restoreGuest()
+    }
+
+    /// Cancels the migration only: the disks go on being mirrored, and another attempt may follow.
+    ///
+    /// - Returns: as `run`.
+    func endAttempt() async -> String? {
+        await endMigration()
+        guard monitor.isConnected else { return "its monitor is gone" }
+        if (try? await monitor.migrationState().status) == "completed" { return "QEMU completed the migration meanwhile" }
+        return await restoreGuest()
+    }
+
+    private func endMigration() async {
+        guard let state = try? await monitor.migrationState().status else { return }
+        guard ["setup", "active", "postcopy-active", "pre-switchover", "device", "wait-unplug", "cancelling"].contains(state)
+        else { return }
+        _ = try? await monitor.cancelMigration()
+        for _ in 0..<500 {
+            guard let state = try? await monitor.migrationState().status else { return }
+            if ["cancelled", "failed", "completed", "none"].contains(state) { return }
+            await loop.sleep(for: .milliseconds(10))
+        }
+    }
+
+    /// Removes the jobs and nodes of migrations. One of a disk's relay that is gone ends with an error, and ends.
+    func removeLeftovers() async {
+        for job in (try? await monitor.execute("query-jobs").array) ?? [] {
+            guard let name = job["id"]?.string, name.hasPrefix("\(SourceDisk.jobPrefix)disk") else { continue }
+            _ = try? await monitor.cancelMirror(name, force: true)
+            for _ in 0..<1000 {
+                guard let left = try? await monitor.job(name) else { break }
+                if left.status == "concluded" {
+                    _ = try? await monitor.dismiss(name)
+                    break
+                }
+                await loop.sleep(for: .milliseconds(10))
+            }
+        }
+        for node in (try? await monitor.execute("query-named-block-nodes", ["flat": true]).array) ?? [] {
+            guard let name = node["node-name"]?.string, name.hasPrefix("\(SourceDisk.nodePrefix)disk") else { continue }
+            _ = try? await monitor.removeNode(name)
+        }
+    }
+
+    /// QEMU brings a guest back by itself after a migration that failed or was cancelled, but not after a completed one, and
+    /// before QEMU 9 not when the guest did not run: it is in `postmigrate` then, whatever it was.
+    private func restoreGuest() async -> String? {
+        for _ in 0..<500 {
+            guard let state = try? await monitor.runState() else { break }
+            switch state {
+            case .finishMigrate: break
+            case .postmigrate:
+                if let lasting = await leavePostmigrate() { return lasting }
+            // Whoever stopped it, or let it run, meanwhile: it is as they left it.
+            default: return nil
+            }
+            await loop.sleep(for: .milliseconds(10))
+        }
+        return "QEMU does not answer, or does not leave the state of its migration"
+    }
+
+    /// - Returns: why the guest stays as it is; nil when it is on its way.
+    private func leavePostmigrate() async -> String? {
+        switch guest {
+        case .paused, .prelaunch:
+            // In one breath: the guest runs for less than a millisecond.
+            async let resumed: Void? = try? monitor.resume()
+            async let stopped: Void? = try? monitor.pause()
+            _ = await (resumed, stopped)
+            return nil
+        case .panicked, .watchdog, .shutdown, .internalError:
+            return "\(guest.sentence), which this QEMU has forgotten: it stands still ('postmigrate'), and 'cont' would revive it"
+        default:
+            _ = try? await monitor.resume()
+            return nil
+        }
+    }
+}

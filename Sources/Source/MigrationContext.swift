@@ -1,0 +1,172 @@
+internal import Emulator
+internal import IO
+internal import Migration
+internal import TLS
+
+/// What ended an attempt to send the memory, when another one may follow.
+struct MemoryLost: Error {
+    let reason: String
+}
+
+/// What the parts of a migration share: the plan, where things are, the report, what the operator is told, and what ends a wait.
+///
+/// Confined to the control loop.
+final class MigrationContext: @unchecked Sendable {
+    // Unchecked: confined to the control loop.
+    let plan: MigrationPlan
+    let credentials: any TLSCredentials
+    let loop: EventLoop
+    let dataLoops: EventLoopGroup
+    let guests: GuestStore
+    let migrations: MigrationStore
+    var files: MigrationFiles { migrations.files(of: plan.id) }
+    var report: MigrationReport
+    private let emit: @Sendable (MigrationEvent) -> Void
+    private let began = ContinuousClock.now
+    private var phaseBegan = ContinuousClock.now
+    private var phase = ""
+
+    /// The first reason to end the migration from outside its main flow.
+    private(set) var fault: MigrationError?
+    /// Why the memory has to be sent again.
+    private var memoryLoss: MemoryLost?
+    private let changed = AsyncCondition()
+    /// Whether a reason to end it still counts.
+    var mayBeInterrupted: () -> Bool = { true }
+    /// Is told of the first reason.
+    var onFault: ((MigrationError) -> Void)?
+
+    init(
+        plan: MigrationPlan,
+        credentials: any TLSCredentials,
+        loop: EventLoop,
+        dataLoops: EventLoopGroup,
+        emit: @escaping @Sendable (MigrationEvent) -> Void
+    ) {
+        self.plan = plan
+        self.credentials = credentials
+        self.loop = loop
+        self.dataLoops = dataLoops
+        self.emit = emit
+        guests = GuestStore(stateDirectory: plan.stateDirectory)
+        migrations = MigrationStore(stateDirectory: plan.stateDirectory)
+        report = MigrationReport(migration: plan.id, guest: plan.guest, destination: "\(plan.address)")
+    }
+
+    // MARK: what ends a wait
+
+    /// Notes the first reason to stop, and wakes the main flow.
+    func fail(_ error: MigrationError) {
+        if fault == nil, mayBeInterrupted() {
+            fault = error
+            onFault?(error)
+        }
+        changed.signal()
+    }
+
+    /// The reasons so far have been acted on: what is done now is not to be ended by them.
+    func forgetInterruptions() { (fault, memoryLoss) = (nil, nil) }
+
+    /// The memory has to be sent again.
+    func loseMemory(_ reason: String) {
+        if memoryLoss == nil { memoryLoss = MemoryLost(reason: reason) }
+        changed.signal()
+    }
+
+    /// A new attempt begins.
+    func forgetMemoryLoss() { memoryLoss = nil }
+
+    /// Throws the reason to stop, if there is one, or `MemoryLost`.
+    func check() throws {
+        if let fault { throw fault }
+        if let memoryLoss { throw memoryLoss }
+    }
+
+    /// Throws the reason to stop, if there is one.
+    func checkFault() throws { if let fault { throw fault } }
+
+    /// Waits for a change or for the time to pass.
+    ///
+    /// - Throws: as `check`.
+    func wait(_ time: Duration) async throws {
+        try check()
+        let timer = loop.schedule(after: time) { self.changed.signal() }
+        defer { timer.cancel() }
+        await changed.wait()
+        try check()
+    }
+
+    /// Waits for a change.
+    func waitForChange() async { await changed.wait() }
+
+    func wake() { changed.signal() }
+
+    // MARK: what the operator is told
+
+    static func milliseconds(_ duration: Duration) -> Double {
+        Double(duration.components.seconds) * 1000 + Double(duration.components.attoseconds) / 1e15
+    }
+
+    private func event(_ name: String) -> MigrationEvent {
+        MigrationEvent(
+            name,
+            migration: plan.id,
+            guest: plan.guest,
+            ms: Self.milliseconds(ContinuousClock.now - began)
+        )
+    }
+
+    /// A phase begins; the time that the one before took is noted.
+    func enter(_ name: String) {
+        endPhase()
+        phase = name
+        var event = event("phase")
+        event.phase = name
+        emit(event)
+    }
+
+    private func endPhase() {
+        if !phase.isEmpty { report.phasesMS[phase, default: 0] += Self.milliseconds(ContinuousClock.now - phaseBegan) }
+        phaseBegan = .now
+    }
+
+    func progress(percent: Double, rate: Double, remaining: Double?) {
+        var event = event("progress")
+        event.phase = phase
+        event.percent = min(max(percent, 0), 100)
+        event.rate = rate
+        event.remaining = remaining
+        emit(event)
+    }
+
+    func warn(_ message: String) {
+        var event = event("warning")
+        event.message = message
+        emit(event)
+    }
+
+    /// The migration has ended: the times are complete, and the report is told.
+    func finish() {
+        endPhase()
+        report.phasesMS["done"] = nil
+        report.totalMS = Self.milliseconds(ContinuousClock.now - began)
+        if let text = MigrationReportFile.save(report, migrations) { warn(text) }
+        var event = event("finished")
+        event.report = report
+        emit(event)
+    }
+
+    /// What the other side said, as it may be shown: of bounded length, without control characters.
+    static func said(_ text: String) -> String {
+        let most = 1000
+        var shown = String(
+            String.UnicodeScalarView(
+                text.unicodeScalars.prefix(most).map { scalar in
+                    scalar.value < 32 || (127..<160).contains(scalar.value) ? "?" : scalar
+                }
+            )
+        )
+        if text.unicodeScalars.count > most { shown += "..." }
+        return shown
+    }
+}

@@ -1,0 +1,103 @@
+internal import Emulator
+internal import Glibc
+internal import IO
+internal import Migration
+internal import TLS
+
+/// The images that the guest leaves: who else has them, and how they are taken out of reach and given back.
+extension OutgoingMigration {
+    /// Everything that would make the fence fail, or harm another user of an image, is found before the first byte moves.
+    func checkImages(_ record: GuestRecord) async throws {
+        let fence = ImageFence(
+            of: mirrors.disks.map { FencedImage($0.path) },
+            process: record.process,
+            guest: plan.guest,
+            migration: plan.id,
+            in: context.migrations
+        )
+        self.fence = fence
+        let guests = context.guests
+        let (problems, users) = await BlockingPool.shared.value { (fence.check(), fence.users(guests)) }
+        if let unseen = users.unseenSentence { context.warn(unseen) }
+        let reasons = problems + users.sentences
+        guard reasons.isEmpty else {
+            throw MigrationError(.guest, "Guest '\(plan.guest)' cannot be migrated: \(reasons.joined(separator: "; "))")
+        }
+    }
+
+    /// Who else has opened an image since; nil when nobody has.
+    func others() async -> String? {
+        guard let fence else { return nil }
+        let guests = context.guests
+        let users = await BlockingPool.shared.value { fence.users(guests) }
+        guard !users.sentences.isEmpty else { return nil }
+        return "Guest '\(plan.guest)' cannot be released: \(users.sentences.joined(separator: "; "))"
+    }
+
+    /// A release that is recovered may find its images with their old names: the host fell before that was durable.
+    func fenceAgain() async {
+        guard let fence else { return }
+        do { try await BlockingPool.shared.run { try fence.raise() } } catch {
+            context.warn("Guest '\(plan.guest)' is released, and its images must not be used here any more: \(error)")
+        }
+    }
+
+    /// Gives the images their names back and has QEMU go on, in this order: it opens them by their names again when it resumes
+    /// the guest.
+    func liftFence() async {
+        if let fence {
+            for problem in await BlockingPool.shared.value({ fence.lift() }) { context.warn(problem) }
+        }
+        do { try record?.process?.thaw() } catch { context.warn("\(error)") }
+    }
+
+    /// Notes for people and for the deletion of the old images; the journal has decided already, so that this need not
+    /// happen while the guest is paused.
+    func rememberRelease() {
+        if var record {
+            record.released = .init(migration: plan.id, destination: plan.host)
+            try? context.guests.save(record)
+            self.record = record
+        }
+        try? FencedImages.remember(
+            fence?.fencedFiles ?? [],
+            migration: plan.id,
+            keep: plan.keepSource,
+            context.migrations
+        )
+    }
+
+    /// Ends the QEMU that has nothing to run any more. It stands still, and is never to make another step.
+    func endEmulator() async {
+        monitor?.onDisconnect = nil
+        monitor?.close()
+        if let process = record?.process, process.isRunning {
+            process.signal(SIGKILL)
+            await process.terminate(grace: .zero)
+        }
+        if let record, record.adopted == nil {
+            for name in ["qmp.sock", "status.sock"] { unlink("\(context.guests.directory(of: record.name))/\(name)") }
+        }
+    }
+
+    // MARK: what the guest was doing
+
+    private struct GuestNote: Codable {
+        var runState: RunState
+    }
+
+    static func note(_ state: RunState, _ files: MigrationFiles) throws {
+        let fd = open(files.guest, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
+        guard fd >= 0 else { throw ChannelError.system("create \(files.guest)", errno) }
+        defer { close(fd) }
+        try DurableFile.append(try JSONText.encode(GuestNote(runState: state)), to: fd, path: files.guest)
+    }
+
+    /// What the guest of a migration was doing last, apart from the migration; `running` when nothing was noted.
+    static func noted(_ files: MigrationFiles) -> RunState {
+        guard let bytes = (try? DurableFile.read(files.guest)) ?? nil,
+            let note = JSONText.decode(GuestNote.self, from: bytes)
+        else { return .running }
+        return note.runState
+    }
+}

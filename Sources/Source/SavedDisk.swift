@@ -1,0 +1,25 @@
+internal import IO
+internal import Migration
+internal import TLS
+
+/// What a migration's recovery knows of a disk.
+struct SavedDisk: Codable {
+    var path: String
+    var format: String
+    var size: UInt64
+    var isSealed: Bool
+
+    /// Notes the disks of a migration.
+    static func save(_ disks: [SourceDisk], _ files: MigrationFiles) throws {
+        let saved = disks.map {
+            SavedDisk(path: $0.path, format: $0.format, size: $0.offer.size, isSealed: $0.secret != nil)
+        }
+        try DurableFile.write(try JSONText.encode(saved), to: files.disks)
+    }
+
+    /// The disks of a migration whose agent has died.
+    static func load(_ files: MigrationFiles) -> [SavedDisk] {
+        guard let bytes = (try? DurableFile.read(files.disks)) ?? nil else { return [] }
+        return JSONText.decode([SavedDisk].self, from: bytes) ?? []
+    }
+}

@@ -1,0 +1,112 @@
+internal import Emulator
+internal import Glibc
+internal import IO
+internal import Migration
+
+/// The guest that is to be moved: its record, its monitor, and the lock that keeps other migrations of it away.
+struct SourceGuest {
+    /// What this host knows of it.
+    let record: GuestRecord
+    /// QEMU.
+    let monitor: QMPClient
+    /// The lock of its journals.
+    let lock: FileLock
+
+    /// Finds a guest and sees that this migration may begin.
+    ///
+    /// - Throws: `MigrationError` saying why not.
+    static func open(_ context: MigrationContext) async throws -> SourceGuest {
+        let plan = context.plan
+        do {
+            try GuestStore.validate(plan.guest)
+            guard let lock = try context.migrations.lock(guest: plan.guest) else {
+                throw MigrationError(.busy, "Guest '\(plan.guest)' is being migrated already; see 'crossdock status'")
+            }
+            if let bar = try context.migrations.startBar(of: plan.guest) {
+                throw MigrationError(.guest, bar.sentence(guest: plan.guest))
+            }
+            let (record, monitor) = try await connect(context)
+            let guest = SourceGuest(record: record, monitor: monitor, lock: lock)
+            do { try await guest.clear(context) } catch {
+                monitor.close()
+                throw error
+            }
+            return guest
+        } catch let error as GuestError {
+            throw MigrationError(.guest, error.message)
+        } catch let error as QMPError {
+            throw MigrationError(.guest, "The monitor of guest '\(plan.guest)': \(error.message)")
+        }
+    }
+
+    /// The monitor of a guest that is known here, or of a running QEMU that is adopted for this migration.
+    private static func connect(_ context: MigrationContext) async throws -> (GuestRecord, QMPClient) {
+        let plan = context.plan
+        if let socket = plan.monitor {
+            let (adopted, monitor) = try await context.guests.adopt(plan.guest, monitor: socket, on: context.loop)
+            guard let monitor else {
+                throw MigrationError(
+                    .guest,
+                    "The monitor \(socket) of guest '\(plan.guest)' is held by another client; end that, or give QEMU a second one"
+                )
+            }
+            return (adopted, monitor)
+        }
+        guard let found = try context.guests.load(plan.guest) else {
+            let known = context.guests.names().joined(separator: ", ")
+            throw MigrationError(
+                .guest,
+                "There is no guest '\(plan.guest)' on this host"
+                    + (known.isEmpty
+                        ? "; start one with 'crossdock guest start', or name the monitor of a running QEMU with --qmp"
+                        : "; there are: \(known)")
+            )
+        }
+        guard let process = found.process, process.isRunning else {
+            throw MigrationError(.guest, "Guest '\(plan.guest)' does not run, so it cannot be migrated live")
+        }
+        do {
+            return (found, try await QMPClient.connect(to: context.guests.agentMonitor(of: found), on: context.loop))
+        } catch let error as ChannelError {
+            throw MigrationError(.guest, "The monitor of guest '\(plan.guest)' cannot be reached: \(error.message)")
+        }
+    }
+
+    /// Sees that the guest is in a state in which it can move, and removes what earlier work on it has left.
+    private func clear(_ context: MigrationContext) async throws {
+        let plan = context.plan
+        let earlier = Self.unfinished(context)
+        let state = try await monitor.runState()
+        if case .stays(let why) = state.verdict {
+            let remedy = earlier.last.map { "; 'crossdock recover \($0)' ends what an earlier migration left" }
+            throw MigrationError(.guest, "Guest '\(plan.guest)' cannot move: \(why)\(remedy ?? "")")
+        }
+        if !plan.isRehearsal {
+            for id in earlier {
+                try Journal(opening: context.migrations.journal(of: id))
+                    .append(.rolledBack(reason: OutgoingMigration.superseded))
+            }
+        }
+        // What an export that was killed has left in QEMU.
+        guard try FileLock(context.guests.exportLock(of: plan.guest)) != nil else {
+            throw MigrationError(
+                .busy,
+                "The disks of guest '\(plan.guest)' are exported by 'crossdock export'; its readers would be left behind. End that first"
+            )
+        }
+        if plan.isRehearsal { return }
+        try await GuestExport.clear(record, context.guests, monitor)
+        // The lock is ours, so nobody uses what a source agent that was killed has left.
+        await GuestRestoration(monitor: monitor, guest: state).removeLeftovers()
+    }
+
+    /// Earlier migrations of this guest whose agents died before the release.
+    private static func unfinished(_ context: MigrationContext) -> [String] {
+        context.migrations.ids().filter { id in
+            guard let reading = try? context.migrations.reading(of: id), reading.guest == context.plan.guest,
+                case .source(let standing) = reading.standing
+            else { return false }
+            return standing.mayRunHere && !standing.isOver
+        }
+    }
+}
