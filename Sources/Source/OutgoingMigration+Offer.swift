@@ -265,11 +265,19 @@ extension OutgoingMigration {
         var format: String
         var size: UInt64
         var isSealed: Bool
+        /// Which file it is; earlier versions did not say.
+        var image: FencedImage?
     }
 
     private func saveDisks() throws {
         let saved = disks.map {
-            SavedDisk(path: $0.path, format: $0.format, size: $0.offer.size, isSealed: $0.secret != nil)
+            SavedDisk(
+                path: $0.path,
+                format: $0.format,
+                size: $0.offer.size,
+                isSealed: $0.secret != nil,
+                image: FencedImage($0.path)
+            )
         }
         try DurableFile.write(try JSONText.encode(saved), to: Self.disksFile(plan.id, migrations))
     }

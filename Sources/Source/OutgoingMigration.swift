@@ -410,7 +410,7 @@ public final class OutgoingMigration: @unchecked Sendable {
             throw MigrationError(.guest, "Guest '\(plan.guest)' does not run, so it cannot be migrated live")
         }
         do {
-            return try await QMPClient.connect(to: guests.agentMonitor(of: found), on: loop)
+            return try await guests.connect(to: found, on: loop)
         } catch let error as ChannelError {
             throw MigrationError(.guest, "The monitor of guest '\(plan.guest)' cannot be reached: \(error.message)")
         }

@@ -39,6 +39,10 @@ struct RecoverCommand: AsyncParsableCommand {
 
     func run() async throws {
         try await failing {
+            // Before anything is asked of another host, which may take as long as that is away.
+            if migration == nil {
+                for problem in DeviceHolder.holdAgain(common.migrations) { printError("crossdock: \(problem)") }
+            }
             let ids = try migration.map { [$0] } ?? common.migrations.ids().filter { try needsRecovery($0) }
             if ids.isEmpty { output("There is nothing to recover on this host.\n") }
             if let migration {
