@@ -32,6 +32,7 @@
 #include <sys/statfs.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/vfs.h>
@@ -344,9 +345,9 @@ static void run_child(char *const argv[], char *const envp[], const char *direct
     dup2(a, 0);
     dup2(b, 1);
     dup2(c, 2);
-    int all[16];
+    int all[XD_MAX_KEPT + 1];
     int count = 0;
-    for (int i = 0; i < keep_count && count < 15; i++) {
+    for (int i = 0; i < keep_count && count < XD_MAX_KEPT; i++) {
         fcntl(keep[i], F_SETFD, 0);
         all[count++] = keep[i];
     }
@@ -469,6 +470,32 @@ int xd_terminal_width(int fd) {
 }
 
 int xd_open_directory(const char *path) { return open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC); }
+
+int xd_identify(int directory, const char *name, int follow, xd_identity *identity) {
+    struct statx found;
+    int flags = AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT | (follow ? 0 : AT_SYMLINK_NOFOLLOW) | (*name ? 0 : AT_EMPTY_PATH);
+    if (statx(directory, name, flags, STATX_TYPE | STATX_MODE | STATX_INO | STATX_NLINK | STATX_UID, &found) < 0) return -1;
+    identity->device = makedev(found.stx_dev_major, found.stx_dev_minor);
+    identity->inode = found.stx_ino;
+    identity->special = makedev(found.stx_rdev_major, found.stx_rdev_minor);
+    identity->links = found.stx_nlink;
+    identity->mode = found.stx_mode;
+    identity->owner = found.stx_uid;
+    return 0;
+}
+
+uint64_t xd_device_number(uint32_t major_number, uint32_t minor_number) { return makedev(major_number, minor_number); }
+uint32_t xd_device_major(uint64_t number) { return major(number); }
+uint32_t xd_device_minor(uint64_t number) { return minor(number); }
+
+int xd_rename_no_replace(int old_directory, const char *old_name, int new_directory, const char *new_name) {
+    return renameat2(old_directory, old_name, new_directory, new_name, RENAME_NOREPLACE);
+}
+
+int xd_is_immutable(int fd) {
+    int flags = 0;
+    return ioctl(fd, FS_IOC_GETFLAGS, &flags) == 0 && flags & (FS_IMMUTABLE_FL | FS_APPEND_FL);
+}
 
 void *xd_secret_pages(size_t length) {
     void *pages = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -6,29 +6,44 @@ public import Migration
 /// The images that guests left behind, kept for a time and then deleted.
 public enum FencedImages {
     private struct Record: Codable {
+        /// The files, under their fenced names. None once they are deleted.
         var paths: [String]
+        /// When, in seconds since 1970; nil for never.
         var deleteAfter: Int?
     }
 
-    private static func file(_ id: String, _ migrations: MigrationStore) -> String {
-        migrations.files(of: id).fenced
+    private static func read(_ id: String, _ migrations: MigrationStore) -> Record? {
+        guard let bytes = (try? DurableFile.read(migrations.files(of: id).fenced)) ?? nil else { return nil }
+        return JSONText.decode(Record.self, from: bytes)
+    }
+
+    private static func write(_ record: Record, _ id: String, _ migrations: MigrationStore) throws {
+        try DurableFile.write(try JSONText.encode(record), to: migrations.files(of: id).fenced)
+    }
+
+    /// Notes what is behind a fence, and for how many seconds it is kept.
+    static func remember(_ fence: ImageFence, migration: String, keep: Int, _ migrations: MigrationStore) throws {
+        try remember(fence.fencedFiles, migration: migration, keep: keep, migrations)
     }
 
     static func remember(_ paths: [String], migration: String, keep: Int, _ migrations: MigrationStore) throws {
-        let record = Record(paths: paths, deleteAfter: time(nil) + keep)
-        try DurableFile.write(try JSONText.encode(record), to: file(migration, migrations))
+        try write(Record(paths: paths, deleteAfter: time(nil) + keep), migration, migrations)
     }
 
     static func keepForever(_ migration: String, _ migrations: MigrationStore) {
-        guard let bytes = try? DurableFile.read(file(migration, migrations)),
-            var record = JSONText.decode(Record.self, from: bytes)
-        else { return }
+        guard var record = read(migration, migrations) else { return }
         record.deleteAfter = nil
-        guard let data = try? JSONText.encode(record) else { return }
-        try? DurableFile.write(Array(data), to: file(migration, migrations))
+        try? write(record, migration, migrations)
     }
 
-    /// Deletes the images whose time is over, of migrations that the destination has confirmed.
+    /// Whether the images of a guest that has left are still kept.
+    static func areKept(_ id: String, _ migrations: MigrationStore, now: Int? = nil) -> Bool {
+        // Without a record nobody has had the time to write one.
+        guard let record = read(id, migrations), let limit = record.deleteAfter else { return true }
+        return limit > now ?? time(nil)
+    }
+
+    /// Deletes the images whose time is over, of migrations that the destination has confirmed, and lets devices go.
     ///
     /// - Returns: the deleted paths.
     @discardableResult
@@ -36,28 +51,21 @@ public enum FencedImages {
         let now = now ?? time(nil)
         var deleted: [String] = []
         for id in migrations.ids() {
-            guard let bytes = try? DurableFile.read(file(id, migrations)),
-                let record = JSONText.decode(Record.self, from: bytes),
-                let limit = record.deleteAfter, limit <= now,
+            guard var record = read(id, migrations), let limit = record.deleteAfter, limit <= now,
                 let reading = (try? migrations.reading(of: id)) ?? nil, reading.standing == .source(.confirmed)
             else { continue }
+            let files = migrations.files(of: id)
+            if DurableFile.exists(files.process(.holder)) {
+                _ = DeviceHolder(guest: reading.guest, migration: id, files: files, program: DeviceHolder.program).end()
+            }
+            guard !record.paths.isEmpty else { continue }
             for path in record.paths where path.hasSuffix(".released-\(id)") {
                 if unlink(path) == 0 { deleted.append(path) }
             }
-            unlink(file(id, migrations))
+            // The record stays: it says that the time is over.
+            record.paths = []
+            try? write(record, id, migrations)
         }
         return deleted
-    }
-}
-
-enum MigrationReportFile {
-    /// Saves the report where `crossdock status` finds it. Returns a warning when it could not be saved.
-    static func save(_ report: MigrationReport, _ migrations: MigrationStore) throws -> String? {
-        do {
-            // A migration without a journal never began: nothing of it is kept.
-            guard DurableFile.exists(migrations.journal(of: report.migration)) else { return nil }
-            try DurableFile.write(Array(report.json.utf8), to: migrations.files(of: report.migration).report)
-            return nil
-        } catch { return "The report could not be saved: \(error)" }
     }
 }

@@ -19,8 +19,7 @@ struct GuestRestoration {
     func run() async -> String? {
         await endMigration()
         await removeLeftovers()
-        guard monitor.isConnected else { return "its monitor is gone" }
-        return await restoreGuest()
+        return await resume()
     }
 
     /// Cancels the migration only: the disks go on being mirrored, and another attempt may follow.
@@ -30,6 +29,15 @@ struct GuestRestoration {
         await endMigration()
         guard monitor.isConnected else { return "its monitor is gone" }
         if (try? await monitor.migrationState().status) == "completed" { return "QEMU completed the migration meanwhile" }
+        return await restoreGuest()
+    }
+
+    /// Ends the migration, however far it came, and brings the guest back; jobs and nodes stay as they are.
+    ///
+    /// - Returns: as `run`.
+    func resume() async -> String? {
+        await endMigration()
+        guard monitor.isConnected else { return "its monitor is gone" }
         return await restoreGuest()
     }
 

@@ -150,7 +150,7 @@ final class MigrationContext: @unchecked Sendable {
         endPhase()
         report.phasesMS["done"] = nil
         report.totalMS = Self.milliseconds(ContinuousClock.now - began)
-        if let text = MigrationReportFile.save(report, migrations) { warn(text) }
+        if let text = try? MigrationReportFile.save(report, migrations) { warn(text) }
         var event = event("finished")
         event.report = report
         emit(event)

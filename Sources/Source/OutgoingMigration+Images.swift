@@ -18,8 +18,8 @@ extension OutgoingMigration {
         self.fence = fence
         let guests = context.guests
         let (problems, users) = await BlockingPool.shared.value { (fence.check(), fence.users(guests)) }
-        if let unseen = users.unseenSentence { context.warn(unseen) }
-        let reasons = problems + users.sentences
+        if let note = users.note { context.warn(note) }
+        let reasons = problems + users.obstacles
         guard reasons.isEmpty else {
             throw MigrationError(.guest, "Guest '\(plan.guest)' cannot be migrated: \(reasons.joined(separator: "; "))")
         }
@@ -30,8 +30,15 @@ extension OutgoingMigration {
         guard let fence else { return nil }
         let guests = context.guests
         let users = await BlockingPool.shared.value { fence.users(guests) }
-        guard !users.sentences.isEmpty else { return nil }
-        return "Guest '\(plan.guest)' cannot be released: \(users.sentences.joined(separator: "; "))"
+        guard !users.obstacles.isEmpty else { return nil }
+        return "Guest '\(plan.guest)' cannot be released: \(users.obstacles.joined(separator: "; "))"
+    }
+
+    /// Where the image of a disk is now.
+    func whereabouts(of disk: SourceDisk) -> String {
+        guard let fence, let image = fence.images.first(where: { $0.path == disk.path }) else { return disk.path }
+        let fenced = fence.path(of: image)
+        return DurableFile.exists(fenced) ? fenced : disk.path
     }
 
     /// A release that is recovered may find its images with their old names: the host fell before that was durable.
@@ -86,11 +93,9 @@ extension OutgoingMigration {
         var runState: RunState
     }
 
+    /// Durable: a host that falls after RELEASED has to say it in RELEASE.
     static func note(_ state: RunState, _ files: MigrationFiles) throws {
-        let fd = open(files.guest, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
-        guard fd >= 0 else { throw ChannelError.system("create \(files.guest)", errno) }
-        defer { close(fd) }
-        try DurableFile.append(try JSONText.encode(GuestNote(runState: state)), to: fd, path: files.guest)
+        try DurableFile.write(try JSONText.encode(GuestNote(runState: state)), to: files.guest)
     }
 
     /// What the guest of a migration was doing last, apart from the migration; `running` when nothing was noted.

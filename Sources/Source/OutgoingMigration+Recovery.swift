@@ -12,12 +12,12 @@ extension OutgoingMigration {
     /// resumed, the destination is told. With RELEASED it belongs to the destination, which is asked until it answers: it
     /// has the guest, or it will never run it.
     ///
-    /// - Parameter operatorName: who takes the guest for this host although it was released, if the destination does not
-    ///   answer; nil to wait for it.
+    /// - Parameter operatorName: who takes the guest for this host although it was released, which `Recovery` has made sure of;
+    ///   nil to wait for the destination.
     /// - Returns: the report.
     /// - Throws: `MigrationError` with `busy` when the agent still lives, `guest` when there is nothing to recover.
     public func recover(takenBy operatorName: String? = nil) async throws -> MigrationReport {
-        try await loop.run { try await self.resumeFromJournal(operatorName) }
+        try await context.loop.run { try await self.resumeFromJournal(operatorName) }
     }
 
     /// Whether there is something left to do about a migration that started here and whose agent has ended.
@@ -40,147 +40,135 @@ extension OutgoingMigration {
         }
     }
 
+    private var nothingToRecover: MigrationError {
+        MigrationError(.guest, "Migration \(plan.id) has nothing to recover; see 'crossdock status'")
+    }
+
     private func resumeFromJournal(_ operatorName: String?) async throws -> MigrationReport {
-        guard let lock = try migrations.lock(guest: plan.guest) else {
+        guard let lock = try context.migrations.lock(guest: plan.guest) else {
             throw MigrationError(
                 .busy,
                 "Another process works on migration \(plan.id) of guest '\(plan.guest)'; see 'crossdock status'"
             )
         }
         guestLock = lock
-        if let process = EmulatorProcess(pid: getpid()) {
-            try? DurableFile.write(try JSONText.encode(process), to: recoveryFile)
-        }
+        let files = context.files
+        files.enter(.recovery)
         defer {
-            unlink(recoveryFile)
+            files.leave(.recovery)
             guestLock = nil
         }
-        guard let reading = try migrations.reading(of: plan.id), case .source(let standing) = reading.standing,
-            Self.isUnfinished(plan.id, reading, migrations, guests)
-        else {
-            throw MigrationError(.guest, "Migration \(plan.id) has nothing to recover; see 'crossdock status'")
-        }
-        journal = try Journal(opening: migrations.journal(of: plan.id))
-        guard try !migrations.isSuperseded(plan.id, of: plan.guest) else {
-            // A later migration has decided about the guest: neither QEMU nor the images are this one's to touch.
-            if standing == .open { try journal?.append(.rolledBack(reason: Self.superseded)) }
-            throw MigrationError(.guest, "Migration \(plan.id) was followed by a later one of guest '\(plan.guest)'")
-        }
-        guard operatorName == nil || standing == .released else {
-            throw MigrationError(
-                .guest,
-                "Who owns guest '\(plan.guest)' is known: run 'crossdock recover \(plan.id)' without --take-ownership, or see "
-                    + "'crossdock status'"
-            )
-        }
-        guard let known = try guests.load(plan.guest) else {
-            throw MigrationError(.guest, "The record of guest '\(plan.guest)' is gone")
-        }
-        record = known
-        if known.process?.isRunning == true {
-            do {
-                monitor = try await QMPClient.connect(to: guests.agentMonitor(of: known), on: loop)
-            } catch {
-                // Without its monitor nothing can be said about the guest, so nothing is decided about it here. Whether the
-                // destination has it can be found out all the same.
-                if standing.mayRunHere { throw error }
+        guard let reading = try context.migrations.reading(of: plan.id), case .source(let standing) = reading.standing,
+            Self.isUnfinished(plan.id, reading, context.migrations, context.guests)
+        else { throw nothingToRecover }
+        journal = try Journal(opening: files.journal)
+        if try context.migrations.isSuperseded(plan.id, of: plan.guest) {
+            try await leaveToLater(standing)
+        } else {
+            guard operatorName == nil || standing == .released else {
+                throw MigrationError(.guest, "Who owns guest '\(plan.guest)' is known; see 'crossdock status'")
             }
-        }
-        restoreDisks()
-        switch standing {
-        case .confirmed, .overruled, .rolledBack:
-            // The guest has long been there; only what it left behind is still here. A QEMU that is in another state than the one
-            // in which a migration ends is somebody else's.
-            if let monitor, try await monitor.status() != "postmigrate" {
-                throw MigrationError(.guest, "Migration \(plan.id) has nothing to recover; see 'crossdock status'")
+            guard let known = try context.guests.load(plan.guest) else {
+                throw MigrationError(.guest, "The record of guest '\(plan.guest)' is gone")
             }
-            report.outcome = .migrated
-            rememberRelease()
-            await endEmulator()
-        case .released:
-            isReleased = true
-            if let operatorName { try await take(operatorName) } else { await complete() }
-        case .open, .reclaimed, .taken:
-            unfence()
-            await takeUp()
+            record = known
+            restoreDisks(known)
+            try await act(on: standing, operatorName)
         }
         removeSockets()
-        control?.close()
+        link.close()
         monitor?.close()
-        if let text = try? MigrationReportFile.save(report, migrations) { warn(text) }
-        return report
+        if let text = try? MigrationReportFile.save(context.report, context.migrations) { context.warn(text) }
+        return context.report
     }
 
-    /// The guest was released: the destination says what became of it.
-    private func complete() async {
-        if let refusal = await handOver() {
-            hasMigrationStarted = true
-            await takeBack(refusal)
-            report.code = isRolledBack ? 0 : MigrationError.Code.failed.rawValue
-        } else {
-            await finish()
-        }
-    }
-
-    /// The guest belongs to this host.
-    private func takeUp() async {
-        mayBePrepared = true
-        let reason = MigrationError(.failed, "The source agent ended before the guest was released")
-        if let monitor {
-            let state = try? await monitor.migrationState().status
-            let status = try? await monitor.status()
-            if let state, let status {
-                hasMigrationStarted =
-                    ["setup", "active", "pre-switchover", "device", "cancelling"].contains(state)
-                    || SwitchoverWatchdog.isPause(status, ofMigration: state)
-            } else {
-                // It may be paused, for all that is known.
-                hasMigrationStarted = true
+    /// A later migration has decided about the guest: neither QEMU nor the images are this one's to touch.
+    private func leaveToLater(_ standing: SourceStanding) async throws {
+        switch standing {
+        case .taken(let by):
+            context.report.outcome = .rolledBack
+            if await tellOverruling(by: by) {
+                try journal?.append(.rolledBack(reason: "\(by) has taken the guest for this host"))
             }
-            if hasMigrationStarted { _ = try? await monitor.cancelMigration() }
-            try? await clearLeftovers(monitor)
+        case .open:
+            try journal?.append(.rolledBack(reason: Self.superseded))
+            fallthrough
+        case .released, .reclaimed, .confirmed, .overruled, .rolledBack:
+            throw MigrationError(.guest, "Migration \(plan.id) was followed by a later one of guest '\(plan.guest)'")
         }
-        await rollBack(reason)
-        // The roll-back is what was asked for; what is left of it is in the warnings.
-        report.code = isRolledBack ? 0 : MigrationError.Code.failed.rawValue
     }
 
-    /// The operator says that the destination will never run the guest. If it can be asked, it is asked.
-    private func take(_ operatorName: String) async throws {
-        let opened = try? await ControlConnection.open(plan, credentials: credentials, on: loop)
-        if let (control, welcome) = opened, welcome.state != .new {
-            self.control = control
-            let answer = try? await control.ask(.release(.init()), timeout: .seconds(60))
-            switch answer {
-            case .owned, .refused:
-                // It has answered after all, so there is nothing to override.
-                await complete()
-                return
-            default:
-                // It is there, and may be about to run the guest.
-                throw MigrationError(
-                    .undecided,
-                    "\(plan.host) can be reached and has not decided yet, so the guest is not taken; run 'crossdock recover "
-                        + "\(plan.id)', or switch that host off first"
-                )
-            }
+    private func act(on standing: SourceStanding, _ operatorName: String?) async throws {
+        var standing = standing
+        if let operatorName {
+            try journal?.append(.taken(by: operatorName))
+            standing = .taken(by: operatorName)
         }
-        opened?.0.close()
-        try journal?.append(.taken(by: operatorName))
-        isReleased = false
-        unfence()
-        hasMigrationStarted = true
-        mayBePrepared = false
-        isAwaited = false
-        await rollBack(MigrationError(.failed, "\(operatorName) has taken the guest for this host"))
-        report.code = 0
+        switch standing {
+        case .confirmed, .overruled, .rolledBack:
+            try await removeWhatWasLeft()
+            return
+        case .open, .reclaimed:
+            // Its images first: QEMU opens them by their names when it goes on.
+            await liftFence()
+            // Without its monitor nothing can be said about the guest, so nothing is decided about it.
+            try await connectMonitor()
+        case .taken(let by):
+            overruler = by
+            await liftFence()
+            try await connectMonitor()
+        // QEMU is frozen, and is not to be used before the guest belongs to this host again.
+        case .released: break
+        }
+        let reason =
+            overruler.map { "\($0) has taken the guest for this host" } ?? "The source agent ended before the guest was released"
+        let resumed = SourceHandover.resuming(
+            standing,
+            guest: Self.noted(context.files),
+            reason: MigrationError(.failed, reason)
+        )
+        guard let resumed else { throw nothingToRecover }
+        handover = resumed
+        await carryOut()
+        await settleReport()
     }
 
-    /// Names the process that recovers the migration, while it does.
-    private var recoveryFile: String { migrations.files(of: plan.id).process(.recovery) }
+    /// The roll-back is what was asked for; what is left of it is in the warnings.
+    private func settleReport() async {
+        switch handover {
+        case .over(.rolledBack(_, let isClosed)):
+            // That the other host does not know yet that it was overruled is no failure.
+            context.report.code = isClosed || overruler != nil ? 0 : MigrationError.Code.failed.rawValue
+        case .over(.overruled(let by)): await learnOverruling(by)
+        default: break
+        }
+    }
 
-    private func restoreDisks() {
-        for (index, saved) in Self.savedDisks(of: plan.id, migrations).enumerated() {
+    /// The guest has long been there; only what it left behind is still here.
+    private func removeWhatWasLeft() async throws {
+        if let process = record?.process, process.isRunning, !process.isFrozen {
+            try await connectMonitor()
+            // A QEMU that is in another state than the one in which a migration ends is somebody else's.
+            if let monitor, try await monitor.runState() != .postmigrate { throw nothingToRecover }
+        }
+        context.report.outcome = .migrated
+        rememberRelease()
+        await endEmulator()
+    }
+
+    private func connectMonitor() async throws {
+        guard let record, record.process?.isRunning == true else { return }
+        monitor = try await context.guests.connect(to: record, on: context.loop)
+    }
+
+    private func restoreDisks(_ record: GuestRecord) {
+        fence = ImageFence(
+            recovering: plan.id,
+            guest: plan.guest,
+            process: record.process,
+            in: context.migrations
+        )
+        for (index, saved) in SavedDisk.load(context.files).enumerated() {
             let name = "disk\(index)"
             var disk = SourceDisk(
                 offer: .init(name: name, size: saved.size, allocated: 0, path: saved.path),
@@ -189,8 +177,8 @@ extension OutgoingMigration {
             )
             disk.format = saved.format
             disk.isSealed = saved.isSealed
-            disks.append(disk)
-            report.disks.append(.init(name: name, size: saved.size))
+            mirrors.disks.append(disk)
+            context.report.disks.append(.init(name: name, size: saved.size))
         }
     }
 }

@@ -30,6 +30,8 @@ public final class OutgoingMigration: @unchecked Sendable {
     private var watchdog: SwitchoverWatchdog?
     private var deadline: LoopTimer?
     var fence: ImageFence?
+    /// Who has taken the guest for this host although it was released; the destination is told instead of asked.
+    var overruler: String?
     /// How often QEMU had said that it runs the guest when it completed the migration.
     private var resumesAtCompletion = 0
     /// The digests of the images, read in full while the guest is paused.
@@ -429,7 +431,7 @@ public final class OutgoingMigration: @unchecked Sendable {
     }
 
     private func compare(_ disk: SourceDisk, _ index: Int) async {
-        let path = fence?.whereabouts(of: disk.path) ?? disk.path
+        let path = whereabouts(of: disk)
         let digest = await disk.digest(at: path, on: context.dataLoops)
         context.report.disks[index].digestSource = digest
         let there = context.report.disks[index].digestDestination
@@ -490,7 +492,7 @@ public final class OutgoingMigration: @unchecked Sendable {
     private func restoreGuest() async -> String? {
         guard let record, record.process?.isRunning == true else { return nil }
         if monitor?.isConnected != true {
-            monitor = try? await QMPClient.connect(to: context.guests.agentMonitor(of: record), on: context.loop)
+            monitor = try? await context.guests.connect(to: record, on: context.loop)
         }
         var problem: String? = "its monitor does not answer"
         if let monitor, monitor.isConnected {
@@ -506,6 +508,7 @@ public final class OutgoingMigration: @unchecked Sendable {
 
     /// A destination that was asked to prepare keeps everything until it hears this.
     private func tell(_ rollBack: SourceHandover.RollBack) async -> SourceHandover.Event {
+        if let overruler { return .told(await tellOverruling(by: overruler)) }
         let patience: Duration? =
             switch rollBack.telling {
             case .needless: nil
@@ -643,8 +646,7 @@ public final class OutgoingMigration: @unchecked Sendable {
     /// What the guest is doing, for whoever takes this agent's place.
     private func noteGuest() {
         guard let watch, journal != nil else { return }
-        // Not durable: after a crash of the host there is no guest.
-        try? Self.note(watch.guest, context.files)
+        do { try Self.note(watch.guest, context.files) } catch { context.warn("\(error)") }
     }
 
     private var notedGuest: RunState { Self.noted(context.files) }

@@ -1,3 +1,4 @@
+internal import Emulator
 internal import IO
 internal import Migration
 internal import TLS
@@ -8,11 +9,19 @@ struct SavedDisk: Codable {
     var format: String
     var size: UInt64
     var isSealed: Bool
+    /// Which file it is; earlier versions did not say.
+    var image: FencedImage?
 
     /// Notes the disks of a migration.
     static func save(_ disks: [SourceDisk], _ files: MigrationFiles) throws {
         let saved = disks.map {
-            SavedDisk(path: $0.path, format: $0.format, size: $0.offer.size, isSealed: $0.secret != nil)
+            SavedDisk(
+                path: $0.path,
+                format: $0.format,
+                size: $0.offer.size,
+                isSealed: $0.secret != nil,
+                image: FencedImage($0.path)
+            )
         }
         try DurableFile.write(try JSONText.encode(saved), to: files.disks)
     }

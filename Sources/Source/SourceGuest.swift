@@ -66,7 +66,7 @@ struct SourceGuest {
             throw MigrationError(.guest, "Guest '\(plan.guest)' does not run, so it cannot be migrated live")
         }
         do {
-            return (found, try await QMPClient.connect(to: context.guests.agentMonitor(of: found), on: context.loop))
+            return (found, try await context.guests.connect(to: found, on: context.loop))
         } catch let error as ChannelError {
             throw MigrationError(.guest, "The monitor of guest '\(plan.guest)' cannot be reached: \(error.message)")
         }

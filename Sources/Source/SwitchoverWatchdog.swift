@@ -4,11 +4,6 @@ internal import Glibc
 public import IO
 internal import Migration
 
-/// What ended an attempt to send the memory, when another one may follow.
-struct MemoryLost: Error {
-    let reason: String
-}
-
 /// A process that looks after a guest which may be paused for the switchover when its source agent dies or stands still.
 ///
 /// QEMU waits at pre-switchover for ever, with the guest stopped, and its monitor serves one client only. So the watchdog
@@ -40,19 +35,6 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
     /// How long the agent may stand still while the guest runs, in milliseconds.
     private static func patience(_ deadline: Int) -> Int { max(deadline, 3000) }
     private static let interval = Duration.milliseconds(100)
-
-    /// Whether a guest that does not run was paused by a migration of its own, not by somebody else.
-    ///
-    /// - Parameters:
-    ///   - status: what `query-status` says.
-    ///   - migration: what `query-migrate` says; of a guest that came by a migration that is `completed` until it leaves.
-    static func isPause(_ status: String, ofMigration migration: String) -> Bool {
-        switch status {
-        case "postmigrate", "finish-migrate": true
-        case "paused": migration != "none" && migration != "completed"
-        default: false
-        }
-    }
 
     /// Starts it. Called on the loop that must not stand still.
     ///
@@ -197,25 +179,16 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
             close(monitor)
             return true
         }
-        // The agent may have fenced the images on its way to the release.
-        _ = Fence.lift(OutgoingMigration.savedDisks(of: plan.id, migrations).map(\.path), plan.id)
+        // The agent may have fenced the images on its way to the release, and frozen QEMU, whose monitor says nothing then.
+        let process = ((try? GuestStore(stateDirectory: plan.stateDirectory).load(plan.guest)) ?? nil)?.process
+        _ = ImageFence(recovering: plan.id, guest: plan.guest, process: process, in: migrations).lift()
+        try? process?.thaw()
+        let guest = OutgoingMigration.noted(migrations.files(of: plan.id))
         try? await loop.run {
             let channel = try SocketChannel(adopting: monitor, on: loop, peerName: "QEMU's monitor")
             let client = try await QMPClient.resume(over: channel)
             defer { client.close() }
-            let end = ContinuousClock.now + .seconds(60)
-            while ContinuousClock.now < end, client.isConnected {
-                _ = try? await client.cancelMigration()
-                let status = try? await client.status()
-                if status == "running" { return }
-                let state = try? await client.migrationState().status
-                // QEMU resumes it by itself after a cancellation; at the end of a migration it does not.
-                if let status, let state {
-                    if !Self.isPause(status, ofMigration: state) { return }
-                    if ["completed", "cancelled", "failed"].contains(state) { _ = try? await client.resume() }
-                }
-                await loop.sleep(for: .milliseconds(2))
-            }
+            _ = await GuestRestoration(monitor: client, guest: guest).resume()
         }
         return true
     }

@@ -21,7 +21,7 @@ struct Crossdock: AsyncParsableCommand {
             ExportWatchdogCommand.self,
             StatusCommand.self, RecoverCommand.self, GuestCommand.self,
             ObjectCommand.self, PKICommand.self, SecretCommand.self, NBDCommand.self,
-            SourceAgentCommand.self, SourceWatchdogCommand.self,
+            SourceAgentCommand.self, SourceWatchdogCommand.self, HoldDevicesCommand.self,
         ]
     )
 }

@@ -80,6 +80,8 @@ uint64_t xd_free_bytes(const char *path);
 int xd_is_memory_file_system(const char *path);
 int xd_is_zero(const void *bytes, size_t length);
 
+/* How many descriptors a detached program can inherit. */
+enum { XD_MAX_KEPT = 64 };
 /* Starts argv[0] detached: new session, the three descriptors as standard streams, everything else closed,
    signals reset. Returns the pid, or -1 with errno; exec failures are reported through errno too. */
 pid_t xd_spawn_detached(char *const argv[], char *const envp[], const char *directory, int in, int out, int err,
@@ -101,6 +103,25 @@ int xd_signal_pipe(const int *signals, int count);
 void xd_raise_descriptor_limit(void);
 int xd_terminal_width(int fd);
 int xd_open_directory(const char *path);
+
+/* Which file a name leads to, without asking the server of a remote file system. `device` is the file system's number,
+   `special` the device's own if the file is one. */
+typedef struct {
+    uint64_t device;
+    uint64_t inode;
+    uint64_t special;
+    uint64_t links;
+    uint32_t mode;
+    uint32_t owner;
+} xd_identity;
+int xd_identify(int directory, const char *name, int follow, xd_identity *identity);
+uint64_t xd_device_number(uint32_t major, uint32_t minor);
+uint32_t xd_device_major(uint64_t number);
+uint32_t xd_device_minor(uint64_t number);
+/* renameat2 with RENAME_NOREPLACE. */
+int xd_rename_no_replace(int old_directory, const char *old_name, int new_directory, const char *new_name);
+/* Whether a file or directory is immutable or append-only (chattr +i, +a); 0 where the file system has no such thing. */
+int xd_is_immutable(int fd);
 
 /* Pages for secrets: left out of core dumps and not inherited by children; locked when the limit allows it. */
 void *xd_secret_pages(size_t length);

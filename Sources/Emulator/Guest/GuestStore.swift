@@ -56,6 +56,37 @@ public struct GuestStore: Sendable {
     public func agentMonitor(of record: GuestRecord) -> String { record.adopted ?? agentMonitor(of: record.name) }
     /// The monitor for a quick look; an adopted guest may have none but the agent's.
     public func statusMonitor(of record: GuestRecord) -> String { record.adopted ?? statusMonitor(of: record.name) }
+    /// Which of a guest's monitors is meant.
+    public enum Monitor: Sendable {
+        /// That of an agent.
+        case agent
+        /// That for a quick look.
+        case status
+    }
+
+    /// Connects to a guest's monitor.
+    ///
+    /// - Parameters:
+    ///   - record: the guest.
+    ///   - monitor: which one.
+    ///   - loop: the caller's loop.
+    ///   - timeout: the time allowed for the greeting.
+    /// - Throws: `GuestError` at once when its QEMU is frozen, which would never answer; what `QMPClient` throws.
+    public func connect(
+        to record: GuestRecord,
+        _ monitor: Monitor = .agent,
+        on loop: EventLoop,
+        timeout: Duration = .seconds(10)
+    ) async throws -> QMPClient {
+        if let process = record.process, process.isFrozen {
+            throw GuestError(
+                "QEMU of guest '\(record.name)' (process \(process.pid)) is frozen and answers nobody; 'crossdock status' says why"
+            )
+        }
+        let path = monitor == .agent ? agentMonitor(of: record) : statusMonitor(of: record)
+        return try await QMPClient.connect(to: path, on: loop, timeout: timeout)
+    }
+
     /// The lock of whoever exports the guest's disks.
     public func exportLock(of name: String) -> String { "\(directory)/\(name)/export.lock" }
     /// Where an export's private directory is noted while the export is there.
@@ -193,6 +224,12 @@ public struct GuestStore: Sendable {
                 throw GuestError("The QEMU behind \(socket) is guest '\(other)' already")
             }
         }
+        guard !emulator.process.isFrozen else {
+            throw GuestError(
+                "The QEMU behind \(socket) (process \(emulator.process.pid)) is frozen and answers nobody; 'crossdock status' says "
+                    + "whether a migration did that"
+            )
+        }
         var record = GuestRecord(
             name: name,
             commandLine: GuestCommandLine(arguments: emulator.arguments, directory: emulator.directory)
@@ -223,29 +260,22 @@ public struct GuestStore: Sendable {
     /// Ends a guest's QEMU, in the orderly way of its monitor if it answers.
     public func stop(_ record: GuestRecord, on loop: EventLoop) async {
         guard let process = record.process, process.isRunning else { return }
-        if let monitor = try? await QMPClient.connect(
-            to: statusMonitor(of: record),
-            on: loop,
-            timeout: .seconds(2)
-        ) {
+        if let monitor = try? await connect(to: record, .status, on: loop, timeout: .seconds(2)) {
             await monitor.quit()
             monitor.close()
         }
         await process.terminate()
     }
 
-    /// What a guest does now, for people: QEMU's run state, "stopped", "released", or "unknown" when QEMU is silent.
+    /// What a guest does now, for people: QEMU's run state, "stopped", "released", "frozen", or "unknown" when QEMU is silent.
     public func state(of record: GuestRecord, on loop: EventLoop) async -> String {
         guard let process = record.process, process.isRunning else {
             return record.released == nil ? "stopped" : "released"
         }
-        guard
-            let monitor = try? await QMPClient.connect(
-                to: statusMonitor(of: record),
-                on: loop,
-                timeout: .seconds(2)
-            )
-        else { return "unknown" }
+        if process.isFrozen { return "frozen" }
+        guard let monitor = try? await connect(to: record, .status, on: loop, timeout: .seconds(2)) else {
+            return "unknown"
+        }
         defer { monitor.close() }
         return (try? await monitor.status(timeout: .seconds(2))) ?? "unknown"
     }

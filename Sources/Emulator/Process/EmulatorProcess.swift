@@ -54,8 +54,10 @@ public struct EmulatorProcess: Sendable, Codable, Hashable {
     }
 
     /// Ends the process: SIGTERM, and SIGKILL when it is still there after `grace`.
+    ///
+    /// One that is frozen is ended with SIGKILL at once: it could not answer SIGTERM, and must not run until it does.
     public func terminate(grace: Duration = .seconds(5)) async {
-        signal(SIGTERM)
+        signal(isFrozen ? SIGKILL : SIGTERM)
         let end = ContinuousClock.now + grace
         // Not `Task.sleep`: the caller's task may be cancelled, and the loop would spin.
         func pause() async { _ = try? await BlockingPool.shared.run { usleep(10_000) } }

@@ -210,6 +210,13 @@ public final class Journal: Sendable {
         }
     }
 
+    /// Appends a record, as `append` does, beside the caller's loop: an `fsync` takes as long as the disk likes.
+    ///
+    /// - Throws: `JournalError`, `notWritten` or `doubtful`.
+    public func write(_ record: JournalRecord) async throws {
+        try await BlockingPool.shared.run { try self.append(record) }
+    }
+
     /// The records of a journal; a last one that a crash has torn does not count. Empty when there is no journal.
     ///
     /// - Throws: `JournalError` when the journal is damaged in its middle or of a later version.

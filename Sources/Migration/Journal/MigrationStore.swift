@@ -70,6 +70,15 @@ public struct MigrationStore: Sendable {
         /// It is on its way to this host and does not belong to it yet.
         case arriving(migration: String, source: String)
 
+        /// Whether the guest certainly belongs to another host, which needs nothing of what is left here.
+        public var isDecided: Bool {
+            switch self {
+            case .released(_, _, let isConfirmed): isConfirmed
+            case .overruled: true
+            case .arriving: false
+            }
+        }
+
         /// What an operator is told who wants to start or to move the guest.
         public func sentence(guest: String) -> String {
             switch self {

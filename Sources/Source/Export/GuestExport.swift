@@ -102,7 +102,7 @@ public final class GuestExport: @unchecked Sendable {
         }
         let export = GuestExport(record, store, loop, loops)
         export.lock = lock
-        let monitor = try await QMPClient.connect(to: store.agentMonitor(of: record), on: loop)
+        let monitor = try await store.connect(to: record, on: loop)
         defer { monitor.close() }
         do {
             try await export.show(monitor, process, options)
@@ -349,7 +349,7 @@ public final class GuestExport: @unchecked Sendable {
             return nil
         }
         do {
-            let monitor = try await QMPClient.connect(to: store.agentMonitor(of: record), on: loop)
+            let monitor = try await store.connect(to: record, on: loop)
             defer { monitor.close() }
             let before = warnings.count
             await takeBack(monitor)

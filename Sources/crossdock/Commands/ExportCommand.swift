@@ -94,6 +94,7 @@ struct ExportCommand: AsyncParsableCommand {
                 guard let record = try common.guests.load(name) else {
                     throw GuestError("There is no guest '\(name)'; take it up with 'crossdock guest adopt'")
                 }
+                if let sentence = common.migrations.frozenSentence(of: record) { throw GuestError(sentence) }
                 return record
             }
             var options = GuestExport.Options(

@@ -100,6 +100,10 @@ struct GuestCommand: AsyncParsableCommand {
 
         func run() async throws {
             try await failing {
+                if let known = try common.guests.load(name), let sentence = common.migrations.frozenSentence(of: known)
+                {
+                    throw GuestError(sentence)
+                }
                 guard let lock = try common.migrations.lock(guest: name) else {
                     throw MigrationError(.busy, "Guest '\(name)' is being migrated; see 'crossdock status'")
                 }
@@ -146,7 +150,7 @@ struct GuestCommand: AsyncParsableCommand {
                             views.append(GuestView(damaged: name))
                             continue
                         }
-                        views.append(try await GuestView.look(record, common.guests, on: loop))
+                        views.append(try await GuestView.look(record, common.guests, common.migrations, on: loop))
                     }
                     return views
                 }
@@ -179,9 +183,9 @@ struct GuestCommand: AsyncParsableCommand {
         func run() async throws {
             try await failing {
                 guard let record = try common.guests.load(name) else { throw GuestError("There is no guest '\(name)'") }
-                let store = common.guests
+                let (store, migrations) = (common.guests, common.migrations)
                 let loop = EventLoop(name: "guest")
-                let view = try await loop.run { try await GuestView.look(record, store, on: loop) }
+                let view = try await loop.run { try await GuestView.look(record, store, migrations, on: loop) }
                 output(
                     json
                         ? String(decoding: try JSONText.encode(view, pretty: true), as: UTF8.self) + "\n"
@@ -208,6 +212,14 @@ struct GuestCommand: AsyncParsableCommand {
                 defer { withExtendedLifetime(lock) {} }
                 let store = common.guests
                 let loop = EventLoop(name: "guest")
+                if let bar = try common.migrations.startBar(of: name) {
+                    guard bar.isDecided, record.process?.isRunning == true else {
+                        throw GuestError(bar.sentence(guest: name))
+                    }
+                    try await loop.run { await store.stop(record, on: loop) }
+                    output("\(bar.sentence(guest: name)). What was left of it here is ended.\n")
+                    return
+                }
                 try await loop.run { await store.stop(record, on: loop) }
                 output("Guest '\(name)' is stopped.\n")
             }

@@ -39,6 +39,10 @@ struct RecoverCommand: AsyncParsableCommand {
 
     func run() async throws {
         try await failing {
+            // Before anything is asked of another host, which may take as long as that is away.
+            if migration == nil {
+                for problem in DeviceHolder.holdAgain(common.migrations) { printError("crossdock: \(problem)") }
+            }
             let ids = try migration.map { [$0] } ?? common.migrations.ids().filter { try needsRecovery($0) }
             if ids.isEmpty { output("There is nothing to recover on this host.\n") }
             if let migration {
@@ -179,6 +183,7 @@ enum Recovery {
         case .migrated: output("Guest '\(order.plan.guest)' belongs to \(order.plan.host) and runs there.\n")
         case .rolledBack: output("Guest '\(order.plan.guest)' belongs to this host; migration \(id) was rolled back.\n")
         case .rehearsed: break
+        case .overruled: output("Guest '\(order.plan.guest)' belongs to \(order.plan.host).\n")
         case .undecided: output("Who owns guest '\(order.plan.guest)' is not known.\n")
         }
         return report.code

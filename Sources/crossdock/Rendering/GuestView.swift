@@ -1,5 +1,6 @@
 import Emulator
 import IO
+import Migration
 
 /// What `crossdock guest list` and `crossdock guest show` tell about a guest.
 struct GuestView: Codable {
@@ -57,11 +58,23 @@ struct GuestView: Codable {
     }
 
     /// Asks a guest's QEMU, if it runs and answers.
-    static func look(_ record: GuestRecord, _ store: GuestStore, on loop: EventLoop) async throws -> GuestView {
+    static func look(
+        _ record: GuestRecord,
+        _ store: GuestStore,
+        _ migrations: MigrationStore,
+        on loop: EventLoop
+    ) async throws -> GuestView {
+        if let sentence = migrations.frozenSentence(of: record) {
+            var view = GuestView(record, state: "frozen")
+            view.detail = sentence
+            view.blockers = [sentence]
+            view.migratable = false
+            return view
+        }
         guard record.process?.isRunning == true else {
             return GuestView(record, state: await store.state(of: record, on: loop))
         }
-        let monitor = try? await QMPClient.connect(to: store.statusMonitor(of: record), on: loop, timeout: .seconds(2))
+        let monitor = try? await store.connect(to: record, .status, on: loop, timeout: .seconds(2))
         defer { monitor?.close() }
         return try await make(record, state: "unknown", monitor: monitor)
     }
