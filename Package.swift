@@ -102,6 +102,11 @@ let package = Package(
             swiftSettings: settings
         ),
         .testTarget(
+            name: "SourceTests",
+            dependencies: ["Source", "Migration", "Emulator", "TLS", "IO", "TestSupport"],
+            swiftSettings: settings
+        ),
+        .testTarget(
             name: "Interop",
             dependencies: ["NBD", "TLS", "IO", "TestSupport", "crossdock"],
             swiftSettings: settings

@@ -12,8 +12,8 @@ extension OutgoingMigration {
     /// resumed, the destination is told. With RELEASED it belongs to the destination, which is asked until it answers: it
     /// has the guest, or it will never run it.
     ///
-    /// - Parameter operatorName: who takes the guest for this host although it was released, if the destination does not
-    ///   answer; nil to wait for it.
+    /// - Parameter operatorName: who takes the guest for this host although it was released, which `Recovery` has made sure of;
+    ///   nil to wait for the destination.
     /// - Returns: the report.
     /// - Throws: `MigrationError` with `busy` when the agent still lives, `guest` when there is nothing to recover.
     public func recover(takenBy operatorName: String? = nil) async throws -> MigrationReport {
@@ -48,11 +48,10 @@ extension OutgoingMigration {
             )
         }
         guestLock = lock
-        if let process = EmulatorProcess(pid: getpid()) {
-            try? DurableFile.write(try JSONText.encode(process), to: recoveryFile)
-        }
+        let files = migrations.files(of: plan.id)
+        files.enter(.recovery)
         defer {
-            unlink(recoveryFile)
+            files.leave(.recovery)
             guestLock = nil
         }
         guard let reading = try migrations.reading(of: plan.id), case .source(let standing) = reading.standing,
@@ -60,55 +59,82 @@ extension OutgoingMigration {
         else {
             throw MigrationError(.guest, "Migration \(plan.id) has nothing to recover; see 'crossdock status'")
         }
-        journal = try Journal(opening: migrations.journal(of: plan.id))
-        guard try !migrations.isSuperseded(plan.id, of: plan.guest) else {
-            // A later migration has decided about the guest: neither QEMU nor the images are this one's to touch.
-            if standing == .open { try journal?.append(.rolledBack(reason: Self.superseded)) }
-            throw MigrationError(.guest, "Migration \(plan.id) was followed by a later one of guest '\(plan.guest)'")
-        }
-        guard operatorName == nil || standing == .released else {
-            throw MigrationError(
-                .guest,
-                "Who owns guest '\(plan.guest)' is known: run 'crossdock recover \(plan.id)' without --take-ownership, or see "
-                    + "'crossdock status'"
-            )
-        }
-        guard let known = try guests.load(plan.guest) else {
-            throw MigrationError(.guest, "The record of guest '\(plan.guest)' is gone")
-        }
-        record = known
-        if known.process?.isRunning == true {
-            do {
-                monitor = try await QMPClient.connect(to: guests.agentMonitor(of: known), on: loop)
-            } catch {
-                // Without its monitor nothing can be said about the guest, so nothing is decided about it here. Whether the
-                // destination has it can be found out all the same.
-                if standing.mayRunHere { throw error }
+        journal = try Journal(opening: files.journal)
+        if try migrations.isSuperseded(plan.id, of: plan.guest) {
+            try await leaveToLater(standing)
+        } else {
+            guard operatorName == nil || standing == .released else {
+                throw MigrationError(.guest, "Who owns guest '\(plan.guest)' is known; see 'crossdock status'")
             }
-        }
-        restoreDisks()
-        switch standing {
-        case .confirmed, .overruled, .rolledBack:
-            // The guest has long been there; only what it left behind is still here. A QEMU that is in another state than the one
-            // in which a migration ends is somebody else's.
-            if let monitor, try await monitor.status() != "postmigrate" {
-                throw MigrationError(.guest, "Migration \(plan.id) has nothing to recover; see 'crossdock status'")
+            guard let known = try guests.load(plan.guest) else {
+                throw MigrationError(.guest, "The record of guest '\(plan.guest)' is gone")
             }
-            report.outcome = .migrated
-            rememberRelease()
-            await endEmulator()
-        case .released:
-            isReleased = true
-            if let operatorName { try await take(operatorName) } else { await complete() }
-        case .open, .reclaimed, .taken:
-            unfence()
-            await takeUp()
+            record = known
+            restoreDisks()
+            try await act(on: standing, operatorName)
         }
         removeSockets()
         control?.close()
         monitor?.close()
         if let text = try? MigrationReportFile.save(report, migrations) { warn(text) }
         return report
+    }
+
+    /// A later migration has decided about the guest: neither QEMU nor the images are this one's to touch.
+    private func leaveToLater(_ standing: SourceStanding) async throws {
+        switch standing {
+        case .taken(let by):
+            report.outcome = .rolledBack
+            if await tellOverruling(by: by) {
+                try journal?.append(.rolledBack(reason: "\(by) has taken the guest for this host"))
+            }
+        case .open:
+            try journal?.append(.rolledBack(reason: Self.superseded))
+            fallthrough
+        case .released, .reclaimed, .confirmed, .overruled, .rolledBack:
+            throw MigrationError(.guest, "Migration \(plan.id) was followed by a later one of guest '\(plan.guest)'")
+        }
+    }
+
+    private func act(on standing: SourceStanding, _ operatorName: String?) async throws {
+        switch standing {
+        case .confirmed, .overruled, .rolledBack:
+            // The guest has long been there; only what it left behind is still here. A QEMU that is in another state than the one
+            // in which a migration ends is somebody else's.
+            if let process = record?.process, process.isRunning, !process.isFrozen {
+                try await connectMonitor()
+                if let monitor, try await monitor.status() != "postmigrate" {
+                    throw MigrationError(.guest, "Migration \(plan.id) has nothing to recover; see 'crossdock status'")
+                }
+            }
+            report.outcome = .migrated
+            rememberRelease()
+            await endEmulator()
+        case .released:
+            // QEMU may be frozen, and is not to be used before the guest belongs to this host again.
+            isReleased = true
+            if let operatorName { try await take(operatorName) } else { await complete() }
+        case .open, .reclaimed:
+            unfence()
+            thawEmulator()
+            // Without its monitor nothing can be said about the guest, so nothing is decided about it.
+            try await connectMonitor()
+            await takeUp(MigrationError(.failed, "The source agent ended before the guest was released"))
+            if overruledBy == nil { report.code = isRolledBack ? 0 : MigrationError.Code.failed.rawValue }
+        case .taken(let by):
+            overruler = by
+            unfence()
+            thawEmulator()
+            try await connectMonitor()
+            await takeUp(MigrationError(.failed, "\(by) has taken the guest for this host"))
+            // That the other host does not know it yet is no failure.
+            report.code = 0
+        }
+    }
+
+    private func connectMonitor() async throws {
+        guard let record, record.process?.isRunning == true else { return }
+        monitor = try await QMPClient.connect(to: guests.agentMonitor(of: record), on: loop)
     }
 
     /// The guest was released: the destination says what became of it.
@@ -123,9 +149,8 @@ extension OutgoingMigration {
     }
 
     /// The guest belongs to this host.
-    private func takeUp() async {
+    private func takeUp(_ reason: MigrationError) async {
         mayBePrepared = true
-        let reason = MigrationError(.failed, "The source agent ended before the guest was released")
         if let monitor {
             let state = try? await monitor.migrationState().status
             let status = try? await monitor.status()
@@ -140,44 +165,22 @@ extension OutgoingMigration {
             if hasMigrationStarted { _ = try? await monitor.cancelMigration() }
             try? await clearLeftovers(monitor)
         }
-        await rollBack(reason)
         // The roll-back is what was asked for; what is left of it is in the warnings.
-        report.code = isRolledBack ? 0 : MigrationError.Code.failed.rawValue
+        await rollBack(reason)
     }
 
-    /// The operator says that the destination will never run the guest. If it can be asked, it is asked.
+    /// The operator says that the destination will never run the guest.
     private func take(_ operatorName: String) async throws {
-        let opened = try? await ControlConnection.open(plan, credentials: credentials, on: loop)
-        if let (control, welcome) = opened, welcome.state != .new {
-            self.control = control
-            let answer = try? await control.ask(.release(.init()), timeout: .seconds(60))
-            switch answer {
-            case .owned, .refused:
-                // It has answered after all, so there is nothing to override.
-                await complete()
-                return
-            default:
-                // It is there, and may be about to run the guest.
-                throw MigrationError(
-                    .undecided,
-                    "\(plan.host) can be reached and has not decided yet, so the guest is not taken; run 'crossdock recover "
-                        + "\(plan.id)', or switch that host off first"
-                )
-            }
-        }
-        opened?.0.close()
         try journal?.append(.taken(by: operatorName))
         isReleased = false
+        overruler = operatorName
         unfence()
+        thawEmulator()
         hasMigrationStarted = true
-        mayBePrepared = false
         isAwaited = false
         await rollBack(MigrationError(.failed, "\(operatorName) has taken the guest for this host"))
         report.code = 0
     }
-
-    /// Names the process that recovers the migration, while it does.
-    private var recoveryFile: String { migrations.files(of: plan.id).process(.recovery) }
 
     private func restoreDisks() {
         for (index, saved) in Self.savedDisks(of: plan.id, migrations).enumerated() {

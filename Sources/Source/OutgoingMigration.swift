@@ -81,6 +81,10 @@ public final class OutgoingMigration: @unchecked Sendable {
     var earlierParameters: [String: JSONValue] = [:]
     var deadline: LoopTimer?
     var isRolledBack = false
+    /// Who has taken the guest for this host although it was released; the destination is told instead of asked.
+    var overruler: String?
+    /// Who has taken the guest for the destination without this host's word.
+    var overruledBy: String?
     static let superseded = "Its source agent ended; a later migration followed"
     var guestLock: FileLock?
 
@@ -192,6 +196,11 @@ public final class OutgoingMigration: @unchecked Sendable {
     private func connectAgain() async throws {
         let (next, welcome) = try await ControlConnection.open(plan, credentials: credentials, on: loop)
         guard fault == nil, !isReleased else { return next.close() }
+        if let by = welcome.takenBy {
+            next.close()
+            await learnOverruling(by: by)
+            throw MigrationError(.failed, report.reason ?? "The guest belongs to \(plan.host) now")
+        }
         guard welcome.state == .offered || welcome.state == .prepared else {
             next.close()
             throw MigrationError(.failed, "The destination has given the migration up meanwhile")
@@ -369,7 +378,8 @@ public final class OutgoingMigration: @unchecked Sendable {
                 )
             }
             if !plan.isRehearsal {
-                for id in superseded() {
+                // What an operator has taken, the other host has yet to learn.
+                for id in superseded() where try migrations.reading(of: id)?.isTaken == false {
                     try Journal(opening: migrations.journal(of: id)).append(.rolledBack(reason: Self.superseded))
                 }
             }
@@ -557,10 +567,7 @@ public final class OutgoingMigration: @unchecked Sendable {
                 do { try journal?.append(.confirmed) } catch { warn("\(error)") }
                 return nil
             } catch {
-                warn(
-                    "Guest '\(plan.guest)' was released to \(plan.host), which has not confirmed yet: \(error). It must "
-                        + "not be started here; trying again"
-                )
+                warn(waitingSentence(error))
                 control?.close()
                 await loop.sleep(for: delay)
                 delay = min(delay * 2, .seconds(10))
@@ -589,6 +596,7 @@ public final class OutgoingMigration: @unchecked Sendable {
         await decide(.reclaimed(reason: reason))
         isReleased = false
         unfence()
+        thawEmulator()
         await rollBack(MigrationError(.failed, "The destination refused the guest at the end: \(reason)"))
     }
 
@@ -673,12 +681,15 @@ public final class OutgoingMigration: @unchecked Sendable {
         deadline?.cancel()
         isResumable = false
         control?.interruption = nil
+        // Neither QEMU nor the images are this host's to touch any more.
+        if overruledBy != nil { return }
         report.outcome = .rolledBack
         report.reason = reason.message
         report.code = reason.code.rawValue
         stream?.abort(reason.message)
         for disk in disks { disk.relay?.abort(reason.message) }
         while isInDoubt {
+            if overruledBy != nil { return }
             warn(
                 "Whether guest '\(plan.guest)' was released could not be made durable. It stays paused until \(plan.host) "
                     + "has given it up"
@@ -763,6 +774,7 @@ public final class OutgoingMigration: @unchecked Sendable {
 
     /// A destination that was asked to prepare keeps everything until it hears this.
     private func tellDestination(_ reason: String) async -> Bool {
+        if let overruler { return await tellOverruling(by: overruler) }
         if let control, control.failure == nil {
             try? await control.send(.abort(reason))
             // Answers to what was asked before may still be on their way.
@@ -776,6 +788,10 @@ public final class OutgoingMigration: @unchecked Sendable {
         while ContinuousClock.now < end {
             if let (control, welcome) = try? await ControlConnection.open(plan, credentials: credentials, on: loop) {
                 defer { control.close() }
+                if let by = welcome.takenBy {
+                    await learnOverruling(by: by)
+                    return false
+                }
                 // It has never heard of this migration, and cannot become the owner.
                 if welcome.state == .new { return true }
                 try? await control.send(.abort(reason))

@@ -4,11 +4,6 @@ internal import Glibc
 public import IO
 internal import Migration
 
-/// What ended an attempt to send the memory, when another one may follow.
-struct MemoryLost: Error {
-    let reason: String
-}
-
 /// A process that looks after a guest which may be paused for the switchover when its source agent dies or stands still.
 ///
 /// QEMU waits at pre-switchover for ever, with the guest stopped, and its monitor serves one client only. So the watchdog
@@ -67,11 +62,9 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
         let files = MigrationStore(stateDirectory: plan.stateDirectory).files(of: plan.id)
         do {
             process = try EmulatorProcess.start(
-                [
-                    DurableFile.resolve("/proc/self/exe", in: "/"), "source-watchdog", "--plan",
-                    files.plan, "--parent", "\(getpid())", "--pipe", "\(ends[0])", "--monitor",
-                    "\(monitor)",
-                ],
+                [DurableFile.resolve("/proc/self/exe", in: "/")]
+                    + SourceProcess.watchdog(plan: files.plan, parent: getpid(), pipe: ends[0], monitor: monitor)
+                    .arguments,
                 directory: "/",
                 log: files.log(.watchdog),
                 keep: [ends[0], monitor]
@@ -199,6 +192,8 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
         }
         // The agent may have fenced the images on its way to the release.
         _ = Fence.lift(OutgoingMigration.savedDisks(of: plan.id, migrations).map(\.path), plan.id)
+        // And frozen QEMU, whose monitor says nothing then.
+        ((try? GuestStore(stateDirectory: plan.stateDirectory).load(plan.guest)) ?? nil)?.process?.thaw()
         try? await loop.run {
             let channel = try SocketChannel(adopting: monitor, on: loop, peerName: "QEMU's monitor")
             let client = try await QMPClient.resume(over: channel)

@@ -108,6 +108,14 @@ public struct JournalReading: Sendable, Hashable {
         self.wasReleased = wasReleased
     }
 
+    /// Whether an operator of this host has taken the guest, and the other host has not learnt it.
+    public var isTaken: Bool {
+        switch standing {
+        case .source(.taken), .destination(.taken): true
+        case .source, .destination: false
+        }
+    }
+
     /// Whether this migration decides about its guest even though others of it began before: the guest is here, or is about to
     /// be. What was only offered to this host decides nothing, whoever offered it.
     var supersedes: Bool {

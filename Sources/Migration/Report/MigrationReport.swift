@@ -11,6 +11,8 @@ public struct MigrationReport: Sendable, Codable {
         case rolledBack = "rolled-back"
         /// The release was sent and not confirmed.
         case undecided
+        /// An operator of the destination has taken the guest for that host, without the source's word.
+        case overruled
         /// The rehearsal went well; nothing was moved.
         case rehearsed
     }
