@@ -3,11 +3,6 @@ internal import IO
 internal import Migration
 internal import TLS
 
-/// What ended an attempt to send the memory, when another one may follow.
-struct MemoryLost: Error {
-    let reason: String
-}
-
 /// What the parts of a migration share: the plan, where things are, the report, what the operator is told, and what ends a wait.
 ///
 /// Confined to the control loop.

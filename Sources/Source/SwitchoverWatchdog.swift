@@ -49,11 +49,9 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
         let files = MigrationStore(stateDirectory: plan.stateDirectory).files(of: plan.id)
         do {
             process = try EmulatorProcess.start(
-                [
-                    DurableFile.resolve("/proc/self/exe", in: "/"), "source-watchdog", "--plan",
-                    files.plan, "--parent", "\(getpid())", "--pipe", "\(ends[0])", "--monitor",
-                    "\(monitor)",
-                ],
+                [DurableFile.resolve("/proc/self/exe", in: "/")]
+                    + SourceProcess.watchdog(plan: files.plan, parent: getpid(), pipe: ends[0], monitor: monitor)
+                    .arguments,
                 directory: "/",
                 log: files.log(.watchdog),
                 keep: [ends[0], monitor]

@@ -73,7 +73,7 @@ final class Lab: @unchecked Sendable {
 
     deinit {
         for agent in destinations.values { agent.signal(SIGKILL) }
-        for side in ["a", "b"] {
+        for side in ["a", "b", "c"] {
             let store = GuestStore(stateDirectory: state(side))
             for name in store.names() { (try? store.load(name))??.process?.signal(SIGKILL) }
         }
@@ -130,11 +130,16 @@ final class Lab: @unchecked Sendable {
     }
 
     /// A machine without an operating system: it runs, idles in its firmware, and starts in no time.
-    func startIdleGuest(_ name: String = "web1", disks: [String], more: [String] = []) async throws {
+    func startIdleGuest(
+        _ name: String = "web1",
+        on side: String = "a",
+        disks: [String],
+        more: [String] = []
+    ) async throws {
         var command = ["qemu-system-x86_64", "-machine", "pc,accel=tcg", "-m", "64", "-nodefaults", "-display", "none"]
         for disk in disks { command += ["-drive", "file=\(disk),format=raw,if=virtio"] }
         let started = try await crossdock(
-            ["guest", "start", name, "--state-dir", state("a"), "--"] + portable(command + more)
+            ["guest", "start", name, "--state-dir", state(side), "--"] + portable(command + more)
         )
         guard started.code == 0 else { throw TestFailure("The guest did not start: \(started.all)") }
     }

@@ -133,7 +133,7 @@ struct SwitchoverEndToEnd {
         )
         let asked = try await lab.crossdock(["recover", id, "--take-ownership", "--state-dir", lab.state("a")])
         // It is there after all, and has the guest.
-        #expect(asked.code == 0 && asked.output.contains("runs there"), "\(asked.all)")
+        #expect(asked.code == 0 && asked.output.contains("belongs to localhost"), "\(asked.all)")
         #expect(try Journal.read(store.journal(of: id)).last == .confirmed)
         try DurableFile.write(
             Array(lines.dropLast().joined(separator: [UInt8(ascii: "\n")])) + [10],
@@ -145,7 +145,15 @@ struct SwitchoverEndToEnd {
         #expect(early.code == 10, "\(early.all)")
         let nameless = try await lab.crossdock(["recover", "--take-ownership", "--state-dir", lab.state("a")])
         #expect(nameless.code != 0 && nameless.errors.contains("needs the migration's id"), "\(nameless.all)")
-        let taken = try await lab.crossdock(["recover", id, "--take-ownership", "--state-dir", lab.state("a")])
+        // A port that refuses connections is a host that answers.
+        let arguments = ["recover", id, "--state-dir", lab.state("a"), "--take-ownership"]
+        for more in [[], ["--other-host-is-off"], ["--other-host-was-erased", "another"]] {
+            let refused = try await lab.crossdock(arguments + more)
+            #expect(refused.code == MigrationError.Code.undecided.rawValue, "\(refused.all)")
+            #expect(refused.errors.contains(more.count == 2 ? "'another'" : "refused"), "\(refused.all)")
+        }
+        #expect(try Journal.read(store.journal(of: id)).last == .released)
+        let taken = try await lab.crossdock(arguments + ["--other-host-was-erased", "localhost"])
         #expect(taken.code == 0 && taken.output.contains("belongs to this host"), "\(taken.all)")
         let isTaken = try Journal.read(store.journal(of: id)).contains { if case .taken = $0 { true } else { false } }
         #expect(isTaken)

@@ -44,9 +44,9 @@ struct DestinationCommand: AsyncParsableCommand {
             valueName: "time"
         )
     )
-    var patience: String = "5m"
+    var patience = TimeSpan.minutes(5)
 
-    func validate() throws { _ = try Patience.seconds(patience) }
+    func validate() throws { try patience.checkPatience() }
 
     func run() async throws {
         let signals = AsyncStream<Int32>.makeStream()
@@ -73,7 +73,7 @@ struct DestinationCommand: AsyncParsableCommand {
                 authorization: tlsAuthz,
                 log: common.log
             )
-            configuration.patience = .seconds(try Patience.seconds(patience))
+            configuration.patience = .seconds(patience.seconds)
             let agent = try await DestinationAgent.start(configuration)
             for path in FencedImages.purge(common.migrations) {
                 common.log(.info, "deleted \(path), whose time is over")

@@ -205,24 +205,28 @@ struct GuestCommand: AsyncParsableCommand {
 
         func run() async throws {
             try await failing {
-                guard let record = try common.guests.load(name) else { throw GuestError("There is no guest '\(name)'") }
-                guard let lock = try common.migrations.lock(guest: name) else {
-                    throw MigrationError(.busy, "Guest '\(name)' is being migrated; see 'crossdock status'")
-                }
-                defer { withExtendedLifetime(lock) {} }
-                let store = common.guests
-                let loop = EventLoop(name: "guest")
-                if let bar = try common.migrations.startBar(of: name) {
-                    guard bar.isDecided, record.process?.isRunning == true else {
-                        throw GuestError(bar.sentence(guest: name))
-                    }
-                    try await loop.run { await store.stop(record, on: loop) }
-                    output("\(bar.sentence(guest: name)). What was left of it here is ended.\n")
-                    return
-                }
-                try await loop.run { await store.stop(record, on: loop) }
-                output("Guest '\(name)' is stopped.\n")
+                let wasRunning = try await stop()
+                let guest = GuestWhereabouts(of: name, stateDirectory: common.stateDirectory)
+                output(guest.sentence(guest: name, afterStop: wasRunning) + ".\n")
             }
+        }
+
+        /// Ends QEMU. Returns whether there was one.
+        private func stop() async throws -> Bool {
+            guard let record = try common.guests.load(name) else { throw GuestError("There is no guest '\(name)'") }
+            guard let lock = try common.migrations.lock(guest: name) else {
+                throw MigrationError(.busy, "Guest '\(name)' is being migrated; see 'crossdock status'")
+            }
+            defer { withExtendedLifetime(lock) {} }
+            guard record.process?.isRunning == true else { return false }
+            // What must not run here may be what the other host waits for.
+            if let bar = try common.migrations.startBar(of: name), !bar.isDecided {
+                throw GuestError(bar.sentence(guest: name))
+            }
+            let store = common.guests
+            let loop = EventLoop(name: "guest")
+            try await loop.run { await store.stop(record, on: loop) }
+            return true
         }
     }
 }

@@ -55,37 +55,15 @@ struct CredentialOptions: ParsableArguments {
     )
     var tlsCreds: String?
 
+    /// What the two options say.
+    var selection: CredentialSelection { CredentialSelection(objects: objects, tlsCreds: tlsCreds) }
+
     /// The objects, made in their order: one may refer to those before it.
-    func store() throws -> ObjectStore {
-        let store = ObjectStore()
-        for object in objects { try store.add(ObjectDescription(parsing: object)) }
-        return store
-    }
+    func store() throws -> ObjectStore { try selection.store() }
 
     /// The credentials for one end, with their warnings told.
-    func credentials(
-        _ endpoint: TLSEndpoint,
-        from store: ObjectStore,
-        user: String,
-        warn: (String) -> Void = { printError("crossdock: warning: \($0)") }
-    ) throws -> any TLSCredentials {
-        let credentials = try find(endpoint, from: store, user: user)
-        for warning in credentials.warnings { warn(warning) }
-        return credentials
-    }
-
-    private func find(_ endpoint: TLSEndpoint, from store: ObjectStore, user: String) throws -> any TLSCredentials {
-        if let tlsCreds { return try store.credentials(tlsCreds, endpoint: endpoint, user: user) }
-        let directories = ["/etc/pki/crossdock", "/etc/pki/qemu"]
-        guard let directory = directories.first(where: { DurableFile.exists("\($0)/ca-cert.pem") }) else {
-            throw CredentialError(
-                "There are no TLS credentials: neither /etc/pki/crossdock nor /etc/pki/qemu has a ca-cert.pem; make them "
-                    + "with 'crossdock pki', or name a directory with --object tls-creds-x509,id=tls0,dir=DIR --tls-creds tls0"
-            )
-        }
-        let credentials = try X509Credentials(id: "default", directory: directory, endpoint: endpoint)
-        try store.adopt(credentials, user: user)
-        return credentials
+    func credentials(_ endpoint: TLSEndpoint, from store: ObjectStore, user: String) throws -> any TLSCredentials {
+        try selection.credentials(endpoint, from: store, user: user) { printError("crossdock: warning: \($0)") }
     }
 }
 
@@ -103,9 +81,17 @@ func failing<T>(_ body: () async throws -> T) async throws -> T {
         throw error
     } catch {
         printError("crossdock: \(error)")
-        throw ExitCode(
-            (error as? MigrationError)?.code.rawValue ?? (error is CredentialError ? 12 : error is GuestError ? 10 : 1)
-        )
+        throw ExitCode(documentedCode(of: error))
+    }
+}
+
+/// The documented code of an error.
+func documentedCode(of error: any Error) -> Int32 {
+    switch error {
+    case let error as MigrationError: error.code.rawValue
+    case is CredentialError: MigrationError.Code.security.rawValue
+    case is GuestError: MigrationError.Code.guest.rawValue
+    default: 1
     }
 }
 

@@ -15,8 +15,11 @@ struct RecoverCommand: AsyncParsableCommand {
             is cleaned up and resumed there. After it the destination is asked until it answers: it has the guest, or it will \
             never run it and the guest comes back.
 
-            Only when the other host is gone for good, and nobody can be asked, --take-ownership makes the guest this host's. \
-            The other host must never start its copy afterwards. It is written into the journal, with who decided.
+            When the other host is gone for good, and nobody can be asked, --take-ownership makes the guest this host's. The \
+            other host is asked first, at every address of its name. Silence is no proof that its copy does not run: say with \
+            --other-host-is-off that the host is switched off. A host that answers is not off; only for one that was installed \
+            anew, and has nothing of the guest any more, there is --other-host-was-erased. When that is wrong, both hosts run \
+            the guest. It is written into the journal, with who decided, and the other host is told as soon as it can be reached.
             """
     )
 
@@ -31,10 +34,35 @@ struct RecoverCommand: AsyncParsableCommand {
     )
     var takeOwnership = false
 
+    @Flag(
+        help: """
+            With --take-ownership: I vouch that the other host, which does not answer, is switched off and its copy never runs.
+            """
+    )
+    var otherHostIsOff = false
+
+    @Option(
+        help: ArgumentHelp(
+            """
+            With --take-ownership: I vouch that the other host, of this name in 'crossdock status', was installed anew and has \
+            nothing of the guest.
+            """,
+            valueName: "name"
+        )
+    )
+    var otherHostWasErased: String?
+
     @OptionGroup var common: CommonOptions
 
     func validate() throws {
         if takeOwnership, migration == nil { throw ValidationError("--take-ownership needs the migration's id") }
+        if !takeOwnership, otherHostIsOff || otherHostWasErased != nil {
+            throw ValidationError("--other-host-is-off and --other-host-was-erased are for --take-ownership")
+        }
+    }
+
+    private var recovery: Recovery {
+        Recovery(stateDirectory: common.stateDirectory) { printError("crossdock: \($0)") }
     }
 
     func run() async throws {
@@ -43,45 +71,26 @@ struct RecoverCommand: AsyncParsableCommand {
             if migration == nil {
                 for problem in DeviceHolder.holdAgain(common.migrations) { printError("crossdock: \(problem)") }
             }
-            let ids = try migration.map { [$0] } ?? common.migrations.ids().filter { try needsRecovery($0) }
-            if ids.isEmpty { output("There is nothing to recover on this host.\n") }
             if let migration {
                 let code = try await recover(migration)
                 if code != 0 { throw ExitCode(code) }
                 return
             }
+            let ids = try recovery.pending()
+            if ids.isEmpty { output("There is nothing to recover on this host.\n") }
             // One destination may be away for long, and the other guests are none of its business.
             let code = await withTaskGroup(of: Int32.self) { group in
                 for id in ids {
                     group.addTask {
                         do { return try await self.recover(id) } catch {
                             printError("crossdock: migration \(id): \(error)")
-                            return (error as? MigrationError)?.code.rawValue ?? MigrationError.Code.failed.rawValue
+                            return documentedCode(of: error)
                         }
                     }
                 }
                 return await group.reduce(0) { $0 == 0 ? $1 : $0 }
             }
             if code != 0 { throw ExitCode(code) }
-        }
-    }
-
-    private func needsRecovery(_ id: String) throws -> Bool {
-        let reading: JournalReading?
-        do { reading = try common.migrations.reading(of: id) } catch {
-            printError("crossdock: \(error)")
-            return false
-        }
-        switch reading?.standing {
-        case .source:
-            let guests = GuestStore(stateDirectory: common.stateDirectory)
-            guard let reading, OutgoingMigration.isUnfinished(id, reading, common.migrations, guests) else {
-                return false
-            }
-            // A migration whose agent holds the guest's lock is at work.
-            return try common.migrations.lock(guest: reading.guest) != nil
-        case .destination(.prepared): return true
-        case .destination, nil: return false
         }
     }
 
@@ -93,31 +102,27 @@ struct RecoverCommand: AsyncParsableCommand {
         if case .destination(let standing) = reading.standing {
             return try await recoverIncoming(id, reading.guest, reading.peer, standing)
         }
-        if takeOwnership { try await endRecovery(of: id) }
-        return try await Recovery.run(id, common.migrations, takenBy: takeOwnership ? operatorName : nil)
+        let report = try await recovery.recover(id, claim: claim)
+        tell(report, reading.peer)
+        return report.code
     }
 
-    /// Who sits in front of this terminal, for the journal.
-    private var operatorName: String {
-        let name = getpwuid(getuid()).flatMap { $0.pointee.pw_name }.map { String(cString: $0) } ?? "user \(getuid())"
-        return "\(name), with 'crossdock recover --take-ownership'"
+    private func tell(_ report: MigrationReport, _ host: String) {
+        let guest = "Guest '\(report.guest)'"
+        switch report.outcome {
+        case .migrated: output("\(guest) belongs to \(host), which has taken it over; nothing of it runs here.\n")
+        case .rolledBack: output("\(guest) belongs to this host; migration \(report.migration) was rolled back.\n")
+        case .overruled: output("\(guest) belongs to \(host): an operator has taken it there.\n")
+        case .undecided: output("Who owns guest '\(report.guest)' is not known.\n")
+        case .rehearsed: break
+        }
     }
 
-    /// A process that asks the destination in the background gives way to the operator.
-    private func endRecovery(of id: String) async throws {
-        guard let reading = try common.migrations.reading(of: id), reading.standing == .source(.released) else {
-            return
-        }
-        // The watchdog first: it would take the agent's place.
-        for role in [MigrationFiles.Role.watchdog, .agent, .recovery] {
-            guard let process = Recovery.process(of: id, common.migrations, role) else { continue }
-            process.signal(SIGKILL)
-            await process.terminate(grace: .zero)
-        }
-        let end = ContinuousClock.now + .seconds(5)
-        while try common.migrations.lock(guest: reading.guest) == nil, ContinuousClock.now < end {
-            try await Task.sleep(for: .milliseconds(20))
-        }
+    /// What the operator in front of this terminal vouches for.
+    private var claim: OwnershipClaim? {
+        guard takeOwnership else { return nil }
+        let user = getpwuid(getuid()).flatMap { $0.pointee.pw_name }.map { String(cString: $0) } ?? "user \(getuid())"
+        return OwnershipClaim(user: user, isOtherHostOff: otherHostIsOff, erasedHost: otherHostWasErased)
     }
 
     /// On the host that the guest comes to only the destination agent has the guest in its hands.
@@ -130,7 +135,7 @@ struct RecoverCommand: AsyncParsableCommand {
         guard standing == .prepared else {
             throw MigrationError(.guest, "Migration \(id) has nothing to recover on this host; see 'crossdock status'")
         }
-        guard takeOwnership else {
+        guard let claim else {
             output(
                 """
                 Guest '\(guest)' of migration \(id) is complete on this host and paused. It belongs to \(source) until that \
@@ -141,82 +146,13 @@ struct RecoverCommand: AsyncParsableCommand {
             )
             return MigrationError.Code.undecided.rawValue
         }
-        let answer = try await ObjectCommand.ask(
-            common,
-            "take-ownership",
-            ["migration": .string(id), "by": .string(operatorName)]
-        )
+        let answer: JSONValue
+        do {
+            answer = try await ObjectCommand.ask(common, "take-ownership", claim.arguments(migration: id))
+        } catch let error as CredentialError {
+            throw MigrationError(.undecided, error.message)
+        }
         output("Guest '\(answer["guest"]?.string ?? guest)' belongs to this host and runs here.\n")
         return 0
-    }
-}
-
-/// What a recovering process does, whoever started it.
-enum Recovery {
-    /// The process that recovers a migration now, or another one that works on it: `watchdog`, `agent`.
-    static func process(of id: String, _ migrations: MigrationStore, _ role: MigrationFiles.Role = .recovery)
-        -> EmulatorProcess?
-    {
-        guard let bytes = (try? DurableFile.read(migrations.files(of: id).process(role))) ?? nil,
-            let process = JSONText.decode(EmulatorProcess.self, from: bytes), process.isRunning
-        else { return nil }
-        return process
-    }
-
-    /// Recovers a migration that started on this host. Returns the exit code.
-    static func run(_ id: String, _ migrations: MigrationStore, takenBy operatorName: String? = nil) async throws
-        -> Int32
-    {
-        guard let bytes = try DurableFile.read(migrations.files(of: id).plan),
-            let order = JSONText.decode(SourceAgentOrder.self, from: bytes)
-        else { throw MigrationError(.guest, "There is no migration '\(id)' that started on this host") }
-        let outgoing = OutgoingMigration(
-            plan: order.plan,
-            credentials: try order.credentials(),
-            loop: EventLoop(name: "control"),
-            dataLoops: EventLoopGroup(name: "data")
-        ) { event in
-            if let message = event.message { printError("crossdock: \(message)") }
-        }
-        let report = try await outgoing.recover(takenBy: operatorName)
-        switch report.outcome {
-        case .migrated: output("Guest '\(order.plan.guest)' belongs to \(order.plan.host) and runs there.\n")
-        case .rolledBack: output("Guest '\(order.plan.guest)' belongs to this host; migration \(id) was rolled back.\n")
-        case .rehearsed: break
-        case .overruled: output("Guest '\(order.plan.guest)' belongs to \(order.plan.host).\n")
-        case .undecided: output("Who owns guest '\(order.plan.guest)' is not known.\n")
-        }
-        return report.code
-    }
-}
-
-/// Looks after a guest whose source agent dies; started by it.
-struct SourceWatchdogCommand: AsyncParsableCommand {
-    static let configuration = CommandConfiguration(
-        commandName: "source-watchdog",
-        abstract: "Resumes a guest whose source agent dies or stands still, and recovers its migration.",
-        shouldDisplay: false
-    )
-
-    @Option var plan: String
-    @Option var parent: Int32
-    @Option var pipe: Int32
-    @Option var monitor: Int32
-
-    func run() async throws {
-        guard let bytes = try DurableFile.read(plan),
-            let order = JSONText.decode(SourceAgentOrder.self, from: bytes)
-        else { throw ValidationError("\(plan) is no plan") }
-        let loop = EventLoop(name: "watchdog")
-        defer { loop.stop() }
-        guard await SwitchoverWatchdog.watch(order.plan, parent: parent, pipe: pipe, monitor: monitor, on: loop) else {
-            return
-        }
-        try await failing {
-            let store = MigrationStore(stateDirectory: order.plan.stateDirectory)
-            let code = try await Recovery.run(order.plan.id, store)
-            unlink(store.files(of: order.plan.id).process(.agent))
-            if code != 0 { throw ExitCode(code) }
-        }
     }
 }

@@ -65,17 +65,21 @@ struct StatusCommand: AsyncParsableCommand {
     }
 
     private func describe(_ standing: SourceStanding, _ id: String, to destination: String) -> (String, String) {
-        let isRecovering = Recovery.process(of: id, common.migrations) != nil
-        let isAtWork = isRecovering || isAgentRunning(id)
+        let files = common.migrations.files(of: id)
+        let isRecovering = files.running(.recovery) != nil
+        let isAtWork = isRecovering || files.running(.agent) != nil
         switch standing {
         case .rolledBack(let reason): return ("rolled back", reason)
         case .confirmed: return ("migrated", "runs on \(destination)")
         case .taken(let by):
-            return ("taken", "belongs to this host by the word of \(by); see 'crossdock recover \(id)'")
+            return (
+                "taken",
+                "belongs to this host by the word of \(by); \(destination) does not know it yet, 'crossdock recover \(id)' tells it"
+            )
         case .overruled(let by):
             return ("overruled", "belongs to \(destination) by the word of \(by); it must not run here")
         case .released:
-            let asking = isAtWork ? "it is being asked" : "'crossdock recover' asks it"
+            let asking = isAtWork ? "it is being asked" : "'crossdock recover \(id)' asks it"
             return (
                 "undecided",
                 "released to \(destination), which has not answered; paused here, and must not be started; \(asking)"
@@ -106,8 +110,6 @@ struct StatusCommand: AsyncParsableCommand {
         case .accepted: ("receiving", "from \(source)")
         }
     }
-
-    private func isAgentRunning(_ id: String) -> Bool { Recovery.process(of: id, common.migrations, .agent) != nil }
 
     private func lastPhase(_ id: String) -> String? {
         guard let bytes = try? DurableFile.read(common.migrations.files(of: id).events) else { return nil }

@@ -17,12 +17,16 @@ struct JSONRenderer: EventRenderer {
 /// A line that changes on a terminal, plain lines elsewhere, and a summary at the end.
 struct ProgressRenderer: EventRenderer {
     let destination: String
+    let stateDirectory: String
     private let isTerminal = isatty(1) == 1
     private var phase = ""
     private var hasLine = false
     private var lastPlain = -1.0
 
-    init(destination: String) { self.destination = destination }
+    init(destination: String, stateDirectory: String) {
+        self.destination = destination
+        self.stateDirectory = stateDirectory
+    }
 
     private static let titles = [
         "check": "checking both sides", "disks": "copying disks", "verify": "verifying disks",
@@ -99,7 +103,11 @@ struct ProgressRenderer: EventRenderer {
         if report.outcome == .rehearsed, let rehearsal = report.rehearsal { return rehearsed(report, rehearsal) }
         guard report.outcome == .migrated else {
             printError("crossdock: \(report.reason ?? "The migration failed")")
-            printError("crossdock: Guest '\(report.guest)' stays on this host.")
+            // The reason may have said so already.
+            let guest = GuestWhereabouts(of: report.guest, stateDirectory: stateDirectory)
+            if let sentence = guest.sentence(guest: report.guest), sentence != report.reason {
+                printError("crossdock: \(sentence)\(sentence.hasSuffix(".") ? "" : ".")")
+            }
             return
         }
         let disk = report.disks.reduce(0) { $0 + Double($1.bytesSent) }

@@ -4,6 +4,18 @@ internal import Migration
 
 /// What an operator decides when the other host cannot be asked, and how each host learns of it.
 extension OutgoingMigration {
+    /// Asks the destination at every address that it has.
+    func inquire() async throws -> DestinationInquiry {
+        try await context.loop.run {
+            try await DestinationInquiry.ask(
+                self.plan,
+                release: .init(runState: Self.noted(self.context.files)),
+                credentials: self.context.credentials,
+                on: self.context.loop
+            )
+        }
+    }
+
     /// Tells the destination that the guest was taken from it, if it is there. Who takes a guest for this host does not wait for
     /// the other one.
     ///
