@@ -213,6 +213,8 @@ final class DestinationLink: @unchecked Sendable {
     ///
     /// - Parameter patience: how long new connections are tried; nil for the one that there is.
     func tell(_ reason: String, patience: Duration?) async -> Farewell {
+        // Its answer is no failure.
+        control?.onFailure = nil
         if let control, control.failure == nil {
             try? await control.send(.abort(reason))
             // Answers to what was asked before may still be on their way.

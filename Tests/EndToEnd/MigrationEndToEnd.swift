@@ -53,7 +53,7 @@ struct MigrationEndToEnd {
         let old = try await Tool.run(["sh", script], seconds: 20)
         #expect(old.code != 0 && old.all.contains("No such file"), "\(old.all)")
         let again = try await lab.crossdock(["guest", "start", "web1", "--state-dir", lab.state("a")])
-        #expect(again.code == 10 && again.all.contains("was released to localhost"), "\(again.all)")
+        #expect(again.code == 10 && again.all.contains("has moved to localhost"), "\(again.all)")
         let other = try await lab.crossdock(
             ["guest", "start", "web1", "--state-dir", lab.state("a"), "--"] + lab.linuxCommand(disks: disks)
         )

@@ -62,9 +62,11 @@ bit over;           /* the source's last record, confirmed or rolledBack: nothin
 #define ROLL 11     /* the guest never left */
 #define ABORT 12    /* it runs here again, the destination is to be told */
 #define READ 13     /* the recovering agent has the lock, but has not read the journal */
-#define FENCED 14   /* only where the fence comes first: it is made */
+#define FENCED 14   /* the images are out of reach */
+#define FROZEN 15   /* QEMU makes no step */
 unsigned a : 4 = MIGRATE;
 unsigned r : 4 = GONE;
+bit frozen;         /* the source's QEMU */
 bit stopped;        /* SIGSTOP: the first agent makes no step */
 
 /* The watchdog. */
@@ -149,7 +151,7 @@ unsigned seenReclaimed : 2;
 #define OWNER_IS_OPEN (rolledBack == NONE)
 #else
 /* A doubtful owner forbids to refuse, so it must become durable even when QEMU has died meanwhile. */
-#define OWNER_IS_OPEN (rolledBack == NONE && (d == LOADED || owner == MAYBE))
+#define OWNER_IS_OPEN (rolledBack == NONE && (d == LOADED && g != LOST || owner == MAYBE))
 #endif
 #endif
 
@@ -167,7 +169,7 @@ unsigned seenReclaimed : 2;
 #ifdef NO_R6_REFUSE
 #define MUST_REFUSE false
 #else
-#define MUST_REFUSE (d == ENDED)
+#define MUST_REFUSE (d == ENDED || g == LOST)
 #endif
 #ifdef NO_R16
 #define MAY_STILL_REFUSE (owner != YES)
@@ -182,8 +184,10 @@ unsigned seenReclaimed : 2;
 #endif
 #ifdef NO_R7_DURABLE
 #define RUNS_BEFORE_RECLAIMED (s != DEAD)
+#define FROZEN_BEFORE_RECLAIMED 0
 #else
 #define RUNS_BEFORE_RECLAIMED runGiven
+#define FROZEN_BEFORE_RECLAIMED frozen
 #endif
 
 #ifdef NO_R8
@@ -227,18 +231,55 @@ unsigned seenReclaimed : 2;
 
 /* A start script that looks at no journal is held back by the fence only: the images are renamed. Made between released
    and RELEASE, the fence is too late for that; made first, and QEMU looked at once more, it is in time. */
-#ifdef FOREIGN_START
 bit fenced;
-#define FENCE fenced = 1
-#define UNFENCE fenced = 0
-#define IS_FENCED fenced
+#ifdef NO_R17
 #define FENCING(x, awake) \
-	:: d_step { awake && x == RELEASE && !fenced -> FENCE; printf("source agent: fences the images\n") }
-#else
+	:: d_step { awake && x == RELEASE && !fenced -> fenced = 1; printf("source agent: fences the images\n") }
+#define IS_FENCED fenced
 #define FENCE skip
-#define UNFENCE skip
-#define IS_FENCED true
+#else
 #define FENCING(x, awake)
+#define IS_FENCED true
+#define FENCE fenced = 1
+#endif
+
+/* QEMU obeys every client of its monitors. One that is frozen obeys nobody. */
+#ifdef NO_R18
+#define FREEZE skip
+#else
+#define FREEZE frozen = (s != DEAD)
+#endif
+
+/* What the guest did before the migration stopped it: it ran, it stood still (paused, a failed disk, a panic), or it was in a
+   state that no other QEMU can take over (shut down). */
+#define RAN 0
+#define STOOD 1
+#define LOST 2
+unsigned g : 2 = RAN;
+#ifdef NO_R19
+#define CAN_BE_OWNED true
+#else
+#define CAN_BE_OWNED (g != LOST)
+#endif
+#ifdef NO_R20
+#define STANDS_STILL false
+#else
+#define STANDS_STILL (g == STOOD)
+#endif
+
+/* An unrelated host offers a guest of the same name to the agent of the source's host. */
+bit offered;
+#ifdef NO_R21
+#define IS_SUPERSEDED offered
+#else
+#define IS_SUPERSEDED false
+#endif
+
+/* The transitions of the source's agent, for `transitions`. */
+#ifdef TELL
+#define TOLD(text) printf(text)
+#else
+#define TOLD(text) skip
 #endif
 
 /* ---- The properties. Each can be checked alone. ---- */
@@ -263,6 +304,7 @@ inline sourceRuns() {
 /* What the destination has is the state in which the source stopped; it is stale once the source has gone on. */
 inline destinationRuns() {
 	P1(!sourceRan && s != MOVING);
+	P1(g != LOST);
 	d = OWNING; destinationRan = 1
 }
 
@@ -309,7 +351,7 @@ inline sourceDies() {
 			|| d == ENDED || toABORT || rolledBack != NONE) -> lossExcused = 1
 	:: else
 	fi;
-	s = DEAD; cut = 1; goGiven = 0; runGiven = 0
+	s = DEAD; cut = 1; goGiven = 0; runGiven = 0; frozen = 0
 }
 
 /* Nor when the destination was about to have the guest, or the source has no copy. */
@@ -330,23 +372,28 @@ inline destinationDies() {
 			!toRELEASE && !isOWNED && !isREFUSED -> \
 		toRELEASE = 1; printf("source agent: RELEASE\n") } \
 	:: d_step { awake && x == RELEASE && isOWNED -> \
-		over = 1; released = YES; s = DEAD; runGiven = 0; leave(x, me); \
+		over = 1; released = YES; s = DEAD; runGiven = 0; frozen = 0; leave(x, me); \
+		TOLD("transition RELEASE GONE\n"); \
 		printf("source agent: confirmed, old QEMU ends\n") } \
 	:: d_step { awake && x == RELEASE && GUEST_IS_GIVEN_BACK -> \
-		x = TAKE; printf("source agent: takes the guest back\n") } \
+		x = TAKE; TOLD("transition RELEASE TAKE\n"); printf("source agent: takes the guest back\n") } \
 	:: d_step { awake && x == TAKE -> \
 		reclaimed = (reclaimed == YES -> YES : MAYBE); runGiven = RUNS_BEFORE_RECLAIMED; \
-		x = TAKING; printf("source agent: writes reclaimed\n") } \
+		frozen = FROZEN_BEFORE_RECLAIMED; \
+		x = TAKING; TOLD("transition TAKE TAKING\n"); printf("source agent: writes reclaimed\n") } \
 	:: d_step { awake && x == TAKING -> \
-		reclaimed = YES; x = TAKEN; printf("source agent: reclaimed is durable\n") } \
+		reclaimed = YES; x = TAKEN; TOLD("transition TAKING TAKEN\n"); \
+		printf("source agent: reclaimed is durable\n") } \
 	:: d_step { awake && x == TAKEN -> \
-		runGiven = (s != DEAD); over = 1; UNFENCE; leave(x, me); printf("source agent: cont, ends\n") } \
+		runGiven = (s != DEAD); over = 1; fenced = 0; frozen = 0; leave(x, me); TOLD("transition TAKEN GONE\n"); \
+		printf("source agent: cont, ends\n") } \
 	:: d_step { awake && x == ROLL -> \
-		runGiven = (s != DEAD); UNFENCE; x = ABORT; printf("source agent: migrate_cancel, cont\n") } \
+		runGiven = (s != DEAD); fenced = 0; frozen = 0; x = ABORT; TOLD("transition ROLL ABORT\n"); \
+		printf("source agent: migrate_cancel, cont\n") } \
 	:: d_step { awake && x == ABORT && DESTINATION_LISTENS && !toABORT && !isABORTED -> \
 		toABORT = 1; printf("source agent: ABORT\n") } \
 	:: d_step { awake && x == ABORT && isABORTED -> \
-		over = 1; leave(x, me); printf("source agent: rolledBack, ends\n") }
+		over = 1; leave(x, me); TOLD("transition ABORT GONE\n"); printf("source agent: rolledBack, ends\n") }
 
 active proctype System() {
 	do
@@ -358,8 +405,8 @@ active proctype System() {
 	:: d_step { goGiven && s != PRESWITCH -> goGiven = 0 }
 	:: d_step { s == DEVICE && arrived -> s = COMPLETED; printf("source QEMU: completed\n") }
 	:: d_step { s == DEVICE && cut -> sourceRuns(); printf("source QEMU: failed, resumes the guest by itself\n") }
-	:: d_step { runGiven && s != RUNNING -> runGiven = 0; cut = 1; sourceRuns(); printf("source QEMU: runs\n") }
-	:: d_step { runGiven && s == RUNNING -> runGiven = 0 }
+	:: d_step { runGiven && !frozen && s != RUNNING -> runGiven = 0; cut = 1; sourceRuns(); printf("source QEMU: runs\n") }
+	:: d_step { runGiven && !frozen && s == RUNNING -> runGiven = 0 }
 
 	/* The destination's QEMU. What is in the buffers can still arrive when the stream is broken. */
 	:: d_step { d == INCOMING && sent ->
@@ -373,26 +420,32 @@ active proctype System() {
 	:: d_step { d == INCOMING && cut -> d = ENDED; printf("destination QEMU: ends, its stream is broken\n") }
 
 	/* The first agent. Until it has written released, its deadline can end everything. */
-	:: d_step { !stopped && a == MIGRATE && s == PRESWITCH -> toPREPARED = 1; a = ASKED;
-		printf("source agent: PREPARED\n") }
+	:: d_step { !stopped && a == MIGRATE && s == PRESWITCH && CAN_BE_OWNED -> toPREPARED = 1; a = ASKED;
+		TOLD("transition MIGRATE ASKED\n"); printf("source agent: PREPARED\n") }
 	:: d_step { !stopped && a == ASKED && isPREPARED -> goGiven = (s != DEAD); a = WENT;
-		printf("source agent: migrate-continue\n") }
-	:: d_step { !stopped && a == WENT && SOURCE_IS_DONE -> a = SEEN; printf("source agent: sees completed\n") }
-#ifdef FENCE_FIRST
-	:: d_step { !stopped && a == SEEN -> FENCE; a = FENCED; printf("source agent: fences the images\n") }
-	:: d_step { !stopped && a == FENCED && s != COMPLETED -> a = ROLL; printf("source agent: rolls back\n") }
-#define LAST_STEP (a == FENCED && s == COMPLETED)
-#else
-#define LAST_STEP (a == SEEN)
-#endif
-	:: d_step { !stopped && LAST_STEP -> released = MAYBE; a = RELEASING; printf("source agent: writes released\n") }
+		TOLD("transition ASKED WENT\n"); printf("source agent: migrate-continue\n") }
+	:: d_step { !stopped && a == WENT && SOURCE_IS_DONE -> a = SEEN;
+		TOLD("transition WENT SEEN\n"); printf("source agent: sees completed\n") }
+	:: d_step { !stopped && a == SEEN -> FENCE; a = FENCED;
+		TOLD("transition SEEN FENCED\n"); printf("source agent: fences the images\n") }
+	:: d_step { !stopped && a == FENCED && SOURCE_IS_DONE -> FREEZE; a = FROZEN;
+		TOLD("transition FENCED FROZEN\n"); printf("source agent: freezes QEMU\n") }
+	:: d_step { !stopped && a == FROZEN && SOURCE_IS_DONE -> released = MAYBE; a = RELEASING;
+		TOLD("transition FROZEN RELEASING\n"); printf("source agent: writes released\n") }
 	:: d_step { !stopped && a == RELEASING -> released = YES; a = RELEASE;
-		printf("source agent: released is durable\n") }
-	:: d_step { !stopped && (a == MIGRATE || a == ASKED || a == WENT || a == SEEN) -> a = ROLL;
-		printf("source agent: rolls back\n") }
+		TOLD("transition RELEASING RELEASE\n"); printf("source agent: released is durable\n") }
+	/* An append that fails before anything is in the file. */
+	:: d_step { !stopped && a == RELEASING && released == MAYBE -> released = NONE; a = ROLL;
+		TOLD("transition RELEASING ROLL\n"); printf("source agent: released cannot be written\n") }
+	:: d_step { !stopped && a == MIGRATE -> a = ROLL; TOLD("transition MIGRATE ROLL\n"); printf("source agent: rolls back\n") }
+	:: d_step { !stopped && a == ASKED -> a = ROLL; TOLD("transition ASKED ROLL\n"); printf("source agent: rolls back\n") }
+	:: d_step { !stopped && a == WENT -> a = ROLL; TOLD("transition WENT ROLL\n"); printf("source agent: rolls back\n") }
+	:: d_step { !stopped && a == SEEN -> a = ROLL; TOLD("transition SEEN ROLL\n"); printf("source agent: rolls back\n") }
+	:: d_step { !stopped && a == FENCED -> a = ROLL; TOLD("transition FENCED ROLL\n"); printf("source agent: rolls back\n") }
+	:: d_step { !stopped && a == FROZEN -> a = ROLL; TOLD("transition FROZEN ROLL\n"); printf("source agent: rolls back\n") }
 	:: d_step { !stopped && a == DOUBT && DESTINATION_LISTENS && !toABORT && !isABORTED -> toABORT = 1;
 		printf("source agent: ABORT, in doubt\n") }
-	:: d_step { !stopped && a == DOUBT && isABORTED -> a = AFTER_DOUBT;
+	:: d_step { !stopped && a == DOUBT && isABORTED -> a = AFTER_DOUBT; TOLD("transition DOUBT TAKE\n");
 		printf("source agent: the abort is acknowledged\n") }
 	AGENT(a, BY_A, !stopped)
 
@@ -403,7 +456,10 @@ active proctype System() {
 
 	/* The recovering agent: started by the watchdog, the operator or the boot. Never more than one has the lock. */
 	:: d_step { r == GONE && lock == FREE && !over -> lock = BY_R; r = READ; printf("recover: has the lock\n") }
-	:: atomic { r == READ ->
+#ifdef NO_R21
+	:: d_step { r == READ && offered -> over = 1; leave(r, BY_R); printf("recover: followed by a later one\n") }
+#endif
+	:: atomic { r == READ && !IS_SUPERSEDED ->
 		look(released, seenReleased); look(reclaimed, seenReclaimed);
 		if
 		:: seenReleased == YES && seenReclaimed == YES -> r = TAKEN
@@ -451,7 +507,7 @@ active proctype System() {
 		fi;
 		printf("watchdog: reads released %d reclaimed %d\n", seenReleased, seenReclaimed);
 		seenReleased = 0; seenReclaimed = 0 }
-	:: d_step { w == ACT -> runGiven = (s != DEAD); leave(w, BY_W); printf("watchdog: migrate_cancel, cont\n") }
+	:: d_step { w == ACT -> runGiven = (s != DEAD); fenced = 0; frozen = 0; leave(w, BY_W); printf("watchdog: migrate_cancel, cont\n") }
 	/* Without a watchdog it is the operator who kills a stuck agent. */
 	:: d_step { stopped && w == GONE -> endFirst(); printf("source agent: killed by the operator\n") }
 
@@ -479,7 +535,9 @@ active proctype System() {
 		owner = MAYBE; da = W_OWNER; printf("destination agent: writes owner\n") }
 	:: d_step { da == W_OWNER -> owner = YES; da = AFTER_OWNER; printf("destination agent: owner is durable\n") }
 	:: d_step { (MAY_RESUME || da == W_OWNER) && DESTINATION_MAY_RUN && d == LOADED ->
-		destinationRuns(); da = (da == FRESH -> UP : da); printf("destination agent: cont, the guest runs\n") }
+		P1(STANDS_STILL || g == RAN);
+		destinationRuns(); da = (da == FRESH -> UP : da);
+		printf("destination agent: has the guest, and says cont if it ran\n") }
 #ifdef NO_R11_RESUME
 	:: d_step { da == FRESH && d == ENDED -> da = UP }
 #endif
@@ -537,8 +595,8 @@ end:	do
 		printf("FAULT destination host crashed\n") }
 
 	/* An fsync that fails: the record stays as doubtful as it was. */
-	:: d_step { FAULT(!stopped && a == RELEASING); a = IN_DOUBT; printf("FAULT released is doubtful\n") }
-	:: d_step { FAULT(!stopped && a == TAKING); a = TAKE; printf("FAULT reclaimed is doubtful\n") }
+	:: d_step { FAULT(!stopped && a == RELEASING); a = IN_DOUBT; TOLD("transition RELEASING DOUBT\n"); printf("FAULT released is doubtful\n") }
+	:: d_step { FAULT(!stopped && a == TAKING); a = TAKE; TOLD("transition TAKING TAKE\n"); printf("FAULT reclaimed is doubtful\n") }
 	:: d_step { FAULT(r == TAKING); r = TAKE; printf("FAULT reclaimed is doubtful\n") }
 	:: d_step { FAULT(da == W_PREPARED || da == W_OWNER || da == W_ROLLEDBACK); da = UP;
 		printf("FAULT a record of the destination is doubtful\n") }
@@ -563,9 +621,11 @@ end:	do
 		isPREPARED = 0; isOWNED = 0; isREFUSED = 0; isABORTED = 0 }
 
 	/* What may happen without a fault. */
-#ifdef FOREIGN_START
 	:: d_step { s == DEAD && !fenced -> sourceRuns(); printf("source: a script starts the guest\n") }
-#endif
+	:: d_step { s == COMPLETED && !frozen -> sourceRuns(); printf("source: another client says cont\n") }
+	:: d_step { s == MOVING && g == RAN -> g = STOOD; printf("guest: stands still\n") }
+	:: d_step { s == MOVING && g != LOST -> g = LOST; printf("guest: shuts down\n") }
+	:: d_step { !offered && released != NONE -> offered = 1; printf("source: an unrelated offer of the guest\n") }
 	:: d_step { s == MOVING || s == DEVICE -> cut = 1; sourceRuns(); printf("source QEMU: migration failed\n") }
 	:: d_step { da == UP && MAY_GIVE_UP && rolledBack == NONE && owner == NONE ->
 		rolledBack = MAYBE; da = W_ROLLEDBACK; printf("destination agent: gives up, writes rolledBack\n") }
