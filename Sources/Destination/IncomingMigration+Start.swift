@@ -230,6 +230,12 @@ extension IncomingMigration {
         self.images = images
         // Before anything is made: a later agent finds here what it has to clean up.
         try save(offer)
+        let migrations = agent.migrations
+        if let problem = try await BlockingPool.shared.run({ try DeviceHolder.letGo(of: offer.guest, migrations) })
+            .first
+        {
+            throw GuestError(problem)
+        }
         for disk in offer.disks {
             var secret: SecretBytes?
             if let id = disk.keySecret {

@@ -56,7 +56,7 @@ public enum FencedImages {
             else { continue }
             let files = migrations.files(of: id)
             if DurableFile.exists(files.process(.holder)) {
-                _ = DeviceHolder(guest: reading.guest, migration: id, files: files, program: DeviceHolder.program).end()
+                DeviceHolder(guest: reading.guest, files: files).end()
             }
             guard !record.paths.isEmpty else { continue }
             for path in record.paths where path.hasSuffix(".released-\(id)") {

@@ -18,7 +18,6 @@ public struct ImageFence: Sendable {
     private let migration: String
     private let guest: String
     private let holder: DeviceHolder
-    private let files: MigrationFiles
 
     /// The fence of a guest that is about to leave.
     ///
@@ -42,8 +41,7 @@ public struct ImageFence: Sendable {
         self.process = process
         self.guest = guest
         self.migration = migration
-        files = migrations.files(of: migration)
-        holder = DeviceHolder(guest: guest, migration: migration, files: files, program: program)
+        holder = DeviceHolder(guest: guest, files: migrations.files(of: migration), program: program)
     }
 
     /// The fence of a migration whose agent has died, from what that has saved.
@@ -117,7 +115,7 @@ public struct ImageFence: Sendable {
             )
         }
         if identity.isDevice {
-            if let problem = holder.obstacle(image) { problems.append(problem) }
+            if let problem = DeviceHolder.obstacle(image.path) { problems.append(problem) }
         } else if problems.isEmpty {
             problems += namesakes(of: image, identity)
             if problems.isEmpty { problems += renameObstacles(of: image) }
@@ -173,6 +171,16 @@ public struct ImageFence: Sendable {
             ]
         }
         defer { close(directory) }
+        if xd_is_immutable(directory) != 0 {
+            return [
+                Self.obstacle(
+                    "No name can be changed in the directory \(image.directory)",
+                    EPERM,
+                    isDirectory: true,
+                    directory
+                )
+            ]
+        }
         if xd_identity(at: directory, name, following: false) != nil {
             return ["\(image.fencedPath(migration)) is in the way of the image's fence; remove it"]
         }
@@ -248,7 +256,7 @@ public struct ImageFence: Sendable {
         var done: [FencedImage] = []
         do {
             for image in renamed where try rename(image, open) { done.append(image) }
-            if !devices.isEmpty { try holder.hold(devices) }
+            if !devices.isEmpty { try holder.hold(devices.map(\.path)) }
         } catch {
             var left = ""
             for image in done.reversed() { if let problem = giveBack(image) { left += ". \(problem)" } }

@@ -25,7 +25,7 @@ public struct ImageUsers: Sendable, Hashable {
     /// What else uses an image, a sentence each.
     public private(set) var claims: [String] = []
     /// How many processes this user may not look at.
-    public private(set) var unseen = 0
+    public internal(set) var unseen = 0
 
     /// Why the images cannot be taken away, a sentence each, with what to do. Empty when nobody was seen.
     public var obstacles: [String] {

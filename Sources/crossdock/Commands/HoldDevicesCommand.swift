@@ -7,17 +7,17 @@ struct HoldDevicesCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: DeviceHolder.command,
         abstract:
-            "Holds the block devices that a guest has left; without a migration, starts what holds those of all guests.",
+            "Holds the block devices that a guest has left; without a record, starts what holds those of all guests.",
         shouldDisplay: false
     )
 
     @OptionGroup var common: CommonOptions
     @Option var guest: String?
-    @Option var migration: String?
+    @Option var record: String?
     @Option var device: [String] = []
 
     func run() async throws {
-        guard migration == nil else { DeviceHolder.stay() }
+        guard record == nil else { DeviceHolder.stay() }
         try await failing {
             let problems = DeviceHolder.holdAgain(common.migrations)
             for problem in problems { printError("crossdock: \(problem)") }

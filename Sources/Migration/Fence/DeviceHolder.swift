@@ -1,8 +1,7 @@
 internal import CLinux
-internal import Emulator
+public import Emulator
 internal import Glibc
 internal import IO
-public import Migration
 
 /// A process that keeps others from the block devices that a guest has left, until it is ended.
 ///
@@ -12,10 +11,21 @@ public import Migration
 /// holder has ended. Readers are let in. Where it is possible the device is claimed as well (O_EXCL), so that it cannot be
 /// mounted or taken by the device mapper. Who opens it with `locking=off` or through another device node is not kept out.
 public struct DeviceHolder: Sendable {
-    let guest: String
-    let migration: String
-    let files: MigrationFiles
-    let program: String
+    private let guest: String
+    private let files: MigrationFiles
+    private let program: String
+
+    /// The holder of a migration.
+    ///
+    /// - Parameters:
+    ///   - guest: the guest that leaves.
+    ///   - files: the migration's, among which the holder is recorded.
+    ///   - program: this program.
+    public init(guest: String, files: MigrationFiles, program: String = Self.program) {
+        self.guest = guest
+        self.files = files
+        self.program = program
+    }
 
     /// This program.
     public static var program: String { DurableFile.resolve("/proc/self/exe", in: "/") }
@@ -28,27 +38,32 @@ public struct DeviceHolder: Sendable {
     private static let held = off_t(101)
     private static let count = off_t(3)
 
+    /// How a holder's command line begins: who looks at it shall know what it is for, and this program which one it is.
+    private var words: [String] { [Self.command, "--record", files.process(.holder), "--guest", guest] }
+
     /// What is in the way of holding a device; nil when nothing is.
-    func obstacle(_ image: FencedImage) -> String? {
-        let descriptor = open(image.path, O_RDONLY | O_CLOEXEC)
+    public static func obstacle(_ path: String) -> String? {
+        let descriptor = open(path, O_RDONLY | O_CLOEXEC)
         guard descriptor < 0 else {
             close(descriptor)
             return nil
         }
         return
-            "The device \(image.path) cannot be opened by this user, so it could not be held when the guest has left: "
+            "The device \(path) cannot be opened by this user, so it could not be held when the guest has left: "
             + "\(String(cString: strerror(errno))); run this as root or as the user of QEMU"
     }
 
-    /// Takes the devices and starts the process that holds them from now on, unless there is one.
-    func hold(_ devices: [FencedImage]) throws {
+    /// Takes the devices and starts the process that holds them from now on, unless there is one. Blocks for milliseconds.
+    ///
+    /// - Throws: `MigrationError` that names the device.
+    public func hold(_ devices: [String]) throws {
         if recorded != nil { return }
         var descriptors: [Int32] = []
         defer { for descriptor in descriptors { close(descriptor) } }
-        for device in devices { descriptors.append(try Self.take(device.path)) }
+        for device in devices { descriptors.append(try Self.take(device)) }
         let process = try EmulatorProcess.start(
-            [program, Self.command, "--guest", guest, "--migration", migration]
-                + devices.flatMap { ["--device", $0.path] },
+            [program] + words
+                + devices.flatMap { ["--device", $0] },
             directory: "/",
             log: files.log(.holder),
             keep: descriptors
@@ -89,7 +104,8 @@ public struct DeviceHolder: Sendable {
     /// Ends whoever holds the devices, and waits until they are free.
     ///
     /// - Returns: what could not be done.
-    func end() -> [String] {
+    @discardableResult
+    public func end() -> [String] {
         var problems: [String] = []
         for process in processes() {
             process.signal(SIGKILL)
@@ -106,7 +122,7 @@ public struct DeviceHolder: Sendable {
     }
 
     /// The holder that is on record and lives.
-    var recorded: EmulatorProcess? {
+    public var recorded: EmulatorProcess? {
         guard let bytes = (try? DurableFile.read(files.process(.holder))) ?? nil,
             let process = JSONText.decode(EmulatorProcess.self, from: bytes), process.isRunning
         else { return nil }
@@ -114,8 +130,8 @@ public struct DeviceHolder: Sendable {
     }
 
     /// Every holder of this migration, also one whose starter died before it could be recorded.
-    func processes() -> [EmulatorProcess] {
-        let words = [Self.command, "--guest", guest, "--migration", migration].map { Array($0.utf8) }
+    public func processes() -> [EmulatorProcess] {
+        let words = words.map { Array($0.utf8) }
         var found = recorded.map { [$0] } ?? []
         for pid in DurableFile.list("/proc").compactMap({ Int32($0) }) where !found.contains(where: { $0.pid == pid }) {
             guard let line = (try? DurableFile.read("/proc/\(pid)/cmdline")) ?? nil,
@@ -127,52 +143,18 @@ public struct DeviceHolder: Sendable {
         return found
     }
 
-    // MARK: After a restart of the host
-
-    /// Starts what holds the devices of guests that have left, wherever that does not live any more: before anything else uses
-    /// them.
+    /// Lets the devices go on which a guest has left this host for good: it comes back, and they are where it comes to.
     ///
-    /// - Parameters:
-    ///   - migrations: the migrations of this host.
-    ///   - program: this program.
     /// - Returns: what could not be done, a sentence each.
-    public static func holdAgain(_ migrations: MigrationStore, program: String = program) -> [String] {
+    public static func letGo(of guest: String, _ migrations: MigrationStore) throws -> [String] {
         var problems: [String] = []
-        for id in migrations.ids() {
-            do {
-                guard let reading = try migrations.reading(of: id), try mustHold(id, reading, migrations) else {
-                    continue
-                }
-                let devices = SavedDisk.load(migrations.files(of: id)).map {
-                    $0.image ?? FencedImage(legacy: $0.path)
-                }
-                .filter(\.isDevice)
-                guard !devices.isEmpty else { continue }
-                let holder = DeviceHolder(
-                    guest: reading.guest,
-                    migration: id,
-                    files: migrations.files(of: id),
-                    program: program
-                )
-                try holder.hold(devices)
-            } catch {
-                problems.append("\(error)")
-            }
+        for id in migrations.ids() where DurableFile.exists(migrations.files(of: id).process(.holder)) {
+            guard let reading = try migrations.reading(of: id), reading.guest == guest,
+                reading.standing == .source(.confirmed)
+            else { continue }
+            problems += DeviceHolder(guest: guest, files: migrations.files(of: id)).end()
         }
         return problems
-    }
-
-    /// Whether the devices of a migration are not for anybody: the guest has left, has not come back, and what it left behind
-    /// is still kept.
-    private static func mustHold(_ id: String, _ reading: JournalReading, _ migrations: MigrationStore) throws -> Bool {
-        guard case .source(let standing) = reading.standing, try !migrations.isSuperseded(id, of: reading.guest) else {
-            return false
-        }
-        switch standing {
-        case .released, .overruled: return true
-        case .confirmed: return FencedImages.areKept(id, migrations)
-        case .open, .reclaimed, .taken, .rolledBack: return false
-        }
     }
 
     /// What a holder does: nothing, until it is killed.

@@ -1,0 +1,49 @@
+internal import Emulator
+internal import IO
+public import Migration
+
+/// After a restart of the host.
+extension DeviceHolder {
+    /// Starts what holds the devices of guests that have left, wherever that does not live any more: before anything else uses
+    /// them.
+    ///
+    /// - Parameters:
+    ///   - migrations: the migrations of this host.
+    ///   - program: this program.
+    /// - Returns: what could not be done, a sentence each.
+    public static func holdAgain(_ migrations: MigrationStore, program: String = program) -> [String] {
+        var problems: [String] = []
+        for id in migrations.ids() {
+            do {
+                guard let reading = try migrations.reading(of: id), try mustHold(id, reading, migrations) else {
+                    continue
+                }
+                let devices = SavedDisk.load(migrations.files(of: id)).map {
+                    $0.image ?? FencedImage(legacy: $0.path)
+                }
+                .filter(\.isDevice)
+                guard !devices.isEmpty else { continue }
+                let holder = DeviceHolder(guest: reading.guest, files: migrations.files(of: id), program: program)
+                try holder.hold(devices.map(\.path))
+            } catch {
+                problems.append("\(error)")
+            }
+        }
+        return problems
+    }
+
+    /// Whether the devices of a migration are not for anybody: the guest has left, has not come back, and what it left behind
+    /// is still kept.
+    private static func mustHold(_ id: String, _ reading: JournalReading, _ migrations: MigrationStore) throws -> Bool {
+        guard case .source(let standing) = reading.standing, try !migrations.isSuperseded(id, of: reading.guest) else {
+            return false
+        }
+        // It comes back at this moment.
+        if case .arriving = try migrations.startBar(of: reading.guest) { return false }
+        switch standing {
+        case .released, .overruled: return true
+        case .confirmed: return FencedImages.areKept(id, migrations)
+        case .open, .reclaimed, .taken, .rolledBack: return false
+        }
+    }
+}
