@@ -400,16 +400,19 @@ struct AdoptionEndToEnd {
         let lab = try Lab()
         let socket = lab.directory.file("foreign.sock")
         let guest = try await lab.startForeignGuest(["-machine", "pc,accel=tcg", "-m", "64", "-nodefaults"])
+        let adopt = ["guest", "adopt", "web1", "--qmp", socket, "--state-dir", lab.state("a")]
         guest.signal(SIGSTOP)
-        let hanging = try await lab.crossdock(
-            ["guest", "adopt", "web1", "--qmp", socket, "--state-dir", lab.state("a")],
-            seconds: 30
-        )
-        #expect(hanging.code == 0 && hanging.errors.contains("does not answer"), "\(hanging.all)")
+        let frozen = try await lab.crossdock(adopt, seconds: 30)
+        #expect(frozen.code == 10 && frozen.errors.contains("is frozen and answers nobody"), "\(frozen.all)")
+        guest.signal(SIGCONT)
+        // Another client has the only monitor.
+        let held = try await lab.foreignMonitor { _ in try await lab.crossdock(adopt, seconds: 30) }
+        #expect(held.code == 0 && held.errors.contains("does not answer"), "\(held.all)")
         try await lab.startDestination()
+        guest.signal(SIGSTOP)
         for more in [["--dry-run"], ["--qmp", socket]] {
             let refused = try await lab.migrate(more: more)
-            #expect(refused.code == 10 && refused.errors.contains("another client"), "\(refused.all)")
+            #expect(refused.code == 10 && refused.errors.contains("is frozen and answers nobody"), "\(refused.all)")
         }
         guest.signal(SIGCONT)
         unlink(socket)
