@@ -195,6 +195,20 @@ struct DeviceFenceTests {
         #expect(problems.count == 1 && problems[0].contains("Cannot hold the device /nowhere"), "\(problems)")
     }
 
+    @Test func aQEMUWithDeviceNodesOfItsOwnIsWarnedAbout() async throws {
+        let device = try await device()
+        let process = try await lab.startEmulator([device.path], driver: "host_device")
+        #expect(lab.fence([device.path], process).warnings() == [])
+        let numbers = try await Tool.run(["stat", "-c", "%Hr %Lr", device.path]).output.split(
+            whereSeparator: \.isWhitespace
+        )
+        let node = lab.directory.file("node")
+        #expect(try await Tool.run(["mknod", node, "b"] + numbers.map(String.init)).code == 0)
+        let warnings = lab.fence([node], process).warnings()
+        #expect(lab.fence([node], process).check() == [])
+        #expect(warnings.count == 1 && warnings[0].contains("uses another device node than \(node)"), "\(warnings)")
+    }
+
     @Test func whatTheKernelDoesWithADeviceOrAFileIsFound() async throws {
         let device = try await device()
         let file = lab.fence([lab.directory.file("behind.raw")]).users(lab.guests).obstacles

@@ -59,9 +59,9 @@ struct ImageUsersTests {
         var users = ImageUsers()
         #expect(users.note == nil)
         users.unseen = 1
-        #expect(users.note?.contains("Whether one process of other users") == true)
+        #expect(users.note?.contains("in one process that this user") == true)
         users.unseen = 3
-        #expect(users.note?.contains("Whether 3 processes of other users") == true)
+        #expect(users.note?.contains("in 3 processes that this user") == true)
     }
 
     @Test func itIsFastEnoughForThePause() async throws {

@@ -72,7 +72,8 @@ public struct DeviceHolder: Sendable {
             guard process.isRunning else {
                 throw MigrationError(
                     .failed,
-                    "The process that holds the devices of guest '\(guest)' ended at once: \(EmulatorProcess.tail(of: files.log(.holder)))"
+                    "The process that holds the devices of guest '\(guest)' ended at once: "
+                        + "\(EmulatorProcess.tail(of: files.log(.holder)))"
                 )
             }
             try DurableFile.write(try JSONText.encode(process), to: files.process(.holder))

@@ -80,15 +80,16 @@ public struct ImageFence: Sendable {
         var problems: [String] = []
         if let process, !process.maySignal {
             problems.append(
-                "QEMU of guest '\(guest)' (process \(process.pid)) may not be signalled by this user, so it could not be frozen once "
-                    + "the guest has left; run this as root or as the user of QEMU"
+                "QEMU of guest '\(guest)' (process \(process.pid)) may not be signalled by this user, so it could "
+                    + "not be frozen once the guest has left; run this as root or as the user of QEMU"
             )
         }
         var open: Set<ImageIdentity>?
         if let process {
             do { open = try ImageIdentity.open(in: process.pid) } catch {
                 problems.append(
-                    "Which images QEMU of guest '\(guest)' has open cannot be seen: \(error); run this as root or as the user of QEMU"
+                    "Which images QEMU of guest '\(guest)' has open cannot be seen: \(error); run this as root or as "
+                        + "the user of QEMU"
                 )
             }
         }
@@ -100,11 +101,34 @@ public struct ImageFence: Sendable {
         return problems
     }
 
+    /// What the fence cannot promise, a sentence each, for an operator who may know that it does not matter.
+    ///
+    /// Programs find each other's locks of a device at the device node. QEMU in a container, or of libvirt, has nodes of its own.
+    public func warnings() -> [String] {
+        guard let process else { return [] }
+        return devices.filter { image in
+            guard let ours = xd_identity(at: AT_FDCWD, image.path) else { return false }
+            return !Self.hasOpen(process.pid, ours)
+        }.map { image in
+            "QEMU of guest '\(guest)' uses another device node than \(image.path): once the guest has left, the "
+                + "device is held against programs that use this one, but not against a QEMU that has a /dev of its own"
+        }
+    }
+
+    /// Whether a process has a device open by this very node.
+    private static func hasOpen(_ process: Int32, _ node: xd_identity) -> Bool {
+        let path = "/proc/\(process)/fd"
+        return DurableFile.list(path).contains { name in
+            guard let found = xd_identity(at: AT_FDCWD, "\(path)/\(name)") else { return false }
+            return found.device == node.device && found.inode == node.inode
+        }
+    }
+
     private func obstacles(of image: FencedImage, _ open: Set<ImageIdentity>?) -> [String] {
         guard let identity = image.identity else {
             return [
-                "The image \(image.path) is neither a file nor a block device on this host, or cannot be looked at, so it cannot be "
-                    + "taken out of reach when the guest leaves"
+                "The image \(image.path) is neither a file nor a block device on this host, or cannot be looked at, "
+                    + "so it cannot be taken out of reach when the guest leaves"
             ]
         }
         var problems: [String] = []
@@ -128,16 +152,16 @@ public struct ImageFence: Sendable {
         var problems: [String] = []
         if let found = xd_identity(at: AT_FDCWD, image.realPath), found.links > 1 {
             problems.append(
-                "The image \(image.realPath) has \(found.links) names (hard links), and a fence takes away only this one; remove the "
-                    + "others: 'find DIRECTORY -samefile \(image.realPath)' finds them"
+                "The image \(image.realPath) has \(found.links) names (hard links), and a fence takes away only this "
+                    + "one; remove the others: 'find DIRECTORY -samefile \(image.realPath)' finds them"
             )
         }
         let here = MountTable()?.points(of: identity) ?? []
         for point in here {
             problems.append(
                 point == image.realPath
-                    ? "The image \(point) is a mount point of its own (a bind mount), which cannot be renamed; give the guest the "
-                        + "file that is mounted there under its own name"
+                    ? "The image \(point) is a mount point of its own (a bind mount), which cannot be renamed; give "
+                        + "the guest the file that is mounted there under its own name"
                     : "The image \(image.realPath) is mounted at \(point) too, where a fence does not reach it; unmount that"
             )
         }
@@ -146,8 +170,8 @@ public struct ImageFence: Sendable {
             let there = MountTable(of: process.pid)?.points(of: identity, under: root) ?? []
             for point in there where !here.contains(point) {
                 problems.append(
-                    "The image \(image.realPath) is mounted at \(point) where QEMU of guest '\(guest)' runs, and a fence does not reach "
-                        + "it there; give QEMU the directory instead of the single file"
+                    "The image \(image.realPath) is mounted at \(point) where QEMU of guest '\(guest)' runs, and a "
+                        + "fence does not reach it there; give QEMU the directory instead of the single file"
                 )
             }
         }
@@ -160,7 +184,8 @@ public struct ImageFence: Sendable {
         let limit = max(pathconf(image.directory, Int32(_PC_NAME_MAX)), 0)
         if limit > 0, name.utf8.count > limit {
             return [
-                "The name of the image \(image.realPath) is too long: with '.released-\(migration)' it has \(name.utf8.count) bytes, and "
+                "The name of the image \(image.realPath) is too long: with '.released-\(migration)' it has "
+                    + "\(name.utf8.count) bytes, and "
                     + "\(limit) are possible there; rename it, in the guest's command line too"
             ]
         }
@@ -216,8 +241,8 @@ public struct ImageFence: Sendable {
             case EPERM where descriptor >= 0 && xd_is_immutable(descriptor) != 0:
                 "it is immutable or append-only; 'chattr -i -a' changes that"
             case EPERM where !isDirectory:
-                "its directory is sticky and neither is this user's, or is immutable or append-only; run this as the image's owner, or "
-                    + "'chmod -t' or 'chattr -i -a' the directory"
+                "its directory is sticky and neither is this user's, or is immutable or append-only; run this as the "
+                    + "image's owner, or 'chmod -t' or 'chattr -i -a' the directory"
             case EACCES: "this user may not write to the directory; run this as its owner or as root"
             case ENOSPC, EDQUOT: "the file system is full; make room"
             case EBUSY: "it is a mount point; give the guest the file that is mounted there under its own name"
@@ -282,7 +307,8 @@ public struct ImageFence: Sendable {
             else {
                 throw MigrationError(
                     .failed,
-                    "\(image.fencedPath(migration)) is not the image that guest '\(guest)' used: \(image.path) was moved or replaced under it"
+                    "\(image.fencedPath(migration)) is not the image that guest '\(guest)' used: \(image.path) was "
+                        + "moved or replaced under it"
                 )
             }
             guard earlier != nil || found.links == 1 else {

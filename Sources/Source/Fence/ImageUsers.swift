@@ -39,12 +39,13 @@ public struct ImageUsers: Sendable, Hashable {
             }
     }
 
-    /// What an operator has to know who looks without being root; nil when everybody was seen.
+    /// What an operator has to know who may not look everywhere; nil when everybody was seen.
     public var note: String? {
         guard unseen > 0 else { return nil }
         let processes = unseen == 1 ? "one process" : "\(unseen) processes"
+        let advice = geteuid() == 0 ? "" : "; root can see that"
         return
-            "Whether \(processes) of other users have the guest's images open could not be seen; only root can see that"
+            "Whether the guest's images are open in \(processes) that this user may not look at could not be seen\(advice)"
     }
 
     /// A file or device to look for, and the image that it belongs to.
@@ -275,7 +276,8 @@ private struct BlockDevice {
         guard claims.isEmpty, !areHeld else { return claims }
         for part in parts where isClaimed(part, as: image) {
             claims.append(
-                "The device \(image) is claimed by this host (a mount elsewhere, a volume group, another program); end that first"
+                "The device \(image) is claimed by this host (a mount elsewhere, a volume group, another program); "
+                    + "end that first"
             )
         }
         return claims
