@@ -101,7 +101,10 @@ extension OutgoingMigration {
         case .confirmed, .overruled, .rolledBack:
             // The guest has long been there; only what it left behind is still here. A QEMU that is in another state than the one
             // in which a migration ends is somebody else's.
-            if let process = record?.process, process.isRunning, !process.isFrozen {
+            if let process = record?.process, process.isFrozen {
+                // It was frozen for the release, and the guest is elsewhere: it never goes on.
+                process.signal(SIGKILL)
+            } else if record?.process?.isRunning == true {
                 try await connectMonitor()
                 if let monitor, try await monitor.status() != "postmigrate" {
                     throw MigrationError(.guest, "Migration \(plan.id) has nothing to recover; see 'crossdock status'")

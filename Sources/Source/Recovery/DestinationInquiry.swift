@@ -109,9 +109,9 @@ private struct Inquirer {
     let loop: EventLoop
     let patience: Duration
 
-    /// Errors of a connection that say that no packet of the other host came back.
+    /// Errors of a connection that say that nothing of the other host came back.
     private static let silences: Set<Int32> = [
-        ETIMEDOUT, EHOSTUNREACH, ENETUNREACH, EHOSTDOWN, ENETDOWN, EADDRNOTAVAIL, EAFNOSUPPORT,
+        ETIMEDOUT, EHOSTUNREACH, ENETUNREACH, EHOSTDOWN, ENETDOWN, EADDRNOTAVAIL, EAFNOSUPPORT, EACCES, EPERM,
     ]
 
     func ask() async throws -> DestinationInquiry.Answer {
