@@ -52,7 +52,7 @@ struct OwnershipEndToEnd {
         // In a network that loses every packet the other host, which is well, says nothing; nor in one without a route.
         let lost = try await undecided.recover("--take-ownership", before: Namespace.blackHole)
         #expect(lost.code == MigrationError.Code.undecided.rawValue, "\(lost.all)")
-        #expect(lost.errors.contains("127.0.0.1:") && lost.errors.contains("took longer"), "\(lost.all)")
+        #expect(lost.errors.contains("127.0.0.1:") && lost.errors.contains("timed out"), "\(lost.all)")
         #expect(lost.errors.contains("--other-host-is-off"), "\(lost.all)")
         let asked = try await undecided.recover("--take-ownership", before: Namespace.network)
         #expect(asked.code == MigrationError.Code.undecided.rawValue, "\(asked.all)")
