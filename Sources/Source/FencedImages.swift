@@ -23,11 +23,7 @@ public enum FencedImages {
 
     /// Notes what is behind a fence, and for how many seconds it is kept.
     static func remember(_ fence: ImageFence, migration: String, keep: Int, _ migrations: MigrationStore) throws {
-        try remember(fence.fencedFiles, migration: migration, keep: keep, migrations)
-    }
-
-    static func remember(_ paths: [String], migration: String, keep: Int, _ migrations: MigrationStore) throws {
-        try write(Record(paths: paths, deleteAfter: time(nil) + keep), migration, migrations)
+        try write(Record(paths: fence.fencedFiles, deleteAfter: time(nil) + keep), migration, migrations)
     }
 
     static func keepForever(_ migration: String, _ migrations: MigrationStore) {

@@ -18,7 +18,7 @@ extension OutgoingMigration {
         self.fence = fence
         let guests = context.guests
         let (problems, users) = await BlockingPool.shared.value { (fence.check(), fence.users(guests)) }
-        if let note = users.note { context.warn(note) }
+        for sentence in fence.warnings() + (users.note.map { [$0] } ?? []) { context.warn(sentence) }
         let reasons = problems + users.obstacles
         guard reasons.isEmpty else {
             throw MigrationError(.guest, "Guest '\(plan.guest)' cannot be migrated: \(reasons.joined(separator: "; "))")
@@ -66,12 +66,9 @@ extension OutgoingMigration {
             try? context.guests.save(record)
             self.record = record
         }
-        try? FencedImages.remember(
-            fence?.fencedFiles ?? [],
-            migration: plan.id,
-            keep: plan.keepSource,
-            context.migrations
-        )
+        if let fence {
+            try? FencedImages.remember(fence, migration: plan.id, keep: plan.keepSource, context.migrations)
+        }
     }
 
     /// Ends the QEMU that has nothing to run any more. It stands still, and is never to make another step.

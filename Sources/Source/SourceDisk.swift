@@ -54,31 +54,6 @@ struct SourceDisk {
     }
 }
 
-/// The guest's images after the release: renamed, so that a forgotten start script finds nothing to start.
-enum Fence {
-    static func path(_ image: String, _ migration: String) -> String { "\(image).released-\(migration)" }
-
-    /// Gives images their names back.
-    ///
-    /// - Returns: what could not be done.
-    static func lift(_ images: [String], _ migration: String) -> [String] {
-        var problems: [String] = []
-        for image in images {
-            let fenced = path(image, migration)
-            guard DurableFile.exists(fenced) else { continue }
-            guard !DurableFile.exists(image) else {
-                problems.append("The image \(fenced) cannot get its name back: \(image) is in the way")
-                continue
-            }
-            if rename(fenced, image) != 0 {
-                problems.append("Cannot rename \(fenced) to \(image): \(String(cString: strerror(errno)))")
-            }
-            try? DurableFile.syncDirectory(of: image)
-        }
-        return problems
-    }
-}
-
 extension SourceDisk {
     /// The digest of what the mirror copied, read from the disk's image; nil when it cannot be read.
     ///

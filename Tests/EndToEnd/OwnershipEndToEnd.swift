@@ -49,7 +49,11 @@ struct OwnershipEndToEnd {
 
     @Test func silenceIsNoProofAndTheOperatorVouches() async throws {
         let undecided = try await makeUndecided()
-        // In a network without a route the other host, which is well, says nothing.
+        // In a network that loses every packet the other host, which is well, says nothing; nor in one without a route.
+        let lost = try await undecided.recover("--take-ownership", before: Namespace.blackHole)
+        #expect(lost.code == MigrationError.Code.undecided.rawValue, "\(lost.all)")
+        #expect(lost.errors.contains("127.0.0.1:") && lost.errors.contains("timed out"), "\(lost.all)")
+        #expect(lost.errors.contains("--other-host-is-off"), "\(lost.all)")
         let asked = try await undecided.recover("--take-ownership", before: Namespace.network)
         #expect(asked.code == MigrationError.Code.undecided.rawValue, "\(asked.all)")
         #expect(asked.errors.contains("127.0.0.1:") && asked.errors.contains("unreachable"), "\(asked.all)")
@@ -83,9 +87,17 @@ struct OwnershipEndToEnd {
         #expect(try await undecided.lab.monitor("a") { try await $0.status() } == "running")
     }
 
-    @Test func aHostThatWasTakenFromLearnsIt() async throws {
+    /// Also when the guest has long gone on to another host.
+    @Test(arguments: [false, true])
+    func aHostThatWasTakenFromLearnsIt(_ isSuperseded: Bool) async throws {
         let undecided = try await makeUndecided()
         try await undecided.endDestination()
+        if isSuperseded {
+            try DurableFile.makeDirectory(undecided.store.directory(of: "9-later"))
+            let later = try Journal(creating: undecided.store.journal(of: "9-later"))
+            try later.append(.offered(guest: "web1", destination: "c", order: 1))
+            try later.append(.rolledBack(reason: "it was cancelled"))
+        }
         try Journal(opening: undecided.store.journal(of: undecided.id)).append(.taken(by: "root"))
         let heard = Guarded<[Message]>([])
         let agent = try await LaconicAgent.start(undecided.lab, port: undecided.lab.controlPort) { message in
@@ -140,6 +152,48 @@ struct OwnershipEndToEnd {
         #expect(stopped.code == 0 && stopped.output.contains("belongs to localhost"), "\(stopped.all)")
         let start = try await lab.crossdock(["guest", "start", "web1", "--state-dir", lab.state("a")])
         #expect(start.code == MigrationError.Code.guest.rawValue, "\(start.all)")
+    }
+
+    /// QEMU is frozen from the fence on, and belongs to nobody until the destination has spoken.
+    @Test func aFrozenQEMUGoesOnOnceTheGuestBelongsHereAgainAndNotBefore() async throws {
+        let lab = try Lab()
+        try await lab.startDestination()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 64, data: 16)
+        try await lab.startIdleGuest(disks: [disk])
+        let migration = try lab.beginMigration(more: ["--bandwidth", "4000000"])
+        try await migration.wait(for: "the copy") { migration.output.contains("copying disks") }
+        for process in Lab.processes(containing: "source-watchdog") where process.line.contains(lab.state("a")) {
+            kill(process.pid, SIGKILL)
+        }
+        let id = DurableFile.list("\(lab.state("a"))/migrations").first ?? ""
+        try lab.sourceAgent().signal(SIGKILL)
+        lab.destination?.signal(SIGKILL)
+        _ = try await lab.destination?.finish()
+        let emulator = try #require(try lab.guests("a").load("web1")?.process)
+        let store = MigrationStore(stateDirectory: lab.state("a"))
+        try Journal(opening: store.journal(of: id)).append(.released)
+        emulator.signal(SIGSTOP)
+        try await eventually("QEMU is frozen") { emulator.isFrozen }
+        let waiting = try ChildProcess([Lab.crossdock, "recover", id, "--state-dir", lab.state("a")])
+        try await waiting.wait(for: "a word of the recovery") { waiting.errors.contains("--take-ownership") }
+        #expect(emulator.isFrozen)
+        waiting.signal(SIGKILL)
+        _ = try await waiting.finish()
+        let port = lab.controlPort
+        let agent = try await LaconicAgent.start(lab, port: port) { message in
+            switch message {
+            case .hello: .welcome(.init(state: .aborted))
+            case .release: .refused("it was not whole")
+            case .abort: message
+            default: nil
+            }
+        }
+        let recovered = try await lab.crossdock(["recover", id, "--state-dir", lab.state("a")])
+        agent.stop()
+        #expect(recovered.code == 0 && recovered.output.contains("belongs to this host"), "\(recovered.all)")
+        #expect(!emulator.isFrozen)
+        #expect(try await lab.monitor("a") { try await $0.status() } == "running")
+        _ = try await migration.finish(seconds: 60)
     }
 
     /// Another host offers a guest of the same name, which decides nothing about ours.

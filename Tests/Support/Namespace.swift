@@ -9,6 +9,13 @@ public enum Namespace {
     /// Runs what follows in a network namespace of its own.
     public static let network = isRoot ? ["unshare", "-n"] : ["unshare", "-Urn"]
 
+    /// Runs what follows in a network namespace of its own whose loopback loses every packet: none fits into the burst.
+    static let blackHole =
+        network + [
+            "sh", "-c",
+            "ip link set lo up && tc qdisc add dev lo root tbf rate 8bit burst 10 latency 1ms && exec \"$@\"", "sh",
+        ]
+
     /// Runs what follows in the mount namespace of a process.
     public static func enter(_ process: Int32) -> [String] {
         ["nsenter", "-t", "\(process)"] + (isRoot ? [] : ["-U", "--preserve-credentials"]) + ["-m"]

@@ -109,9 +109,9 @@ private struct Inquirer {
     let loop: EventLoop
     let patience: Duration
 
-    /// Errors of a connection that say that no packet of the other host came back.
+    /// Errors of a connection that say that nothing of the other host came back.
     private static let silences: Set<Int32> = [
-        ETIMEDOUT, EHOSTUNREACH, ENETUNREACH, EHOSTDOWN, ENETDOWN, EADDRNOTAVAIL, EAFNOSUPPORT,
+        ETIMEDOUT, EHOSTUNREACH, ENETUNREACH, EHOSTDOWN, ENETDOWN, EADDRNOTAVAIL, EAFNOSUPPORT, EACCES, EPERM,
     ]
 
     func ask() async throws -> DestinationInquiry.Answer {
@@ -132,8 +132,8 @@ private struct Inquirer {
                 timeout: patience
             )
         } catch let error as ChannelError where error.code == .timedOut {
-            // Whoever forwards connections takes them for hosts that are off, too.
-            return .silence("the connection was taken, and then nothing came: \(error.message)")
+            // Its kernel is up, and QEMU may be too, whatever has become of the agent.
+            return .stranger("the connection was taken, and then nothing came: \(error.message)")
         } catch let error as ChannelError {
             return .stranger(error.message)
         }
