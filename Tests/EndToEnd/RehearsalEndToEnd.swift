@@ -206,9 +206,12 @@ struct RehearsalEndToEnd {
     @Test func whatIsTakenForAnotherByItsNameIsDescribedAsWhatItIs() async throws {
         let lab = try Lab()
         let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
+        // The machine's own memory is an object as well, made before the one that is removed: under TCG, QEMU looks for the
+        // changes of every memory where the first one was made, and aborts in the migration when it is gone.
         _ = try await lab.startForeignGuest([
-            "-machine", "pc,accel=tcg", "-m", "64,slots=2,maxmem=1G", "-nodefaults", "-drive",
-            "file=\(disk),format=raw,if=virtio", "-netdev", "hubport,id=n0,hubid=1", "-netdev", "hubport,id=n1,hubid=2",
+            "-machine", "pc,accel=tcg,memory-backend=m0", "-m", "64,slots=2,maxmem=1G", "-nodefaults", "-object",
+            "memory-backend-ram,id=m0,size=64M", "-drive", "file=\(disk),format=raw,if=virtio", "-netdev",
+            "hubport,id=n0,hubid=1", "-netdev", "hubport,id=n1,hubid=2",
             "-device", "e1000-82540em,netdev=n0", "-device", "e1000,netdev=n1,mac=52:54:00:00:00:99", "-device",
             "virtio-rng", "-device", "virtio-rng-pci", "-chardev", "null,mux=on,id=m", "-mon", "chardev=m", "-serial",
             "chardev:m", "-audiodev", "none,id=a0", "-device", "AC97,audiodev=a0", "-device", "qemu-xhci,id=x0",
