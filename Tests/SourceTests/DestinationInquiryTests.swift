@@ -97,11 +97,12 @@ struct DestinationInquiryTests {
         #expect(isTaken(inquiry, claim(erased: "host-b")) == true, sourceLocation: source)
     }
 
-    @Test func aListenerThatNeverAnswersIsSilence() async throws {
+    /// A stopped agent, on a host that is up.
+    @Test func aListenerThatTakesTheConnectionAndSaysNothingIsAnAnswer() async throws {
         let inquiry = try await Self.ask(try TestPKI(), patience: .milliseconds(300)) { channel in
             _ = try await channel.read(exactly: 1 << 20)
         }
-        Self.expectSilence(inquiry)
+        Self.expectStranger(inquiry, "nothing came")
     }
 
     @Test func aNameThatCannotBeResolvedIsSilence() async throws {

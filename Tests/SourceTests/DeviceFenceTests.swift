@@ -176,7 +176,7 @@ struct DeviceFenceTests {
     }
 
     @Test func aDeviceThatIsNotThereIsNamed() async throws {
-        var disk = OutgoingMigration.SavedDisk("/dev/loop-that-is-not-there")
+        var disk = SavedDisk("/dev/loop-that-is-not-there")
         let device = try await device()
         disk.image = FencedImage(device.path)
         try lab.record([disk], [.offered(guest: "web1", destination: "host-b", order: 0), .released])

@@ -92,7 +92,7 @@ final class FenceLab {
     }
 
     /// Writes what a source agent saves of its disks and decides.
-    func record(_ disks: [OutgoingMigration.SavedDisk], _ records: [JournalRecord]) throws {
+    func record(_ disks: [SavedDisk], _ records: [JournalRecord]) throws {
         try DurableFile.write(try JSONText.encode(disks), to: migrations.files(of: migration).disks)
         let journal = try Journal(creating: migrations.journal(of: migration))
         for record in records { try journal.append(record) }
@@ -101,7 +101,7 @@ final class FenceLab {
     func names() -> [String] { DurableFile.list(directory.path).filter { !$0.hasPrefix("qmp") && $0 != "state" } }
 }
 
-extension OutgoingMigration.SavedDisk {
+extension SavedDisk {
     init(_ path: String) {
         self.init(path: path, format: "raw", size: 65536, isSealed: false, image: FencedImage(path))
     }

@@ -10,7 +10,7 @@ public enum Namespace {
     public static let network = isRoot ? ["unshare", "-n"] : ["unshare", "-Urn"]
 
     /// Runs what follows in a network namespace of its own whose loopback loses every packet: none fits into the burst.
-    static let blackHole =
+    public static let blackHole =
         network + [
             "sh", "-c",
             "ip link set lo up && tc qdisc add dev lo root tbf rate 8bit burst 10 latency 1ms && exec \"$@\"", "sh",
