@@ -210,6 +210,12 @@ public final class Journal: Sendable {
         }
     }
 
+    /// The same for a loop, which must not wait for a disk. Whoever calls it lets one call end before the next: two at once have no
+    /// order.
+    public func write(_ record: JournalRecord) async throws {
+        try await BlockingPool.shared.run { try self.append(record) }
+    }
+
     /// The records of a journal; a last one that a crash has torn does not count. Empty when there is no journal.
     ///
     /// - Throws: `JournalError` when the journal is damaged in its middle or of a later version.

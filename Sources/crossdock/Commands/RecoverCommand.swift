@@ -31,6 +31,17 @@ struct RecoverCommand: AsyncParsableCommand {
     )
     var takeOwnership = false
 
+    @Flag(help: "You know that the other host is switched off; for --take-ownership.")
+    var otherHostIsOff = false
+
+    @Option(
+        help: ArgumentHelp(
+            "You know that the other host, which has this name in 'crossdock status', was installed anew; for --take-ownership.",
+            valueName: "name"
+        )
+    )
+    var otherHostWasErased: String?
+
     @OptionGroup var common: CommonOptions
 
     func validate() throws {
@@ -131,17 +142,16 @@ struct RecoverCommand: AsyncParsableCommand {
                 """
                 Guest '\(guest)' of migration \(id) is complete on this host and paused. It belongs to \(source) until that \
                 releases it, and the destination agent waits for its word. If \(source) is gone for good and will never run \
-                it again, run 'crossdock recover \(id) --take-ownership' here.
+                it again, run 'crossdock recover \(id) --take-ownership --other-host-is-off' here.
 
                 """
             )
             return MigrationError.Code.undecided.rawValue
         }
-        let answer = try await ObjectCommand.ask(
-            common,
-            "take-ownership",
-            ["migration": .string(id), "by": .string(operatorName)]
-        )
+        var arguments: [String: JSONValue] = ["migration": .string(id), "by": .string(operatorName)]
+        if otherHostIsOff { arguments["other-host-is-off"] = true }
+        if let otherHostWasErased { arguments["other-host-was-erased"] = .string(otherHostWasErased) }
+        let answer = try await ObjectCommand.ask(common, "take-ownership", .object(arguments))
         output("Guest '\(answer["guest"]?.string ?? guest)' belongs to this host and runs here.\n")
         return 0
     }
