@@ -99,7 +99,7 @@ final class IncomingGuest: @unchecked Sendable {
 
     private func take(_ monitor: QMPClient) {
         self.monitor = monitor
-        monitor.onDisconnect = { [weak self] in
+        monitor.onDisconnect = { [weak self, weak monitor] in
             guard let self, self.monitor === monitor else { return }
             self.emulatorEnded()
         }

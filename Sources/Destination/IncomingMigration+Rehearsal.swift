@@ -105,7 +105,7 @@ extension IncomingMigration {
     }
 
     /// The disks whose backing images are here with the same contents.
-    func keptBacking(_ offer: Message.Offer, _ rehearsed: Message.Rehearsed) async -> Set<String> {
+    func findKeptBacking(_ offer: Message.Offer, _ rehearsed: Message.Rehearsed) async -> Set<String> {
         var kept: Set<String> = []
         for disk in offer.disks where !disk.backing.isEmpty {
             // What a source could have put here itself is not taken for an image of this host.

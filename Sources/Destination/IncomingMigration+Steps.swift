@@ -77,7 +77,7 @@ extension IncomingMigration {
         if offer.isRehearsal { return }
         guard let connection else { throw ChannelError(.closed, "The connection to the source was lost") }
         let found = try await findFiles(offer, connection)
-        keptBacking = await keptBacking(offer, rehearsed)
+        keptBacking = await findKeptBacking(offer, rehearsed)
         // Before anything is made: a later agent finds here what it has to clean up.
         try await save(isReady: false)
         let disks = makeDisks(offer)

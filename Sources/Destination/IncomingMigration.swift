@@ -332,7 +332,7 @@ final class IncomingMigration: @unchecked Sendable {
 
     private func message(_ answer: DestinationHandover.Answer) -> Message {
         switch answer {
-        case .shadow: return sketch.map { .shadow($0) } ?? .abort("There is no blank copy")
+        case .shadow: return sketch.map { Message.shadow($0) } ?? .abort("There is no blank copy")
         case .ready(let reasons) where !reasons.isEmpty || offer?.isRehearsal == true:
             return .ready(.init(reasons: reasons))
         case .ready:
@@ -389,7 +389,7 @@ final class IncomingMigration: @unchecked Sendable {
     func save(isReady: Bool, runState: RunState? = nil) async throws {
         guard let offer else { return }
         let saved = Saved(peer: peer, offer: offer, previous: previous, isReady: isReady, runState: runState)
-        let path = files.incoming
-        try await BlockingPool.shared.run { try DurableFile.write(try JSONText.encode(saved), to: path) }
+        let (bytes, path) = (try JSONText.encode(saved), files.incoming)
+        try await BlockingPool.shared.run { try DurableFile.write(bytes, to: path) }
     }
 }

@@ -9,11 +9,25 @@ struct HandoverTests {
     typealias Event = DestinationHandover.Event
     typealias Action = DestinationHandover.Action
 
+    /// A handover and whoever drives it.
+    final class Driven {
+        private var handover: DestinationHandover
+
+        init(_ state: DestinationHandover.State = .new) { handover = DestinationHandover(state) }
+
+        var state: DestinationHandover.State { handover.state }
+        var isOver: Bool { handover.isOver }
+        var isStuck: Bool { handover.isStuck }
+        var takenBy: String? { handover.takenBy }
+
+        func handle(_ event: Event) -> [Action] { handover.handle(event) }
+    }
+
     /// A handover after some events, of a source that is connected.
-    func handover(_ events: [Event]) -> DestinationHandover {
-        var handover = DestinationHandover()
-        for event in [.connected] + events { _ = handover.handle(event) }
-        return handover
+    func handover(_ events: [Event]) -> Driven {
+        let driven = Driven()
+        for event in [.connected] + events { _ = driven.handle(event) }
+        return driven
     }
 
     static let ready: [Event] = [
@@ -29,10 +43,8 @@ struct HandoverTests {
     static let owner: [Event] = writingOwner + [.durable]
     static let owned: [Event] = owner + [.resumed]
 
-    var prepared: DestinationHandover { handover(Self.prepared) }
-
     @Test func aMoveWithoutFaultsEndsWithTheGuestHere() {
-        var handover = handover([])
+        let handover = handover([])
         let steps: [(Event, [Action])] = [
             (.offer(isRehearsal: false), [.carryOut(.begin)]), (.carriedOut(.begin), [.carryOut(.judge)]),
             (.carriedOut(.judge), [.answer(.shadow)]), (.rehearsed, [.carryOut(.build)]),
@@ -51,10 +63,10 @@ struct HandoverTests {
 
     @Test func R4_theGuestRunsOnlyAfterOwnerIsDurable() {
         for outcome in [Event.notWritten("ENOSPC"), .doubtful("EIO")] {
-            var handover = handover(Self.writingOwner)
+            let handover = handover(Self.writingOwner)
             #expect(!handover.handle(outcome).contains(.admit))
         }
-        var handover = handover(Self.writingOwner)
+        let handover = handover(Self.writingOwner)
         #expect(handover.handle(.durable) == [.admit])
         // And there is no other way to it.
         let admitting = Set(DestinationHandover.transitions.filter { $0.to == .owner && $0.from != .owner })
@@ -70,7 +82,7 @@ struct HandoverTests {
 
     @Test func R5_ROLLEDBACK_ownerNeedsThatThereIsNoRolledBack() {
         // Not even one that may be there.
-        var handover = handover(Self.prepared + [.abort("no"), .doubtful("EIO")])
+        let handover = handover(Self.prepared + [.abort("no"), .doubtful("EIO")])
         #expect(handover.handle(Self.release) == [.append(.rolledBack(reason: "no"))])
         #expect(handover.handle(.durable) == [.cleanUp("no"), .answer(.refused("no"))])
         let reached = DestinationHandover.transitions.filter {
@@ -80,19 +92,19 @@ struct HandoverTests {
     }
 
     @Test func R5_LOADED_ownerNeedsAGuestThatIsWhole() {
-        var handover = handover(Self.prepared + [Self.release])
+        let handover = handover(Self.prepared + [Self.release])
         #expect(handover.handle(.flawed("damaged")) == [.append(.rolledBack(reason: "damaged"))])
     }
 
     @Test func R6_abortIsAnsweredOnceRolledBackIsDurable() {
         for state in [Self.ready, Self.prepared] {
-            var handover = handover(state)
+            let handover = handover(state)
             #expect(handover.handle(.abort("no")) == [.append(.rolledBack(reason: "no"))])
             #expect(handover.handle(.durable) == [.cleanUp("no"), .answer(.abort("no"))])
         }
         for outcome in [Event.notWritten("ENOSPC"), .doubtful("EIO")] {
             for state in [Self.ready, Self.prepared] {
-                var handover = handover(state + [.abort("no")])
+                let handover = handover(state + [.abort("no")])
                 #expect(!handover.handle(outcome).contains { if case .answer = $0 { true } else { false } })
                 // It is asked again, and then written.
                 #expect(handover.handle(.abort("no")) == [.append(.rolledBack(reason: "no"))])
@@ -101,13 +113,13 @@ struct HandoverTests {
     }
 
     @Test func R6_REFUSED_releaseIsRefusedOnceRolledBackIsDurable() {
-        var handover = handover(Self.prepared + [Self.release, .flawed("damaged")])
+        let handover = handover(Self.prepared + [Self.release, .flawed("damaged")])
         #expect(handover.handle(.durable) == [.cleanUp("damaged"), .answer(.refused("damaged"))])
         #expect(handover.handle(Self.release) == [.answer(.refused("damaged"))])
     }
 
     @Test func R6_REFUSE_aDestinationWhoseQEMUDiedBeforeOwnerRefuses() {
-        var handover = handover(Self.prepared + [.emulatorEnded("killed", isCut: false)])
+        let handover = handover(Self.prepared + [.emulatorEnded("killed", isCut: false)])
         #expect(handover.state == .prepared)
         #expect(handover.handle(Self.release) == [.carryOut(.examine(.release(.init())))])
         _ = handover.handle(.flawed("QEMU has ended"))
@@ -115,11 +127,11 @@ struct HandoverTests {
     }
 
     @Test func R11_preparedIsAnsweredOnceItIsDurable() {
-        var handover = handover(Self.settled)
+        let handover = handover(Self.settled)
         #expect(handover.handle(.durable) == [.readBack, .answer(.prepared)])
         #expect(handover.handle(.prepare) == [.answer(.prepared)])
         for outcome in [Event.notWritten("ENOSPC"), .doubtful("EIO")] {
-            var handover = self.handover(Self.settled)
+            let handover = self.handover(Self.settled)
             guard case .append(.rolledBack) = handover.handle(outcome).first else {
                 Issue.record("It does not give up")
                 continue
@@ -133,12 +145,12 @@ struct HandoverTests {
             .connectionLost, .absenceEnded("5 min"), .agentStops, .emulatorEnded("killed", isCut: false), .tryAgain,
         ]
         for event in events {
-            var handover = prepared
+            let handover = self.handover(Self.prepared)
             #expect(handover.handle(event) == [], "\(event)")
             #expect(handover.state == .prepared)
         }
         // What fails in it is told, and changes nothing.
-        var handover = handover(Self.prepared + [Self.release])
+        let handover = handover(Self.prepared + [Self.release])
         #expect(handover.handle(.failed("no monitor")) == [.complain("no monitor")])
         #expect(handover.state == .prepared)
     }
@@ -146,7 +158,7 @@ struct HandoverTests {
     @Test func R11_RESUME_afterARestartWithOwnerItResumesTheGuest() {
         let standings: [DestinationStanding] = [.owner(digests: [:]), .taken(by: "root", digests: [:])]
         for standing in standings {
-            var handover = DestinationHandover(.stuck)
+            let handover = Driven(.stuck)
             #expect(handover.handle(.tryAgain) == [.carryOut(.takeUp)])
             #expect(handover.handle(.restarted(standing, wasReady: true)) == [.admit])
             // Again and again, and it does not give the guest back.
@@ -159,8 +171,8 @@ struct HandoverTests {
 
     /// What a restart finds is all that counts: nothing that the earlier agent knew has to be guessed.
     @Test func R14_afterARestartTheJournalAloneDecides() {
-        func restart(_ standing: DestinationStanding, wasReady: Bool) -> (DestinationHandover, [Action]) {
-            var handover = DestinationHandover(.stuck)
+        func restart(_ standing: DestinationStanding, wasReady: Bool) -> (Driven, [Action]) {
+            let handover = Driven(.stuck)
             let actions = handover.handle(.restarted(standing, wasReady: wasReady))
             return (handover, actions)
         }
@@ -169,7 +181,7 @@ struct HandoverTests {
         #expect(restart(.prepared, wasReady: true).1 == [.carryOut(.adopt)])
         #expect(restart(.rolledBack(reason: "no"), wasReady: true).1 == [.cleanUp("no")])
         // A journal that cannot be made durable now is tried again, and nothing is done on it.
-        var handover = DestinationHandover(.stuck)
+        let handover = Driven(.stuck)
         #expect(handover.handle(.failed("EIO")) == [.tryLater])
         #expect(handover.isStuck && !handover.isOver)
     }
@@ -178,11 +190,11 @@ struct HandoverTests {
         for event in [
             Event.abort("no"), .prepare, .emulatorEnded("killed", isCut: false), .agentStops, .connectionLost,
         ] {
-            var handover = handover(Self.inDoubt)
+            let handover = handover(Self.inDoubt)
             #expect(!handover.handle(event).contains { if case .append = $0 { true } else { false } }, "\(event)")
             #expect(handover.state.kind == .ownerInDoubt)
         }
-        var handover = handover(Self.inDoubt)
+        let handover = handover(Self.inDoubt)
         // Without another look: what is wrong with the guest now cannot take it back.
         #expect(handover.handle(Self.release) == [.append(.owner(digests: [:]))])
         // A record that could not be written this time may still be there from the first.
@@ -195,22 +207,22 @@ struct HandoverTests {
     // MARK: The guest's own state
 
     @Test func thatAGuestStandsIsNotedBeforeItBelongsToThisHost() {
-        var handover = handover(Self.prepared + [Self.release])
+        let handover = handover(Self.prepared + [Self.release])
         #expect(handover.handle(.sound(digests: [:], stands: true)) == [.carryOut(.note)])
         #expect(handover.handle(.carriedOut(.note)) == [.append(.owner(digests: [:]))])
-        var failing = self.handover(Self.prepared + [Self.release, .sound(digests: [:], stands: true)])
+        let failing = self.handover(Self.prepared + [Self.release, .sound(digests: [:], stands: true)])
         #expect(failing.handle(.failed("ENOSPC")) == [.complain("ENOSPC")])
         #expect(failing.state == .prepared)
     }
 
     @Test func aGuestIsResumedOnceHoweverOftenTheSourceAsks() {
-        var handover = handover(Self.owned)
+        let handover = handover(Self.owned)
         #expect(handover.handle(Self.release) == [.answer(.owned)])
         #expect(handover.handle(.tryAgain) == [])
     }
 
     @Test func anOwnerWhoseQEMUHasEndedStillOwns() {
-        var handover = handover(Self.owner)
+        let handover = handover(Self.owner)
         #expect(handover.handle(.emulatorEnded("killed", isCut: false)) == [.finish, .answer(.owned)])
         #expect(handover.handle(Self.release) == [.answer(.owned)])
         #expect(handover.handle(.abort("no")) == [.close("ABORT failed: ABORT is not due in state done")])
@@ -219,12 +231,12 @@ struct HandoverTests {
     // MARK: The network, and the agent's end
 
     @Test func aLostSourceIsWaitedForOnceReadyWasSaid() {
-        var early = handover(Array(Self.ready.dropLast()))
+        let early = handover(Array(Self.ready.dropLast()))
         guard case .append(.rolledBack) = early.handle(.connectionLost).first else {
             Issue.record("It does not give up")
             return
         }
-        var handover = handover(Self.ready)
+        let handover = handover(Self.ready)
         #expect(handover.handle(.connectionLost) == [.waitForSource])
         #expect(handover.handle(.connected) == [.stopWaiting])
         // The timer had fired already, and waited for its turn.
@@ -237,14 +249,14 @@ struct HandoverTests {
     }
 
     @Test func aRehearsalLeavesNoRecord() {
-        var handover = handover([
+        let handover = handover([
             .offer(isRehearsal: true), .carriedOut(.begin), .carriedOut(.judge), .rehearsed, .carriedOut(.build),
         ])
         #expect(handover.handle(.abort("that was all")) == [.cleanUp("that was all"), .answer(.abort("that was all"))])
     }
 
     @Test func aRecordThatIsInDoubtIsWrittenAgainWithoutASource() {
-        var handover = handover(Self.prepared + [.abort("no"), .doubtful("EIO")])
+        let handover = handover(Self.prepared + [.abort("no"), .doubtful("EIO")])
         #expect(handover.handle(.connectionLost) == [.tryLater])
         #expect(handover.handle(.tryAgain) == [.append(.rolledBack(reason: "no"))])
         #expect(handover.handle(.durable) == [.cleanUp("no")])
@@ -253,7 +265,7 @@ struct HandoverTests {
     // MARK: The operators
 
     @Test func anOperatorTakesOnlyWhatASourceThatIsAwayHasPrepared() {
-        var handover = prepared
+        let handover = self.handover(Self.prepared)
         guard case .complain = handover.handle(.take(by: "root")).first else {
             Issue.record("It was taken from a source that is connected")
             return
@@ -265,14 +277,14 @@ struct HandoverTests {
         #expect(handover.handle(.resumed) == [.collectDigests, .answer(.owned), .finish])
         #expect(handover.takenBy == "root")
         // What is flawed stays as it is: the source may be alive.
-        var flawed = self.handover(Self.prepared + [.connectionLost, .take(by: "root")])
+        let flawed = self.handover(Self.prepared + [.connectionLost, .take(by: "root")])
         #expect(flawed.handle(.flawed("damaged")) == [.complain("The guest cannot run here: damaged")])
         #expect(flawed.state == .prepared)
     }
 
     @Test func anOverruledHostNeverRunsWhatItDoesNotOwnYet() {
         for state in [Self.ready, Self.prepared, Self.inDoubt] {
-            var handover = handover(state)
+            let handover = handover(state)
             #expect(handover.handle(.overruled(by: "root")) == [.append(.overruled(by: "root"))])
             let actions = handover.handle(.durable)
             #expect(actions.count == 2 && actions.last == .answer(.overruled("root")))
@@ -287,7 +299,7 @@ struct HandoverTests {
 
     @Test func anOverruledOwnerIsNotTouched() {
         for state in [Self.owner, Self.owned, Self.owned + [.done]] {
-            var handover = handover(state)
+            let handover = handover(state)
             // An agent that starts removes what it finds to take up: that is gone before the record is there.
             #expect(
                 handover.handle(.overruled(by: "root")).filter { $0 != .finish } == [.append(.overruled(by: "root"))]
