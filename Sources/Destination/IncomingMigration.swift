@@ -188,7 +188,9 @@ final class IncomingMigration: @unchecked Sendable {
             if handover.state == .new { self.offer = offer }
             return .offer(isRehearsal: offer.isRehearsal)
         case .rehearsed(let rehearsed):
-            guard shadow != nil else { throw ChannelError(.protocolViolation, "REHEARSED is not due") }
+            guard shadow != nil else {
+                throw ChannelError(.protocolViolation, "REHEARSED is not due: there is no blank copy")
+            }
             self.rehearsed = rehearsed
             return .rehearsed
         case .mirrored: return .mirrored
@@ -200,7 +202,11 @@ final class IncomingMigration: @unchecked Sendable {
         case .done: return .done
         case .abort(let reason): return .abort(reason)
         case .overruled(let by): return .overruled(by: by)
-        default: throw ChannelError(.protocolViolation, "\(message.name) is a message of the destination")
+        default:
+            throw ChannelError(
+                .protocolViolation,
+                "\(message.name) is not due in state \(handover.onWire.rawValue): it is a message of the destination"
+            )
         }
     }
 
