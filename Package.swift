@@ -107,6 +107,11 @@ let package = Package(
             swiftSettings: settings
         ),
         .testTarget(
+            name: "DestinationTests",
+            dependencies: ["Destination", "Migration", "NBD", "Emulator", "TLS", "IO", "TestSupport"],
+            swiftSettings: settings
+        ),
+        .testTarget(
             name: "Interop",
             dependencies: ["NBD", "TLS", "IO", "TestSupport", "crossdock"],
             swiftSettings: settings

@@ -70,7 +70,7 @@ public final class DestinationAgent: @unchecked Sendable {
     let generation = EmulatorProcess.bootID.prefix(8) + "-" + MigrationStore.makeID()
     private var control: Listener?
     private var nbd: Listener?
-    private var monitor: ObjectMonitor?
+    private var socket: ControlSocket?
     private var incoming: [String: IncomingMigration] = [:]
     /// Connections that have not said HELLO, the oldest first.
     private var pending: [SocketChannel] = []
@@ -158,16 +158,16 @@ public final class DestinationAgent: @unchecked Sendable {
             log: { [log] in log(.warning, $0) },
             note: { [log] in log(.debug, $0) }
         )
-        monitor = try await ObjectMonitor.start(
-            path: ObjectMonitor.path(stateDirectory: configuration.stateDirectory),
+        socket = try await ControlSocket.start(
+            path: ControlSocket.path(stateDirectory: configuration.stateDirectory),
             objects: configuration.objects,
             log: log,
             loop: loop
-        ) { id, name in
+        ) { id, name, vouching in
             guard let migration = self.incoming[id] else {
                 throw MigrationError(.guest, "No guest of migration '\(id)' waits on this host")
             }
-            return try await migration.take(by: name)
+            return try await migration.take(by: name, vouching)
         }
         Task(executorPreference: loop) { await server.serve(nbd) }
         Task(executorPreference: loop) { await self.accept(control) }
@@ -189,7 +189,7 @@ public final class DestinationAgent: @unchecked Sendable {
                 continue
             }
             guard case .destination(let standing) = reading?.standing else { continue }
-            guard let migration = IncomingMigration.restore(id, agent: self) else {
+            guard let migration = IncomingMigration.left(id, agent: self) else {
                 if standing == .accepted {
                     // The agent ended before anything was made.
                     try? Journal(opening: migrations.journal(of: id)).append(
@@ -199,8 +199,8 @@ public final class DestinationAgent: @unchecked Sendable {
                 continue
             }
             incoming[id] = migration
-            await migration.resume(standing)
-            if migration.isOver { incoming[id] = nil }
+            await migration.takeUp()
+            if migration.handover.isOver { incoming[id] = nil }
         }
     }
 
@@ -280,13 +280,13 @@ public final class DestinationAgent: @unchecked Sendable {
                 try await connection.send(.abort("This migration belongs to another source"))
                 return
             }
-            guard !migration.isStuck else {
+            guard !migration.handover.isStuck else {
                 try await connection.send(.abort("This migration cannot be taken up at the moment; ask again"))
                 return
             }
             incoming[hello.migration] = migration
-            await migration.serve(connection)
-            if migration.isOver { incoming[hello.migration] = nil }
+            await migration.serve(connection, Feature.known(hello.features))
+            if migration.handover.isOver { incoming[hello.migration] = nil }
         case .stream:
             guard let migration = incoming[hello.migration], migration.peer.name == peer.name else {
                 try await connection.send(.abort("There is no such migration here"))
@@ -313,7 +313,7 @@ public final class DestinationAgent: @unchecked Sendable {
         try? await loop.run {
             self.control?.close()
             self.nbd?.close()
-            self.monitor?.close()
+            self.socket?.close()
             for migration in self.incoming.values { await migration.agentStops() }
         }
         loop.stop()

@@ -7,24 +7,11 @@ internal import Migration
 internal import TLS
 
 extension IncomingMigration {
-    // MARK: PROBE
-
-    func beginProbe(_ count: Int, _ connection: MessageConnection) async throws {
-        guard probe == 0, receiver == nil, (0...(64 << 20)).contains(count) else {
-            throw ChannelError(.protocolViolation, "PROBE of \(count) bytes is not due")
-        }
-        if count == 0 { try await connection.send(.probe(0)) } else { probe = count }
-    }
-
-    func receiveProbe(_ count: Int, _ connection: MessageConnection) async throws {
-        probe -= min(count, probe)
-        if probe == 0 { try await connection.send(.probe(0)) }
-    }
-
     // MARK: the rehearsal
 
     func startShadow(_ offer: Message.Offer) async throws -> Message.Shadow {
         var sizes = offer.sizes
+        var outputs: Set<String> = []
         let facts = try await facts(offer)
         let relocation = try offer.commandLine.relocated(for: facts, origin: offer.origin) { reference in
             var placement = GuestCommandLine.Placement(path: reference.path)
@@ -33,13 +20,12 @@ extension IncomingMigration {
             case .file:
                 let file = offer.files.first { $0.path == reference.path }
                 placement.path = "\(agent.configuration.imageDirectory)/.files/\(file?.digest ?? "")"
-            case .output: placement.path = output(reference.path, offer, &self.outputs)
+            case .output: placement.path = output(reference.path, offer, &outputs)
             case .backing: break
             }
             if let size = offer.sizes[reference.path] { sizes[placement.path] = size }
             return placement
         }
-        outputs = []
         let line = GuestCommandLine(arguments: relocation.arguments, directory: "/")
         let problems = try HostResources(line).problems()
         if !problems.isEmpty { throw Refusal(reasons: problems) }
@@ -50,10 +36,6 @@ extension IncomingMigration {
             isIncoming: true,
             on: agent.loop
         )
-        guard state == .offered else {
-            await shadow.stop()
-            throw GuestError("The migration was given up meanwhile")
-        }
         self.shadow = shadow
         var warnings: [String] = []
         let free = xd_free_bytes(agent.configuration.imageDirectory)
@@ -123,7 +105,7 @@ extension IncomingMigration {
     }
 
     /// The disks whose backing images are here with the same contents.
-    func keptBacking(_ offer: Message.Offer, _ rehearsed: Message.Rehearsed) async -> Set<String> {
+    func findKeptBacking(_ offer: Message.Offer, _ rehearsed: Message.Rehearsed) async -> Set<String> {
         var kept: Set<String> = []
         for disk in offer.disks where !disk.backing.isEmpty {
             // What a source could have put here itself is not taken for an image of this host.
@@ -143,6 +125,4 @@ extension IncomingMigration {
         }
         return kept
     }
-
-    struct Refusal: Error { let reasons: [String] }
 }

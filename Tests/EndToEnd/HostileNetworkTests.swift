@@ -120,6 +120,53 @@ struct HostileNetworkTests {
         #expect(lab.destination?.isRunning == true)
     }
 
+    /// Leaves a journal at the destination, as an earlier agent would.
+    private func leave(_ lab: Lab, _ id: String, _ records: [JournalRecord]) throws {
+        let store = MigrationStore(stateDirectory: lab.state("b"))
+        try DurableFile.makeDirectory(store.directory(of: id))
+        let journal = try Journal(creating: store.journal(of: id))
+        for record in records { try journal.append(record) }
+    }
+
+    @Test func aHostThatWasOverruledLearnsItAndOneThatHasTakenAGuestSaysSo() async throws {
+        let lab = try Lab()
+        let begin: [JournalRecord] = [.accepted(guest: "web1", source: "CN=host", order: 0), .prepared]
+        try leave(lab, "1-a", begin + [.owner(digests: [:])])
+        try leave(lab, "1-b", begin + [.taken(by: "root")])
+        try await lab.startDestination()
+        let overruled: [Message] = [.hello(.init(role: .control, migration: "1-a")), .overruled("root of host a")]
+        for _ in 0..<2 {
+            let answers = try await answer(lab, as: lab.pki.directory, overruled)
+            #expect(answers.last == .overruled("root of host a"), "\(answers)")
+        }
+        let store = MigrationStore(stateDirectory: lab.state("b"))
+        #expect(try store.reading(of: "1-a")?.standing == .destination(.overruled(by: "root of host a")))
+        #expect(lab.destination?.errors.contains("both may run it") == true)
+        // Nothing is claimed for it any more.
+        let release: [Message] = [.hello(.init(role: .control, migration: "1-a")), .release(.init())]
+        #expect(isRefused(try await answer(lab, as: lab.pki.directory, release).last, "is not due"))
+        let taken = try await answer(lab, as: lab.pki.directory, [.hello(.init(role: .control, migration: "1-b"))])
+        guard case .welcome(let welcome)? = taken.first else {
+            Issue.record("No welcome")
+            return
+        }
+        #expect(welcome.takenBy == "root" && welcome.state == .done)
+        #expect(Feature.known(welcome.features) == Set(Feature.allCases))
+    }
+
+    /// Whether it is the same guest cannot be known here before the journal is settled.
+    @Test func aGuestThatWasReleasedFromHereAndIsNotConfirmedIsNotTaken() async throws {
+        let lab = try Lab()
+        try leave(lab, "1-a", [.offered(guest: "web1", destination: "host-c", order: 0), .released])
+        try await lab.startDestination()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
+        try await lab.startIdleGuest(disks: [disk])
+        let result = try await lab.migrate()
+        #expect(result.code == MigrationError.Code.refused.rawValue, "\(result.all)")
+        #expect(result.errors.contains("has not confirmed it; run 'crossdock recover 1-a' here"), "\(result.all)")
+        #expect(DurableFile.list("\(lab.state("b"))/migrations") == ["1-a"])
+    }
+
     /// A hundred connections that say nothing: a guest is migrated all the same, and the log stays short.
     @Test func silentConnectionsKeepNobodyOut() async throws {
         let lab = try Lab()

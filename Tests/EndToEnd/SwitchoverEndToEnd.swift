@@ -185,7 +185,12 @@ struct SwitchoverEndToEnd {
         #expect(told.output.contains("If CN=host is gone for good"), "\(told.all)")
         #expect(told.code == MigrationError.Code.undecided.rawValue)
         // Its QEMU has only a part of the memory, so nobody can make it run.
-        let taken = try await lab.crossdock(["recover", id, "--take-ownership", "--state-dir", lab.state("b")])
+        let take = ["recover", id, "--take-ownership", "--state-dir", lab.state("b")]
+        let unfounded = try await lab.crossdock(take)
+        #expect(unfounded.code != 0 && unfounded.errors.contains("--other-host-is-off"), "\(unfounded.all)")
+        let elsewhere = try await lab.crossdock(take + ["--other-host-was-erased", "CN=other"])
+        #expect(elsewhere.code != 0 && elsewhere.errors.contains("comes from 'CN=host'"), "\(elsewhere.all)")
+        let taken = try await lab.crossdock(take + ["--other-host-is-off"])
         #expect(taken.code != 0 && taken.errors.contains("cannot run here"), "\(taken.all)")
         // The source comes back.
         let recovered = try await lab.crossdock(["recover", "--state-dir", lab.state("a")])

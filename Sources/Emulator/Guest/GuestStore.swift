@@ -56,6 +56,7 @@ public struct GuestStore: Sendable {
     public func agentMonitor(of record: GuestRecord) -> String { record.adopted ?? agentMonitor(of: record.name) }
     /// The monitor for a quick look; an adopted guest may have none but the agent's.
     public func statusMonitor(of record: GuestRecord) -> String { record.adopted ?? statusMonitor(of: record.name) }
+<<<<<<< HEAD
     /// Which of a guest's monitors is meant.
     public enum Monitor: Sendable {
         /// That of an agent.
@@ -87,6 +88,15 @@ public struct GuestStore: Sendable {
         return try await QMPClient.connect(to: path, on: loop, timeout: timeout)
     }
 
+=======
+    /// Where the sockets of a guest are that is on its way to this host and does not belong to it yet.
+    ///
+    /// QEMU remembers a `cont` that it hears while it waits for a guest, from whichever monitor, and starts the guest by itself once
+    /// it has all of it. So nobody finds a monitor in its usual place before `openMonitors`.
+    public func arrivals(of name: String) -> String { "\(directory.dropLast("/guests".count))/new/guests/\(name)" }
+    /// The monitor that an agent uses while the guest is on its way.
+    public func arrivalMonitor(of name: String) -> String { "\(arrivals(of: name))/qmp.sock" }
+>>>>>>> destination
     /// The lock of whoever exports the guest's disks.
     public func exportLock(of name: String) -> String { "\(directory)/\(name)/export.lock" }
     /// Where an export's private directory is noted while the export is there.
@@ -127,7 +137,10 @@ public struct GuestStore: Sendable {
     }
 
     /// Forgets a guest that does not run.
-    public func remove(_ name: String) { DurableFile.remove(directory(of: name)) }
+    public func remove(_ name: String) {
+        DurableFile.remove(directory(of: name))
+        DurableFile.remove(arrivals(of: name))
+    }
 
     /// The names of all guests.
     public func names() -> [String] {
@@ -142,6 +155,7 @@ public struct GuestStore: Sendable {
     ///   - record: the guest; its process is filled in and the record saved.
     ///   - extra: further arguments of this start only: `-incoming defer`.
     ///   - key: the guest's secrets.
+    ///   - isArriving: whether the guest belongs to another host still, so that its sockets are kept away from others.
     ///   - loop: the caller's loop.
     /// - Returns: the agent's monitor, connected.
     /// - Throws: `GuestError` with QEMU's own words when it ends at once.
@@ -149,6 +163,7 @@ public struct GuestStore: Sendable {
         _ record: inout GuestRecord,
         extra: [String] = [],
         key: MasterKey? = nil,
+        isArriving: Bool = false,
         on loop: EventLoop
     ) async throws -> QMPClient {
         let name = record.name
@@ -160,10 +175,19 @@ public struct GuestStore: Sendable {
         guard statusMonitor(of: name).utf8.count < 104 else {
             throw GuestError("The path \(statusMonitor(of: name)) is too long for a socket; use a shorter --state-dir")
         }
-        var arguments = record.commandLine.arguments + extra
+        var commandLine = record.commandLine
+        var sockets = directory(of: name)
+        if isArriving {
+            sockets = arrivals(of: name)
+            DurableFile.remove(sockets)
+            try DurableFile.makeDirectory(sockets)
+            commandLine = commandLine.placingSockets { index, _ in "\(sockets)/\(index)" }
+        }
+        let agentMonitor = "\(sockets)/qmp.sock"
+        var arguments = commandLine.arguments + extra
         // What follows may refer to the secrets.
         if let key { arguments.insert(contentsOf: key.arguments(), at: 1) }
-        for (id, path) in [("crossdock-qmp", agentMonitor(of: name)), ("crossdock-status", statusMonitor(of: name))] {
+        for (id, path) in [("crossdock-qmp", agentMonitor), ("crossdock-status", "\(sockets)/status.sock")] {
             unlink(path)
             arguments += ["-chardev", "socket,id=\(id),path=\(path),server=on,wait=off"]
             arguments += ["-qmp", "chardev:\(id)"]
@@ -184,8 +208,8 @@ public struct GuestStore: Sendable {
                     let words = EmulatorProcess.tail(of: log(of: name))
                     throw GuestError("QEMU ended at once: \(words.isEmpty ? "it said nothing" : words)")
                 }
-                if DurableFile.exists(agentMonitor(of: name)),
-                    let monitor = try? await QMPClient.connect(to: agentMonitor(of: name), on: loop)
+                if DurableFile.exists(agentMonitor),
+                    let monitor = try? await QMPClient.connect(to: agentMonitor, on: loop)
                 {
                     return monitor
                 }
@@ -196,6 +220,32 @@ public struct GuestStore: Sendable {
             await process.terminate()
             throw error
         }
+    }
+
+    /// The sockets of an arriving guest's monitors, where they are until it belongs to this host.
+    public func monitorsOnArrival(of record: GuestRecord) -> [String] {
+        let own = record.commandLine.sockets.enumerated().filter(\.element.isMonitor)
+            .map { "\(arrivals(of: record.name))/\($0.offset)" }
+        return ["\(arrivals(of: record.name))/status.sock"] + own
+    }
+
+    /// Puts the sockets of a guest that belongs to this host now in their places. What is there already stays.
+    ///
+    /// A Unix socket that is bound can be renamed; whoever is connected stays connected.
+    public func openMonitors(of record: GuestRecord) throws {
+        let hidden = arrivals(of: record.name)
+        guard DurableFile.exists(hidden) else { return }
+        var moves = [
+            ("\(hidden)/qmp.sock", agentMonitor(of: record.name)),
+            ("\(hidden)/status.sock", statusMonitor(of: record.name)),
+        ]
+        for (index, socket) in record.commandLine.sockets.enumerated() {
+            moves.append(("\(hidden)/\(index)", DurableFile.resolve(socket.path, in: record.commandLine.directory)))
+        }
+        for (from, to) in moves where DurableFile.exists(from) {
+            guard rename(from, to) == 0 else { throw ChannelError.system("put the socket \(to) in its place", errno) }
+        }
+        DurableFile.remove(hidden)
     }
 
     /// Takes up a QEMU that something else started.
@@ -267,15 +317,31 @@ public struct GuestStore: Sendable {
         await process.terminate()
     }
 
+<<<<<<< HEAD
     /// What a guest does now, for people: QEMU's run state, "stopped", "released", "frozen", or "unknown" when QEMU is silent.
+=======
+    /// What a guest does now, for people: QEMU's run state, "stopped", "released", "arriving" while it belongs to another host, or
+    /// "unknown" when QEMU is silent.
+>>>>>>> destination
     public func state(of record: GuestRecord, on loop: EventLoop) async -> String {
         guard let process = record.process, process.isRunning else {
             return record.released == nil ? "stopped" : "released"
         }
+<<<<<<< HEAD
         if process.isFrozen { return "frozen" }
         guard let monitor = try? await connect(to: record, .status, on: loop, timeout: .seconds(2)) else {
             return "unknown"
         }
+=======
+        if DurableFile.exists(arrivals(of: record.name)) { return "arriving" }
+        guard
+            let monitor = try? await QMPClient.connect(
+                to: statusMonitor(of: record),
+                on: loop,
+                timeout: .seconds(2)
+            )
+        else { return "unknown" }
+>>>>>>> destination
         defer { monitor.close() }
         return (try? await monitor.status(timeout: .seconds(2))) ?? "unknown"
     }

@@ -97,7 +97,7 @@ struct ObjectCommand: AsyncParsableCommand {
     static func ask(_ common: CommonOptions, _ command: String, _ arguments: JSONValue) async throws
         -> JSONValue
     {
-        let path = ObjectMonitor.path(stateDirectory: common.stateDirectory)
+        let path = ControlSocket.path(stateDirectory: common.stateDirectory)
         let loop = EventLoop(name: "monitor")
         defer { loop.stop() }
         return try await loop.run {

@@ -4,11 +4,11 @@ public import IO
 public import Migration
 public import TLS
 
-/// A running agent's local control socket, for its objects: QEMU's `object-add`, `object-del` and `qom-list`, and `object-reload`
-/// for credentials, in the words of QMP, so that QEMU's own tools can talk to it.
+/// A running agent's local control socket, in the words of QMP, so that QEMU's own tools can talk to it: QEMU's `object-add`,
+/// `object-del` and `qom-list`, `object-reload` for credentials, and `take-ownership` of a guest that waits here.
 ///
 /// Only the owner of the state directory can connect: the socket has mode 0600.
-public final class ObjectMonitor: @unchecked Sendable {
+public final class ControlSocket: @unchecked Sendable {
     // Unchecked: confined to the loop.
     private let objects: ObjectStore
     private let listener: Listener
@@ -18,8 +18,9 @@ public final class ObjectMonitor: @unchecked Sendable {
     /// How many may be connected at once.
     private static let limit = 16
 
-    /// Lets a guest run here by an operator's word: the migration's id, and who says so. Returns the guest's name.
-    public typealias Take = @Sendable (String, String) async throws -> String
+    /// Lets a guest run here by an operator's word: the migration's id, who says so, and why that can be known. Returns the guest's
+    /// name.
+    public typealias Take = @Sendable (String, String, Vouching) async throws -> String
 
     /// Where the socket of an agent is.
     public static func path(stateDirectory: String) -> String { "\(stateDirectory)/control.sock" }
@@ -31,9 +32,9 @@ public final class ObjectMonitor: @unchecked Sendable {
         log: Log,
         loop: EventLoop,
         take: @escaping Take
-    ) async throws -> ObjectMonitor {
+    ) async throws -> ControlSocket {
         let listener = try await Listener.listen(on: .unix(path: path), loop: loop)
-        let monitor = ObjectMonitor(objects: objects, listener: listener, log: log, take: take)
+        let monitor = ControlSocket(objects: objects, listener: listener, log: log, take: take)
         Task(executorPreference: loop) { await monitor.accept() }
         return monitor
     }
@@ -141,7 +142,7 @@ public final class ObjectMonitor: @unchecked Sendable {
                 guard let id = arguments["migration"]?.string, let by = arguments["by"]?.string else {
                     throw CredentialError("Parameters 'migration' and 'by' are needed")
                 }
-                return ["return": ["guest": .string(try await take(id, by))]]
+                return ["return": ["guest": .string(try await take(id, by, try Vouching(arguments)))]]
             case "query-commands":
                 let names = [
                     "object-add", "object-del", "object-reload", "qmp_capabilities", "qom-list", "query-commands",

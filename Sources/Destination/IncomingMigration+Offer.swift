@@ -11,7 +11,8 @@ extension IncomingMigration {
         "\(agent.configuration.imageDirectory)/\(offer.guest)"
     }
 
-    func begin(_ offer: Message.Offer) throws {
+    /// Whether an offer is one that can be judged at all.
+    func judgeForm(of offer: Message.Offer) throws {
         try GuestStore.validate(offer.guest)
         let names = Set(offer.disks.map(\.name))
         guard !offer.commandLine.arguments.isEmpty, offer.commandLine.arguments.count < 4096, offer.disks.count <= 64,
@@ -22,18 +23,25 @@ extension IncomingMigration {
             offer.files.allSatisfy({ $0.digest.utf8.count == 64 && $0.digest.allSatisfy(\.isHexDigit) }),
             offer.files.allSatisfy({ !$0.path.hasPrefix("header:") || $0.size <= 64 << 20 })
         else { throw GuestError("The offer is malformed") }
-        guard let lock = try agent.migrations.lock(guest: offer.guest) else {
-            throw GuestError("Guest '\(offer.guest)' is being migrated on this host already")
+    }
+
+    /// Whether another migration of a guest of this name is undecided here. Called with the guest's lock, before anything is written.
+    ///
+    /// What was released from here and not confirmed may be the guest that is offered, if its new host offers it; but the journal
+    /// has a host's address and the offer an identity, and neither proves the other. `recover` proves it.
+    func checkJournals(of guest: String) throws {
+        switch try agent.migrations.startBar(of: guest) {
+        case .released(let migration, let destination, isConfirmed: false):
+            throw GuestError(
+                "A guest '\(guest)' was released from this host to \(destination), which has not confirmed it; run "
+                    + "'crossdock recover \(migration)' here first"
+            )
+        case .arriving(let migration, let source):
+            throw GuestError(
+                "A guest '\(guest)' is arriving here from \(source) by migration \(migration), which is not decided yet"
+            )
+        case .released, .overruled, nil: return
         }
-        guestLock = lock
-        if offer.isRehearsal { return }
-        guard !DurableFile.exists(agent.migrations.journal(of: id)) else {
-            throw GuestError("The migration \(id) has been here before")
-        }
-        try DurableFile.makeDirectory(files.directory)
-        let journal = try Journal(creating: agent.migrations.journal(of: id))
-        try journal.append(.accepted(guest: offer.guest, source: peer.name, order: agent.migrations.nextOrder()))
-        self.journal = journal
     }
 
     /// What a disk of an offer may be. Its format decides which program opens the image, so only known ones count.
@@ -161,7 +169,7 @@ extension IncomingMigration {
             }
         }
         if missing.isEmpty { return found }
-        if isCutOff { throw ChannelError(.closed, "The connection to the source was lost") }
+        if conversation.isEmpty { throw ChannelError(.closed, "The connection to the source was lost") }
         try DurableFile.makeDirectory(store)
         let receiver = FileReceiver(offer.files, missing, store: store, migration: id)
         self.receiver = receiver
@@ -225,6 +233,7 @@ extension IncomingMigration {
         return "\(agent.guests.directory(of: offer.guest))/run/\(name)"
     }
 
+<<<<<<< HEAD:Sources/Destination/IncomingMigration+Start.swift
     func startGuest(_ offer: Message.Offer, files: [String: String], keepsBacking: Set<String>) async throws {
         let images = makeImages(offer)
         self.images = images
@@ -236,6 +245,15 @@ extension IncomingMigration {
         {
             throw GuestError(problem)
         }
+=======
+    /// Makes the images and their exports.
+    func makeImages(
+        _ offer: Message.Offer,
+        _ disks: IncomingDisks,
+        files: [String: String],
+        _ secrets: [String: SecretBytes]
+    ) async throws {
+>>>>>>> destination:Sources/Destination/IncomingMigration+Offer.swift
         for disk in offer.disks {
             var secret: SecretBytes?
             if let id = disk.keySecret {
@@ -244,19 +262,26 @@ extension IncomingMigration {
                 }
                 secret = known
             }
-            try await images.create(
+            try await disks.images.create(
                 disk,
                 at: imagePath(disk, offer),
                 export: exportName(disk),
-                backing: keepsBacking.contains(disk.name) ? disk.backing.first?.path : nil,
+                backing: keptBacking.contains(disk.name) ? disk.backing.first?.path : nil,
                 secret: secret,
                 header: files[disk.headerName],
                 for: peer.name
             )
-            guard state == .offered else { throw GuestError("The migration was given up meanwhile") }
         }
         // Nobody else has a use for the headers.
         for disk in offer.disks where disk.isContainer { if let header = files[disk.headerName] { unlink(header) } }
+    }
+
+    /// The guest's command line for this host.
+    func makeRecord(
+        _ offer: Message.Offer,
+        files: [String: String],
+        _ secrets: [String: SecretBytes]
+    ) async throws -> GuestRecord {
         let run = "\(agent.guests.directory(of: offer.guest))/run"
         try DurableFile.makeDirectory(run)
         var outputs: Set<String> = []
@@ -267,7 +292,7 @@ extension IncomingMigration {
                 guard offer.disks.contains(where: { $0.path == reference.path }) else {
                     throw GuestError("The disk \(reference.path) of \(reference.option) is not in the offer")
                 }
-                return self.placement(offer, reference, keepsBacking: keepsBacking)
+                return self.placement(offer, reference, keepsBacking: self.keptBacking)
             case .file:
                 guard let path = files[reference.path] else {
                     throw GuestError("The file \(reference.path) of \(reference.option) is not in the offer")
@@ -283,7 +308,7 @@ extension IncomingMigration {
                 // What is under a disk is what was compared, and nothing else.
                 guard
                     offer.disks.contains(where: { disk in
-                        keepsBacking.contains(disk.name) && disk.backing.contains { $0.path == reference.path }
+                        self.keptBacking.contains(disk.name) && disk.backing.contains { $0.path == reference.path }
                     })
                 else { throw GuestError("The image \(reference.path) is not under a disk of the offer") }
                 return .init(path: reference.path)
@@ -291,81 +316,14 @@ extension IncomingMigration {
         }
         var arguments = relocation.arguments
         arguments[0] = localProgram(arguments[0]) ?? arguments[0]
-        var needed: [String: SecretBytes] = [:]
-        for id in relocation.secrets {
-            guard let secret = secrets[id] else { throw GuestError("The secret '\(id)' of the guest did not come") }
-            needed[id] = secret
+        for id in relocation.secrets where secrets[id] == nil {
+            throw GuestError("The secret '\(id)' of the guest did not come")
         }
         var record = GuestRecord(
             name: offer.guest,
             commandLine: GuestCommandLine(arguments: arguments, directory: run)
         )
-        if !needed.isEmpty { record.secrets = needed.keys.sorted() }
-        _ = try await startEmulator(record)
-    }
-
-    func makeImages(_ offer: Message.Offer) -> IncomingImages {
-        IncomingImages(
-            directory: imageDirectory(offer),
-            generation: agent.generation,
-            exports: agent.exports,
-            loops: agent.dataLoops
-        )
-    }
-
-    /// A QEMU that can take the stream: the one that waits, or another one in the place of one that took a part of it.
-    func freshEmulator() async throws -> QMPClient {
-        if let monitor, monitor.isConnected, !hasListened { return monitor }
-        guard let offer, let known = try record ?? agent.guests.load(offer.guest) else {
-            throw GuestError("The record of the guest is gone")
-        }
-        if let monitor {
-            monitor.onDisconnect = nil
-            monitor.close()
-        }
-        monitor = nil
-        await known.process?.terminate(grace: .seconds(1))
-        log(.info, "Migration \(id): a new QEMU waits for the memory of guest '\(offer.guest)'")
-        return try await startEmulator(known)
-    }
-
-    private func startEmulator(_ known: GuestRecord) async throws -> QMPClient {
-        guard let offer else { throw GuestError("There is no offer") }
-        var record = known
-        var needed: [String: SecretBytes] = [:]
-        for id in record.secrets ?? [] {
-            guard let secret = secrets[id] else { throw GuestError("The secret '\(id)' of the guest did not come") }
-            needed[id] = secret
-        }
-        hasStarted = true
-        hasListened = false
-        let monitor = try await agent.guests.start(
-            &record,
-            extra: ["-S", "-incoming", "defer"],
-            key: needed.isEmpty ? nil : try MasterKey(sealing: needed),
-            on: agent.loop
-        )
-        self.record = record
-        guard state == .offered else {
-            monitor.close()
-            await record.process?.terminate()
-            throw GuestError("The migration was given up meanwhile")
-        }
-        self.monitor = monitor
-        monitor.onDisconnect = { [weak self] in self?.emulatorEnded() }
-        var capabilities = ["events", "return-path", "late-block-activate"]
-        if offer.hasUUID { capabilities.append("validate-uuid") }
-        try await monitor.setCapabilities(capabilities, to: true)
-        return monitor
-    }
-
-    func save(_ offer: Message.Offer) throws {
-        let saved = Saved(
-            peer: peer,
-            offer: offer,
-            previous: previous,
-            isReady: isReady
-        )
-        try DurableFile.write(try JSONText.encode(saved), to: files.incoming)
+        if !relocation.secrets.isEmpty { record.secrets = relocation.secrets.sorted() }
+        return record
     }
 }

@@ -1,0 +1,271 @@
+internal import Emulator
+internal import Glibc
+internal import IO
+internal import Migration
+internal import TLS
+
+extension IncomingMigration {
+    func carryOut(_ step: DestinationHandover.Step, _ connection: MessageConnection?) async
+        -> DestinationHandover.Event
+    {
+        do {
+            switch step {
+            case .begin: try await begin()
+            case .judge:
+                guard let offer else { throw GuestError("There is no offer") }
+                let reasons = await check(offer)
+                if !reasons.isEmpty { throw Refusal(reasons: reasons) }
+                sketch = try await startShadow(offer)
+            case .build: try await build(connection)
+            case .mirror: try await disks?.readCopied()
+            case .listen:
+                // An agent that took the place of another one begins here.
+                disks?.expectMemory()
+                try await guest?.listen()
+            case .settle:
+                guard guest?.isRunning == true else { throw GuestError("QEMU does not run any more") }
+                try await disks?.complete(prepared)
+            case .examine(let claim): return try await examine(claim)
+            case .note: try await save(isReady: true, runState: guest?.standsAs)
+            case .takeUp: return try await readJournal()
+            case .reopen: try await reopen()
+            case .adopt:
+                try adopt(isWhole: true)
+                try disks?.loadProofs()
+                log(.warning, "Migration \(id): waiting for the source's word on guest '\(offer?.guest ?? "")'")
+            }
+            return .carriedOut(step)
+        } catch let error as ChannelError where error.code == .closed || error.code == .truncated {
+            return .failed("\(error)")
+        } catch {
+            guard [.begin, .judge, .build].contains(step) else {
+                if step == .takeUp || step == .adopt { await letGo("\(error)") }
+                return .failed("\(error)")
+            }
+            let reasons = (error as? Refusal)?.reasons ?? ["\(error)"]
+            let name = offer?.guest ?? ""
+            log(.warning, "Migration \(id): refused guest '\(name)': \(reasons.joined(separator: "; "))")
+            return .refused(reasons)
+        }
+    }
+
+    private func begin() async throws {
+        guard let offer else { throw GuestError("There is no offer") }
+        try judgeForm(of: offer)
+        guard let lock = try agent.migrations.lock(guest: offer.guest) else {
+            throw GuestError("Guest '\(offer.guest)' is being migrated on this host already")
+        }
+        guestLock = lock
+        try checkJournals(of: offer.guest)
+        if offer.isRehearsal { return }
+        guard !DurableFile.exists(files.journal) else {
+            throw GuestError("The migration \(id) has been here before")
+        }
+        let (files, migrations, source) = (files, agent.migrations, peer.name)
+        journal = try await BlockingPool.shared.run {
+            try DurableFile.makeDirectory(files.directory)
+            let journal = try Journal(creating: files.journal)
+            try journal.append(.accepted(guest: offer.guest, source: source, order: migrations.nextOrder()))
+            return journal
+        }
+    }
+
+    /// The rehearsal is over: what it showed decides whether anything is made.
+    private func build(_ connection: MessageConnection?) async throws {
+        guard let offer else { throw GuestError("There is no offer") }
+        if let reason = await endShadow() { throw Refusal(reasons: [reason]) }
+        if offer.isRehearsal { return }
+        guard let connection else { throw ChannelError(.closed, "The connection to the source was lost") }
+        let found = try await findFiles(offer, connection)
+        keptBacking = await findKeptBacking(offer, rehearsed)
+        // Before anything is made: a later agent finds here what it has to clean up.
+        try await save(isReady: false)
+        let disks = makeDisks(offer)
+        self.disks = disks
+        try await makeImages(offer, disks, files: found, secrets)
+        let record = try await makeRecord(offer, files: found, secrets)
+        let guest = makeGuest(offer)
+        self.guest = guest
+        guest.keep(secrets)
+        secrets = [:]
+        try await guest.start(record)
+        try await save(isReady: true)
+        disks.settle()
+        log(.info, "Migration \(id): receiving guest '\(offer.guest)' from \(peer.name)")
+    }
+
+    private func makeDisks(_ offer: Message.Offer) -> IncomingDisks {
+        let images = IncomingImages(
+            directory: imageDirectory(offer),
+            generation: agent.generation,
+            exports: agent.exports,
+            loops: agent.dataLoops
+        )
+        return IncomingDisks(images, proofsFile: files.proofs, on: agent.loop)
+    }
+
+    private func makeGuest(_ offer: Message.Offer) -> IncomingGuest {
+        let guest = IncomingGuest(offer.guest, hasUUID: offer.hasUUID, agent.guests, on: agent.loop) {
+            [id, log] level, text in log(level, "Migration \(id): \(text)")
+        }
+        guest.onEnd = { [weak self] reason, isCut in
+            guard let self else { return }
+            Task(executorPreference: self.agent.loop) {
+                await self.exclusively {
+                    // A guest that belongs to this host is not lost with the monitor.
+                    if case .owner = self.handover.state, self.guest?.isRunning == true { return }
+                    await self.perform(.emulatorEnded(reason, isCut: isCut))
+                }
+            }
+        }
+        return guest
+    }
+
+    /// Looks whether the guest may run here: QEMU has all of it, in the state in which it left, and its disks are what was sent.
+    private func examine(_ claim: DestinationHandover.Claim) async throws -> DestinationHandover.Event {
+        guard let guest, let disks else { throw GuestError("The guest is not here") }
+        var expected: [String: String] = [:]
+        let states: Set<RunState>
+        var standsAs = guest.standsAs
+        switch claim {
+        case .release(let release):
+            expected = release.digests
+            let state = release.runState ?? .running
+            if case .stays(let reason) = state.verdict {
+                return .flawed("The guest cannot be owned in the state '\(state.rawValue)': \(reason)")
+            }
+            states = state.arrivals
+            standsAs = state.verdict == .stands ? state : nil
+        case .taken:
+            // How it left is not known, and what arrives as itself did not run.
+            states = [.paused, .ioError, .suspended, .panicked, .watchdog, .prelaunch]
+        }
+        switch try await guest.look(for: states) {
+        case .flawed(let reason): return .flawed(reason)
+        case .loaded(let state):
+            if case .taken = claim, [.panicked, .watchdog, .prelaunch].contains(state) { standsAs = state }
+        }
+        if let reason = await disks.flaw(expected) { return .flawed(reason) }
+        // Reading the disks takes time, in which somebody else may have started the guest.
+        if case .flawed(let reason) = try await guest.look(for: states) { return .flawed(reason) }
+        guest.standsAs = standsAs
+        return .sound(digests: disks.ownedDigests, stands: standsAs != nil)
+    }
+
+    func admit() async -> DestinationHandover.Event {
+        guard let guest else { return .notResumed("The guest is not here") }
+        do {
+            guard guest.isRunning else {
+                log(
+                    .warning,
+                    "Guest '\(guest.name)' belongs to this host and does not run; use 'crossdock guest start'"
+                )
+                return .emulatorEnded("QEMU has ended", isCut: false)
+            }
+            await disks?.images.release()
+            try await guest.admit()
+            return .resumed
+        } catch {
+            log(.error, "Migration \(id): the guest belongs to this host and does not run: \(error)")
+            return guest.isRunning ? .notResumed("\(error)") : .emulatorEnded("\(error)", isCut: false)
+        }
+    }
+
+    // MARK: - After a restart
+
+    /// Reads what an earlier agent has decided, and makes it durable: who acts on a journal must not act on what a crash takes away.
+    private func readJournal() async throws -> DestinationHandover.Event {
+        guard let offer, let saved = Self.saved(files) else { throw GuestError("The offer is gone") }
+        guard try !agent.migrations.isSuperseded(id, of: offer.guest) else {
+            // A later migration has decided about this guest.
+            unlink(files.incoming)
+            return .superseded
+        }
+        guard let lock = try agent.migrations.lock(guest: offer.guest) else {
+            throw GuestError("Guest '\(offer.guest)' is locked by another process")
+        }
+        guestLock = lock
+        let path = files.journal
+        journal = try await BlockingPool.shared.run { try Journal(opening: path) }
+        guard case .destination(let standing) = try agent.migrations.reading(of: id)?.standing else {
+            throw GuestError("The journal \(path) does not say where the migration stands")
+        }
+        let guest = makeGuest(offer)
+        try guest.takeUp(hasListened: true)
+        guest.standsAs = saved.runState
+        self.guest = guest
+        disks = makeDisks(offer)
+        disks?.ownedDigests = standing.ownerDigests ?? [:]
+        return .restarted(standing, wasReady: saved.isReady ?? false)
+    }
+
+    /// A disk that is full may be emptied; until then nobody is told that there is no such migration.
+    private func letGo(_ reason: String) async {
+        log(.error, "Migration \(id): cannot be taken up: \(reason)")
+        (journal, guestLock) = (nil, nil)
+        await disks?.images.forget()
+    }
+
+    /// Exports the images of an earlier agent again, so that the source can go on. QEMU is started when it is needed.
+    private func reopen() async throws {
+        guard let offer, let disks else { return }
+        do {
+            for disk in offer.disks {
+                try await disks.images.reopen(
+                    disk,
+                    at: imagePath(disk, offer),
+                    export: exportName(disk),
+                    for: peer.name
+                )
+            }
+        } catch {
+            await disks.images.forget()
+            throw error
+        }
+        await guest?.tryToConnect()
+        disks.settle()
+    }
+
+    /// Opens the images that an earlier agent has made.
+    private func adopt(isWhole: Bool) throws {
+        guard let offer, let disks else { return }
+        for disk in offer.disks where isWhole || DurableFile.exists(imagePath(disk, offer)) {
+            do { try disks.images.adopt(disk, at: imagePath(disk, offer), export: exportName(disk)) } catch {
+                if isWhole { throw error }
+            }
+        }
+    }
+
+    // MARK: - The end
+
+    /// Leaves nothing behind of a guest that stays where it is.
+    func cleanUp(_ reason: String) async {
+        absence?.cancel()
+        secrets = [:]
+        for file in offer?.files ?? [] where file.path.hasPrefix("header:") && file.digest.allSatisfy(\.isHexDigit) {
+            unlink("\(agent.configuration.imageDirectory)/.files/\(file.digest)")
+        }
+        let shadow = shadow
+        self.shadow = nil
+        await shadow?.stop()
+        // Without the lock nothing here is this migration's.
+        if let offer, journal != nil, guestLock != nil {
+            await guest?.remove(restoring: previous)
+            if disks?.images.images.isEmpty == true { try? adopt(isWhole: false) }
+            await disks?.delete()
+            unlink(files.incoming)
+            log(.info, "Migration \(id): gave up guest '\(offer.guest)': \(reason)")
+        }
+        (guest, disks, guestLock) = (nil, nil, nil)
+    }
+
+    /// The guest belongs here. Whether the source knows is its own affair: it may ask again, and the journal answers.
+    func finish() {
+        absence?.cancel()
+        ownedDigests = disks?.ownedDigests ?? ownedDigests
+        unlink(files.incoming)
+        unlink(files.proofs)
+        guest?.release()
+        (disks, guestLock) = (nil, nil)
+    }
+}
