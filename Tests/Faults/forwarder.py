@@ -47,13 +47,8 @@ class Link(threading.Thread):
     def __init__(self, listen, target):
         super().__init__(daemon=True, name=f"link-{target}")
         self.target = target
-        self.listeners = {}
-        for port in (CONTROL_PORT, NBD_PORT):
-            server = socket.socket()
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            server.bind((listen, port))
-            server.listen(64)
-            self.listeners[server.fileno()] = (server, port)
+        self.address, self.listeners = listen, {}
+        self._listen()
         self.lock = threading.Lock()
         self.connections = []
         self.held = set()  # (kind, direction) through which nothing goes
@@ -72,6 +67,31 @@ class Link(threading.Thread):
             return "nbd"
         first = next((other for other in self.connections if other.port == CONTROL_PORT), connection)
         return "control" if connection is first else "stream"
+
+    def _listen(self):
+        for port in (CONTROL_PORT, NBD_PORT):
+            server = socket.socket()
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind((self.address, port))
+            server.listen(64)
+            self.listeners[server.fileno()] = (server, port)
+
+    def refuse(self):
+        """Refuses every new connection, and ends those that there are."""
+        with self.lock:
+            for server, _ in self.listeners.values():
+                server.close()
+            self.listeners.clear()
+            for connection in list(self.connections):
+                self._drop(connection, abort=True)
+        self._changed()
+
+    def listen(self):
+        """Accepts connections again."""
+        with self.lock:
+            if not self.listeners:
+                self._listen()
+        self._changed()
 
     def _fits(self, connection, kinds):
         return kinds is None or self.kind(connection) in kinds

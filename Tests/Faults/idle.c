@@ -3,7 +3,9 @@
  */
 #include <stdint.h>
 
-enum { RECORD = 4096, SECTORS = RECORD / 512, TICKS = 1, HERTZ = 200 };
+enum { RECORD = 4096, SECTORS = RECORD / 512, TICKS = 1, HERTZ = 100 };
+/* What the memory copy has to carry, so that there is a middle of it. */
+enum { FILLED_FROM = 2 << 20, FILLED_TO = 14 << 20 };
 
 __asm__(
     ".text\n"
@@ -116,8 +118,15 @@ static uint64_t make_record(uint32_t number) {
     return hash;
 }
 
+static void fill_memory(void) {
+    uint32_t state = 1;
+    for (volatile uint32_t *word = (uint32_t *)FILLED_FROM; word < (uint32_t *)FILLED_TO; word++)
+        *word = state = state * 1664525u + 1013904223u;
+}
+
 __attribute__((used, noreturn)) void run(void) {
     print("\r\nBOOT\r\n");
+    fill_memory();
     begin_ticks();
     __asm__ volatile("sti");
     for (uint32_t number = 0;; number++) {
