@@ -221,6 +221,8 @@ class Link(threading.Thread):
         return poll, actions, timeout
 
     def _accept(self, server, port):
+        if server.fileno() < 0:
+            return  # closed since the poll
         near, _ = server.accept()
         near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.connections.append(Connection(port, near))

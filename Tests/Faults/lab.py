@@ -339,8 +339,8 @@ class Scene:
                     self._launch_agent()
             time.sleep(0.02)
 
-    def migrate_command(self, host, *options):
-        command = [self.site.crossdock, "migrate", guest.NAME, f"{self.pair.seen_as}:{CONTROL_PORT}", "--json"]
+    def migrate_command(self, host, *options, to=None):
+        command = [self.site.crossdock, "migrate", guest.NAME, f"{to or self.pair.seen_as}:{CONTROL_PORT}", "--json"]
         command += ["--state-dir", self.state(host), "--blackout-deadline", str(self.deadline)]
         command += ["--downtime-limit", "300", "--connections", "2", *self.credentials(host), *options]
         if self.site.patience is not None:
@@ -350,8 +350,8 @@ class Scene:
     def start_migration(self):
         self.command = self._begin("a", self.migrate_command("a"))
 
-    def _begin(self, host, command):
-        with open(os.path.join(self.directory, host, "migrate.log"), "ab") as output:
+    def _begin(self, host, command, log="migrate.log"):
+        with open(os.path.join(self.directory, host, log), "ab") as output:
             return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self.environment(host),
                 cwd=os.path.join(self.directory, host),
@@ -365,7 +365,18 @@ class Scene:
         except FileNotFoundError:
             return ""
 
-    def offer_from_elsewhere(self, seconds=4):
+    def receive_on_source(self):
+        """Starts a destination agent on host a, which the harness does not look after."""
+        address = self.pair.addresses["a"]
+        command = [self.site.crossdock, "destination", "--state-dir", self.state("a"), *self.credentials("a")]
+        command += ["--image-dir", os.path.join(self.directory, "a", "images")]
+        command += ["--listen", f"{address}:{CONTROL_PORT}", "--nbd-listen", f"{address}:{NBD_PORT}"]
+        agent = self._begin("a", command, "agent.log")
+        log = os.path.join(self.directory, "a", "agent.log")
+        self.wait(20, "host a's own agent", lambda: b"NBD port" in open(log, "rb").read())
+        return agent
+
+    def offer_from_elsewhere(self, seconds=4, to=None):
         """Host c offers a guest of the same name, which it takes back, if it is not refused, before the copy is over."""
         here = os.path.join(self.directory, "c")
         os.makedirs(os.path.join(here, "t"))
@@ -375,7 +386,7 @@ class Scene:
         code, words = self.crossdock("c", "guest", "start", guest.NAME, "--", *line)
         if code != 0:
             raise LabFailed(f"the guest of host c does not start: {words}")
-        command = self._begin("c", self.migrate_command("c", "--bandwidth", "50000"))
+        command = self._begin("c", self.migrate_command("c", "--bandwidth", "50000", to=to))
         limit = time.monotonic() + seconds
         while command.poll() is None and time.monotonic() < limit:
             self.sleep(0.05)

@@ -105,6 +105,11 @@ ANSWERS = {
 }
 
 
+def kill_everybody(scene):
+    hit(scene, signal.SIGKILL, SOURCE_AGENT, WATCHDOG)
+    scene.wait(5, "the end of source agent and watchdog", lambda: not scene.source_agents())
+
+
 def state_of_source(scene):
     rows = scene.status("a") or []
     return rows[-1]["state"] if rows else None
@@ -115,7 +120,7 @@ def recovering(command, answer):
 
     def inject(scene, gate):
         point = scene.point
-        hit(scene, signal.SIGKILL, SOURCE_AGENT, WATCHDOG)
+        kill_everybody(scene)
         if point.role == points.DESTINATION and answer not in ("silent", "answering"):
             # It does not take the next step either.
             hit(scene, signal.SIGKILL, DESTINATION_AGENT)
@@ -145,12 +150,14 @@ def judge(scene, point, command, answer, code, said):
     if code == 124:
         expects.found.append(f"'crossdock recover' does not return within {LIMIT} s")
     if point.phase not in (RELEASED, OWNED):
-        # The guest is the source's, whoever answers what.
+        # The guest is the source's, whoever answers what. A host that cannot be told is told later.
         expects.homes = frozenset("a")
-        if code == 0:
+        is_alone = answer not in ("answering", "erased")
+        expects.follows_up = is_alone
+        if not is_alone and code == 0:
             expects.commands.append("crossdock recover")
-        elif command == "recover" and answer != "answering":
-            expects.found.append(f"the guest was not released, and needs the other host to go on: {said}")
+        if command == "recover" and scene.watchers["a"].run_state() not in expects.states:
+            expects.found.append(f"the guest was not released, and does not go on: {said}")
         return
     if answer == "answering":
         expects.homes = frozenset("b")
@@ -185,11 +192,22 @@ def offering(scene, gate):
 
 def offering_undecided(scene, gate):
     """The same, with nobody left who works at the migration."""
-    hit(scene, signal.SIGKILL, SOURCE_AGENT, WATCHDOG)
+    kill_everybody(scene)
     gate.go()
     # Until the destination agent has noticed.
     scene.link.reset()
     scene.offer_from_elsewhere()
+
+
+def offering_here(scene, gate):
+    """The offer comes to the source, which receives guests as well."""
+    kill_everybody(scene)
+    gate.go()
+    agent = scene.receive_on_source()
+    scene.offer_from_elsewhere(to=scene.pair.addresses["a"])
+    agent.terminate()
+    agent.wait(20)
+    scene.wait(5, "the end of host a's own agent", lambda: not scene.find("a", "destination"))
 
 
 def fault(name, meaning, inject):
@@ -210,6 +228,7 @@ FAULTS = [
 ] + [
     fault("second-offer", "another host offers a guest of the same name", offering),
     fault("second-offer-undecided", "the same, when source agent and watchdog were killed", offering_undecided),
+    fault("second-offer-here", "the same, and the offer is made to the source", offering_here),
 ]  # fmt: skip
 
 HERE = "copy-image memory-middle pre-switchover prepared fenced frozen".split()
@@ -234,4 +253,5 @@ def runs():
     here = "offered copy-source memory-begun pre-switchover continued fenced frozen released confirm-due".split()
     found += [(point, "second-offer") for point in here]
     found += [(point, "second-offer-undecided") for point in ("continued", "fenced", "frozen", "released", "release-sent")]
+    found += [(point, "second-offer-here") for point in ("copy-image", "fenced", "released", "release-sent", "confirm-due")]
     return found
