@@ -35,7 +35,7 @@ struct GuestStateEndToEnd {
         return try await begin(lab, disk: disk)
     }
 
-    private func execute(_ lab: Lab, _ command: String, _ arguments: [String: JSONValue] = [:]) async throws {
+    private func execute(_ lab: Lab, _ command: String, _ arguments: JSONValue = [:]) async throws {
         try await lab.monitor("a") { _ = try await $0.execute(command, arguments) }
     }
 
