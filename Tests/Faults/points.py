@@ -60,7 +60,7 @@ def journal(name, meaning, phase, role, entry, call, after, **more):
 EARLY = {"has_emulator": False}
 # QEMU's client negotiates extended headers from 8.2 on, whose replies begin in another way.
 NBD_REPLY = b"\x6e\x8a\x27\x8c" if guest.emulator_version() >= (8, 2) else b"\x67\x44\x66\x98"
-FREEZE = f"signal:{int(signal.SIGSTOP)}"
+FREEZE, END = (f"signal:{int(number)} qemu-system" for number in (signal.SIGSTOP, signal.SIGKILL))
 VERIFY = b'"phase":"verify"'
 CANCEL = execute("block-job-cancel")
 POINTS = [
@@ -104,7 +104,7 @@ POINTS = [
     Point("announced", "before OWNED is sent", OWNED, DESTINATION, SEND, QMP, execute("announce-self"), after=True),
     journal("confirm-due", "before CONFIRMED is written", OWNED, SOURCE, "confirmed", WRITE, False),
     journal("confirmed", "CONFIRMED is durable", OWNED, SOURCE, "confirmed", SYNC, True),
-    Point("end-due", "before the old QEMU is ended", OWNED, SOURCE, SIGNAL, "signal:9", follows="released"),
+    Point("end-due", "before the old QEMU is ended", OWNED, SOURCE, SIGNAL, END, follows="released"),
     Point("way-back", "cancelled; before block-job-cancel", RUNS, SOURCE, SEND, QMP, CANCEL, cancels="copy-source"),
     Point(
         "back-memory", "cancelled in the memory; before migrate_cancel", RUNS, SOURCE, SEND, QMP,

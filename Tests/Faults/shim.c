@@ -264,17 +264,38 @@ int renameat2(int from_directory, const char *from, int to_directory, const char
     AROUND(RENAME, -1, from, to, strlen(to), int, real(from_directory, from, to_directory, to, flags));
 }
 
-/* A signal has no text and no path: its number stands for the path, "signal:19". */
-static const char *name_of_signal(int number) {
-    static _Thread_local char name[32];
-    snprintf(name, sizeof name, "signal:%d", number);
+static void read_line(const char *path, const char *key, char *line, size_t size) {
+    char text[1024];
+    line[0] = 0;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return;
+    ssize_t count = read(fd, text, sizeof text - 1);
+    close(fd);
+    if (count <= 0) return;
+    text[count] = 0;
+    const char *found = strstr(text, key);
+    if (found) snprintf(line, size, "%.*s", (int)strcspn(found + strlen(key), "\n"), found + strlen(key));
+}
+
+/* A signal has no path: its number and the name of the program that gets it stand for that, "signal:19 qemu-system-x86". */
+static const char *name_of_signal(long number, long process, int is_pidfd) {
+    static _Thread_local char name[64];
+    char path[64], line[32];
+    if (is_pidfd) {
+        snprintf(path, sizeof path, "/proc/self/fdinfo/%ld", process);
+        read_line(path, "Pid:", line, sizeof line);
+        process = atol(line);
+    }
+    snprintf(path, sizeof path, "/proc/%ld/comm", process < 0 ? -process : process);
+    read_line(path, "", line, sizeof line);
+    snprintf(name, sizeof name, "signal:%ld %s", number, line);
     return name;
 }
 
 int kill(pid_t process, int number) {
     REAL(int, "kill", pid_t, int);
     if (!number) return real(process, number);
-    const char *name = name_of_signal(number);
+    const char *name = name_of_signal(number, process, 0);
     AROUND(SIGNAL, -1, name, NULL, 0, int, real(process, number));
 }
 
@@ -288,7 +309,7 @@ long syscall(long number, ...) {
     va_end(list);
     if (number != SYS_pidfd_send_signal || !words[1])
         return real(number, words[0], words[1], words[2], words[3], words[4], words[5]);
-    const char *name = name_of_signal((int)words[1]);
+    const char *name = name_of_signal(words[1], words[0], 1);
     AROUND(SIGNAL, -1, name, NULL, 0, long, real(number, words[0], words[1], words[2], words[3], words[4], words[5]));
 }
 

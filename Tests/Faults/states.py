@@ -166,10 +166,13 @@ def changing_description(act):
 
         def check(scene, home):
             now = description(scene, home)
-            return [
-                f"the guest's {part} on host {home} are {now[part]}; they were {wanted[part]}"
-                for part in wanted if now[part] != wanted[part]
-            ]  # fmt: skip
+            found = []
+            for part in wanted:
+                more = [one for one in now[part] if one not in wanted[part]]
+                less = [one for one in wanted[part] if one not in now[part]]
+                if more or less:
+                    found.append(f"the guest's {part} on host {home}: {more} instead of {less}")
+            return found
 
         scene.expects.checks.append(check)
         gate.go()
