@@ -16,20 +16,25 @@ from fault import DESTINATION_AGENT, RUNNING, SOURCE_AGENT, Fault, hit
 
 PANIC = ("-device", "pvpanic")
 USB = ("-device", "qemu-xhci,id=x")
-# The states in which QEMU says nothing about the guest: a roll-back from there is what the guest's state goes through.
 MEMORY = ["memory-due", "memory-middle"]
+# What QEMU says when the guest gets into a state.
+SIGNS = {
+    "paused": "STOP", "io-error": "BLOCK_IO_ERROR", "guest-panicked": "GUEST_PANICKED", "watchdog": "WATCHDOG",
+    "shutdown": "SHUTDOWN",
+}  # fmt: skip
+# The states in which QEMU says nothing about the guest, whatever it was before.
 AT_SWITCHOVER = {"finish-migrate", "postmigrate"}
 
 
 def say(scene, line, host="a"):
     """A command of the human monitor."""
-    answer = scene.watchers[host].execute("human-monitor-command", 2, **{"command-line": line})
+    answer = scene.watchers[host].execute("human-monitor-command", 1, **{"command-line": line})
     scene.note(f"host {host}: {line}: {json.dumps(answer)[:200]}")
     return answer
 
 
 def tell(scene, command, host="a", **arguments):
-    answer = scene.watchers[host].execute(command, 2, **arguments)
+    answer = scene.watchers[host].execute(command, 1, **arguments)
     scene.note(f"host {host}: {command} {json.dumps(arguments)}: {json.dumps(answer)[:200]}")
     return answer
 
@@ -41,18 +46,25 @@ def changing(act, *states):
     follows at once.
     """
     wanted = frozenset(states)
+    own = {SIGNS[state] for state in states} | {"STOP"}
 
     def inject(scene, gate):
         watcher = scene.watchers["a"]
-        before = watcher.run_state()
+        emulator = watcher.current
+        before = len(emulator.events) if emulator else 0
         act(scene)
-        limit = time.monotonic() + 1.5
-        while (state := watcher.run_state()) not in wanted and time.monotonic() < limit:
-            if state in AT_SWITCHOVER or state == "off":
+
+        def is_there():
+            # QEMU says nothing more when it waits for the copy, which waits at the gate.
+            return emulator is not None and own <= {name for _, name, _ in emulator.events[before:]}
+
+        limit = time.monotonic() + 2
+        while not is_there() and time.monotonic() < limit:
+            if watcher.run_state(0.5) in AT_SWITCHOVER | {"off"}:
                 break
             scene.sleep(0.02)
-        scene.note(f"the guest was {before} and is {state}")
-        is_plain = state in wanted and not (wanted == {"paused"} and scene.point.name in MEMORY)
+        is_plain = is_there() and not (wanted == {"paused"} and scene.point.name in MEMORY)
+        scene.note(f"the guest is {'' if is_there() else 'not '}{' or '.join(states)}")
         scene.expects.states = wanted if is_plain else wanted | RUNNING
         keep_after_rollback(scene)
         gate.go()
