@@ -4,7 +4,7 @@ WIDTH ?= 3
 FUZZ_SECONDS ?= 60
 SWIFT_SOURCES = Sources Tests Benchmarks Fuzz Package.swift
 
-.PHONY: all setup qemus build release lint fmt test model faults matrix demo bench soak tsan clean
+.PHONY: all setup qemus previous build release lint fmt test model faults matrix demo bench soak tsan clean
 
 all: build
 
@@ -16,6 +16,10 @@ qemus: setup
 	deploy/qemu 7.2
 	deploy/qemu 10.0
 
+# The release before this one, with whose agents the tests talk. The first time it costs a build, one to three minutes.
+previous: setup
+	deploy/previous-release
+
 build: setup
 	swift build --product crossdock
 
@@ -25,14 +29,14 @@ release: setup
 lint: setup
 	swift format lint --strict --recursive --parallel $(SWIFT_SOURCES)
 	python3 -m py_compile deploy/demo/*.py Benchmarks/*.py Tests/EndToEnd/*.py Tests/Faults/*.py Tests/Matrix/*.py
-	sh -n deploy/setup && sh -n Fuzz/run && sh -n docs/model/check && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n deploy/guest/init-agent && sh -n deploy/guest/init-devices && sh -n deploy/qemu && sh -n .ci/run && sh -n Tests/Matrix/pairs
+	sh -n deploy/setup && sh -n Fuzz/run && sh -n docs/model/check && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n deploy/guest/init-agent && sh -n deploy/guest/init-devices && sh -n deploy/qemu && sh -n deploy/previous-release && sh -n .ci/run && sh -n Tests/Matrix/pairs
 
 fmt:
 	swift format --in-place --recursive --parallel $(SWIFT_SOURCES)
 
 # The tests run real guests under emulation: a few at once are as fast as many, and steadier. All with the system's QEMU, then
 # what depends on its version with the others.
-test: setup qemus model
+test: setup qemus previous model
 	swift build --build-tests
 	SWT_EXPERIMENTAL_MAXIMUM_PARALLELIZATION_WIDTH=$(WIDTH) swift test --skip-build --disable-xctest
 	WIDTH=$(WIDTH) Tests/Matrix/pairs 7.2:7.2 10.0:10.0 7.2:10.0 10.0:7.2

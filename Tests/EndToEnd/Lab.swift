@@ -214,10 +214,11 @@ final class Lab: @unchecked Sendable {
 
     // MARK: Agents
 
-    /// Starts a destination agent and returns its control port.
+    /// Starts a destination agent, which may be another release's, and returns its control port.
     @discardableResult
     func startDestination(
         _ side: String = "b",
+        program: String = Lab.crossdock,
         credentials: [String]? = nil,
         before: [String] = [],
         environment: [String: String] = [:],
@@ -225,7 +226,7 @@ final class Lab: @unchecked Sendable {
         more: [String] = []
     ) async throws -> UInt16 {
         let agent = try ChildProcess(
-            prefix + versionPrefix(side == "b") + before + [Self.crossdock, "destination", "--state-dir", state(side)]
+            prefix + versionPrefix(side == "b") + before + [program, "destination", "--state-dir", state(side)]
                 + ["--listen", "127.0.0.1:\(ports.control)", "--nbd-listen", "127.0.0.1:\(ports.nbd)"]
                 + (credentials ?? self.credentials()) + more,
             environment: environment

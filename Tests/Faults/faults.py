@@ -18,7 +18,9 @@ import threading
 import time
 
 sys.dont_write_bytecode = True
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+HERE = os.path.dirname(os.path.abspath(__file__))
+# The forwarder is the demo's as well.
+sys.path[:0] = [HERE, os.path.join(os.path.dirname(os.path.dirname(HERE)), "deploy", "demo")]
 import injection  # noqa: E402
 import points  # noqa: E402
 import report  # noqa: E402

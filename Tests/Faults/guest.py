@@ -1,4 +1,7 @@
-"""The guest: a Linux that was booted once and saved, with its disk and its console; each run starts from there."""
+"""The guests: a Linux that was booted once and saved, with its disk and its console, from where each run starts; and one
+without an operating system, which boots in no time.
+"""
+import dataclasses
 import json
 import os
 import re
@@ -7,12 +10,8 @@ import subprocess
 import time
 
 NAME = "web1"
-MEMORY = 80  # MiB
-DISK = 64  # MiB
-DATA = 8  # MiB of the disk's second half that are not zero
 INTERVAL = 5000  # microseconds between two records
 RECORD = 4096
-SLOTS = (DISK << 20) // 2 // RECORD  # the log goes round after so many records
 EMULATOR = "qemu-system-x86_64"
 # The QEMUs of the hosts a and b, "7.2:10.0", when they are not the system's; that of a is then what the harness runs in.
 VERSIONS = os.environ.get("CROSSDOCK_QEMU", ":").split(":")
@@ -26,19 +25,54 @@ def emulator_version():
     return tuple(int(part) for part in re.search(r"version (\d+)\.(\d+)", words).groups())
 
 
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """`memory`, `disk` and `data`, what is not zero of the disk's second half, in MiB. `mark` is printed by every boot."""
+
+    memory: int
+    disk: int
+    data: int
+    mark: str
+
+    @property
+    def slots(self):
+        """The log goes round after so many records."""
+        return (self.disk << 20) // 2 // RECORD
+
+    def make_disk(self, path):
+        with open(path, "wb") as file:
+            file.truncate(self.disk << 20)
+            file.seek(self.disk << 19)
+            file.write(os.urandom(self.data << 20))
+
+
+LINUX = Kind(80, 64, 8, "READY")
+IDLE = Kind(32, 16, 4, "BOOT")
+
+
 class GuestFailed(Exception):
     """The guest could not be made."""
 
 
-def command(files, disk, console, monitor):
-    """QEMU's command line; with one processor and a plain model, a look at it takes Crossdock little time."""
+def _common(kind, console, monitor):
+    """With one processor and a plain model, a look at it takes Crossdock little time."""
     return [
-        EMULATOR, "-machine", f"{MACHINE},accel=tcg", "-cpu", "qemu64", "-m", str(MEMORY), "-nodefaults", "-display", "none",
-        "-no-reboot", "-kernel", f"{files}/vmlinuz", "-initrd", f"{files}/initrd",
-        "-append", f"console=ttyS0 quiet xd.interval={INTERVAL}",
-        "-drive", f"file={disk},format=raw,if=virtio", "-serial", f"file:{console}",
+        EMULATOR, "-machine", f"{MACHINE},accel=tcg", "-cpu", "qemu64", "-m", str(kind.memory), "-nodefaults",
+        "-display", "none", "-serial", f"file:{console}",
         "-chardev", f"socket,id=watch,path={monitor},server=on,wait=off", "-mon", "chardev=watch,mode=control",
     ]  # fmt: skip
+
+
+def linux_command(files, disk, console, monitor):
+    """QEMU's command line."""
+    return _common(LINUX, console, monitor) + [
+        "-no-reboot", "-kernel", f"{files}/vmlinuz", "-initrd", f"{files}/initrd",
+        "-append", f"console=ttyS0 quiet xd.interval={INTERVAL}", "-drive", f"file={disk},format=raw,if=virtio",
+    ]  # fmt: skip
+
+
+def idle_command(kernel, disk, console, monitor):
+    return _common(IDLE, console, monitor) + ["-kernel", kernel, "-drive", f"file={disk},format=raw,if=ide"]
 
 
 def copy_sparse(source, target):
@@ -51,12 +85,9 @@ class SavedGuest:
     def __init__(self, directory, files):
         self.files = files
         self.disk, self.state, console = (os.path.join(directory, name) for name in ("disk0.raw", "state", "console"))
-        with open(self.disk, "wb") as file:
-            file.truncate(DISK << 20)
-            file.seek(DISK << 19)
-            file.write(os.urandom(DATA << 20))
+        LINUX.make_disk(self.disk)
         monitor = os.path.join(directory, "m.sock")
-        line = command(files, self.disk, console, monitor)
+        line = linux_command(files, self.disk, console, monitor)
         process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             self._save(process, monitor, console)

@@ -1,75 +1,20 @@
 """The faults, and at which points each is injected."""
-import dataclasses
 import errno
 import os
 import signal
-import typing
 
+import fences
 import forwarder
 import points
-from points import RELEASED, SOURCE, STANDS
-from shim import ALLOCATE, DIE, FAIL, PWRITE, SYNC, WRITE
+import recovery
+import states
+from fault import DESTINATION_AGENT, SOURCE_AGENT, WATCHDOG, Fault, hit
+from shim import ALLOCATE, FAIL, PWRITE, SYNC, WRITE
 
 # Longer than the blackout deadline of a run.
 HOLE = 4.0
 # How long a stopped agent stays stopped when the program knows no --patience: longer than its keepalive.
 LONG_STOP = 18.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Fault:
-    """`inject` gets the scene and the gate at which the process stands, and opens the gate when the fault is there.
-
-    A fault with an `error` needs no gate: the call of the point itself fails with it. Nor does one that `dies`: the
-    process kills itself within the call, so that none of its threads goes on meanwhile.
-    """
-
-    name: str
-    meaning: str
-    inject: typing.Callable = None
-    prepare: typing.Callable = None  # before the agents start
-    error: int = 0
-    lasts: bool = False  # whether the error comes again
-    dies: bool = False
-    kills: str = ""  # the host whose QEMU it kills
-
-    def bounds(self, point):
-        """Whether the guest, if it stays on the source, may not stand still for longer than the blackout deadline."""
-        if self.kills or self.lasts or self.inject in (nothing, killing_everybody):
-            return False
-        # A RELEASED that could not be written is none.
-        return point.phase == STANDS or bool(self.error) and point.phase == RELEASED and point.role == SOURCE
-
-    @property
-    def is_passing(self):
-        """Whether the other host is there again afterwards, so that a migration may go on."""
-        names = ("link-", "disk-full", "clock-", "kill-destination-", "stop-destination-")
-        return self.name.startswith(names)
-
-    def arm(self, scene, point):
-        return scene.table.add(
-            point.call, DIE if self.dies else FAIL, role=point.role, path=point.path, text=point.text,
-            after=self.dies and point.after, skip=point.skip, error=self.error, left=-1 if self.lasts else 1,
-        )  # fmt: skip
-
-
-def hit(scene, number, *targets):
-    """Sends a signal to processes of (host, role), all of which must be there."""
-    found = []
-
-    def look():
-        found[:] = [one for host, role in targets for one in scene.find(host, role)]
-        return {(one.host, one.role) for one in found} == set(targets)
-
-    scene.wait(2, f"the processes {targets}", look)
-    for one in found:
-        scene.note(f"signal {number} to {one}")
-        one.signal(number)
-    return found
-
-
-SOURCE_AGENT, DESTINATION_AGENT = ("a", "source-agent"), ("b", "destination")
-WATCHDOG = ("a", "source-watchdog")
 
 
 def killing(*targets):
@@ -200,13 +145,13 @@ def nothing(scene, gate):
 
 
 FAULTS = [
-    Fault("none", "nothing; the gate alone", nothing),
+    Fault("none", "nothing; the gate alone", nothing, is_bounded=False, must_migrate=True),
     Fault("kill-source-agent", "SIGKILL of the source agent", killing(SOURCE_AGENT)),
     Fault("kill-destination-agent", "SIGKILL of the destination agent", killing(DESTINATION_AGENT)),
     Fault("kill-both-agents", "SIGKILL of both agents", killing(SOURCE_AGENT, DESTINATION_AGENT)),
     Fault("kill-source-qemu", "SIGKILL of the source's QEMU", killing(("a", "emulator")), kills="a"),
     Fault("kill-destination-qemu", "SIGKILL of the destination's QEMU", killing(("b", "emulator")), kills="b"),
-    Fault("kill-source-agent-and-watchdog", "SIGKILL of both at once", killing_everybody),
+    Fault("kill-source-agent-and-watchdog", "SIGKILL of both at once", killing_everybody, is_bounded=False),
     Fault("die", "the agent that makes the call kills itself within it", dies=True),
     Fault("stop-source-agent", "SIGSTOP for longer than every timeout", stopping(SOURCE_AGENT)),
     Fault("stop-destination-agent", "SIGSTOP for longer than every timeout", stopping(DESTINATION_AGENT)),
@@ -243,6 +188,9 @@ FAULTS = [
     Fault("clock-source-back", "the source's clock is 3 days back for 8 s", stepping("a", -3)),
     Fault("clock-destination-forward", "the destination's clock is 3 days ahead for 8 s", stepping("b", 3)),
     Fault("clock-destination-back", "the destination's clock is 3 days back for 8 s", stepping("b", -3)),
+    *states.FAULTS,
+    *fences.FAULTS,
+    *recovery.FAULTS,
 ]  # fmt: skip
 BY_NAME = {fault.name: fault for fault in FAULTS}
 
@@ -264,13 +212,16 @@ SCOPED = {
     "link-reset-stream": "memory-begun memory-middle pre-switchover continue-due continued".split(),
     "link-reset-nbd": "mirror-begun copy-source copy-image memory-middle pre-switchover mirrors-ending".split(),
     "link-silence": "copy-image memory-middle prepared released".split(),
-    "kill-source-agent-and-watchdog": "memory-middle pre-switchover prepared continued released own-due".split(),
+    "kill-source-agent-and-watchdog": """
+        memory-middle pre-switchover prepared continued fenced freeze-due frozen release-due release-written released
+        release-sent own-due owner confirm-due end-due
+    """.split(),
     "disk-full": "mirror-begun copy-image mirrors-ready memory-middle mirrors-ending".split(),
     "disk-full-real": ["mirror-due"],
     "image-sync-error": "copy-image pre-switchover mirrors-ended".split(),
 }
 DIE_POINTS = """
-    offered accepted copy-source copy-image memory-middle prepare-written prepared continued fenced release-written
+    offered accepted copy-source copy-image memory-middle prepare-written prepared continued fenced frozen release-written
     released own-written owner resumed confirmed back-there
 """.split()
 CLOCK_POINTS = "copy-image memory-due pre-switchover continued released owner".split()
@@ -306,6 +257,8 @@ def matrix():
     add([name for name in LASTING if name in points.BY_NAME], "journal-sync-error-lasting")
     add("prepare-due release-due own-due confirm-due".split(), "journal-full-lasting")
     add(CLOCK_POINTS, *[fault.name for fault in FAULTS if fault.name.startswith("clock-")])
+    for point, name in states.runs() + fences.runs() + recovery.runs():
+        add([point], name)
     return list(dict.fromkeys(runs))
 
 
@@ -314,6 +267,7 @@ FAST = [
     ("copy-image", "disk-full"), ("memory-middle", "kill-source-agent"), ("pre-switchover", "kill-source-agent"),
     ("prepared", "link-black-hole"), ("continued", "kill-destination-qemu"), ("release-due", "kill-source-agent"),
     ("released", "journal-sync-error"), ("released", "kill-source-agent"), ("own-due", "kill-destination-agent"),
-    ("owner", "kill-both-agents"),
+    ("owner", "kill-both-agents"), ("check", "paused-before"), ("copy-source", "io-error"), ("copy-source", "stop"),
+    ("copy-source", "image-replaced"), ("fenced", "cont"), ("released", "take-off-refused"),
 ]  # fmt: skip
 

@@ -11,9 +11,10 @@ GRACE = 2.0
 # What `crossdock status` may say of a migration whose guest is on the source, and on the destination.
 AT_SOURCE = {
     "source": {None, "rolled back", "interrupted", "reclaimed", "taken", "taken over"},
-    "destination": {None, "rolled back", "receiving", "prepared", "reclaimed", "refused"},
+    "destination": {None, "rolled back", "receiving", "prepared", "reclaimed", "refused", "overruled"},
 }
-AT_DESTINATION = {"source": {"migrated", "undecided"}, "destination": {"owned"}}
+AT_DESTINATION = {"source": {"migrated", "undecided", "overruled"}, "destination": {"owned", "taken"}}
+RUNNING = frozenset({"running"})
 
 
 @dataclasses.dataclass
@@ -21,7 +22,12 @@ class Evidence:
     """What was seen of a run."""
 
     home: str = ""  # the host on which the guest lives at the end; empty when nobody knows
-    is_alive: bool = True  # whether it runs there, without a restart or after one
+    is_alive: bool = True  # whether it is there, and nowhere else, in a state in which it may be
+    state: str = "running"  # as QEMU names it
+    states: frozenset = RUNNING  # those in which it may be
+    homes: frozenset = frozenset("ab")  # where it may be
+    boots: int = 0  # how often it may have booted again
+    found: list = dataclasses.field(default_factory=list)  # what was seen to be wrong on the way
     running: list = dataclasses.field(default_factory=list)  # (host, from, to) of each time that a guest ran
     consoles: list = dataclasses.field(default_factory=list)  # texts: saved guest, source, destination
     image: str = ""  # where the guest's disk is now
@@ -38,7 +44,7 @@ class Evidence:
 
 def judge(evidence, library):
     """Returns the violations, a sentence each; empty when all is well."""
-    found = two_running(evidence.running)
+    found = evidence.found + two_running(evidence.running)
     found += records(evidence, library)
     found += alive(evidence)
     if evidence.home:
@@ -61,17 +67,28 @@ def two_running(running):
     return found
 
 
-def parse(consoles):
-    """The records of one disk in the order of the consoles: {number: checksum}, and what is wrong with them."""
+def parse(consoles, boots=0):
+    """The records of one disk since its guest's last boot, in the order of the consoles: {number: checksum}, and what is
+    wrong with them. `boots` is how often it may have booted again.
+    """
     sums, found = {}, []
     # The last line may be on its way; a line that one console begins the next one ends.
-    for line in "".join(consoles).replace("\r", "").split("\n")[:-1]:
-        if line.startswith("FAIL"):
+    lines = [line for line in "".join(consoles).replace("\r", "").split("\n")[:-1] if line]
+    for line, following in zip(lines, lines[1:] + [""]):
+        if line.endswith("BOOT"):
+            boots -= bool(sums)
+            if boots < 0:
+                found.append("the guest booted again")
+                break
+            sums = {}
+        elif line.startswith("FAIL"):
             found.append(f"the guest could not write: {line}")
         elif "Kernel panic" in line or "I/O error" in line:
             found.append(f"the guest has trouble: {line}")
         elif line.startswith("REC"):
             match = re.fullmatch(r"REC 0 (\d+) ([0-9a-f]{16})", line)
+            if not match and boots and following.endswith("BOOT"):
+                continue  # the boot cut it short
             if not match:
                 found.append(f"a damaged line on the consoles: {line!r}")
                 continue
@@ -88,13 +105,13 @@ def parse(consoles):
 
 def records(evidence, library):
     """Records that were repeated or skipped, and acknowledged ones that are not on the disk."""
-    sums, found = parse(evidence.consoles)
+    sums, found = parse(evidence.consoles, evidence.boots)
     if not sums:
         return found + ["the consoles have no records"]
     if found or not evidence.image:
         return found
-    # Each slot has the latest record of its number; the next one may be on its way.
-    first = max(0, len(sums) - evidence.slots + 64)
+    # Each slot has the latest record of its number, and the guest has gone on since the consoles were read.
+    first = max(0, len(sums) - evidence.slots // 2)
     count = len(sums) - first
     values = (ctypes.c_uint64 * count)(*(sums[number] for number in range(first, len(sums))))
     check = ctypes.CDLL(library).xf_first_missing
@@ -114,8 +131,13 @@ def alive(evidence):
     found = []
     if not evidence.home:
         found.append("neither host could be brought to run the guest")
+    elif evidence.home not in evidence.homes:
+        found.append(f"the guest is on host {evidence.home}, where it must not be")
+    elif evidence.states == RUNNING and not evidence.is_alive:
+        found.append(f"the guest does not run on host {evidence.home}; it is {evidence.state}")
     elif not evidence.is_alive:
-        found.append(f"the guest does not run on host {evidence.home}")
+        expected = " or ".join(sorted(evidence.states))
+        found.append(f"the guest on host {evidence.home} is {evidence.state}; it must be {expected}")
     if len(evidence.commands) > 1:
         found.append(f"it took more than one command: {', '.join(evidence.commands)}")
     return found
@@ -135,9 +157,12 @@ def status(evidence):
         if state not in allowed[role]:
             found.append(f"crossdock status on host {host} says '{state}', but the guest is on host {evidence.home}")
         listed = [row["state"] for row in evidence.guests.get(host) or []]
-        if evidence.is_alive and (host == evidence.home) != ("running" in listed):
+        # A guest in another state is listed with that; where it is not, it is not said to run.
+        is_right = evidence.state in listed if host == evidence.home else "running" not in listed
+        if evidence.is_alive and not is_right:
             found.append(
-                f"crossdock guest list on host {host} says {listed}, but the guest runs on host {evidence.home}"
+                f"crossdock guest list on host {host} says {listed}, but the guest is {evidence.state} "
+                f"on host {evidence.home}"
             )
     source = [row["state"] for row in evidence.rows.get("a") or [] if row["role"] == "source"]
     if evidence.home == "b" and source and source[-1] == "undecided":

@@ -12,6 +12,7 @@ import time
 
 import guest
 import shim
+from fault import Expectation
 from forwarder import CONTROL_PORT, NBD_PORT, Link
 from watch import Console, Watcher
 
@@ -19,7 +20,7 @@ REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__f
 WRAPPER = """#!/bin/sh
 # A guest's QEMU goes on from a saved state when the harness says so. The shim is not for it.
 unset LD_PRELOAD XF_TABLE
-if [ -n "$XF_STATE" ]; then
+{more}if [ -n "$XF_STATE" ]; then
     state=$XF_STATE
     unset XF_STATE
     exec {real} "$@" -incoming "exec:cat $state"
@@ -49,6 +50,8 @@ class Site:
         self.base = tempfile.mkdtemp(prefix="xf-", dir=os.environ.get("XF_BASE", "/tmp"))
         self.shim = shim.build("shim.c", os.path.join(self.base, "shim.so"), "-ldl")
         self.records = shim.build("records.c", os.path.join(self.base, "records.so"))
+        full = shim.build("full.c", os.path.join(self.base, "full.so"), "-ldl")
+        self.idle = shim.build_guest("idle.c", os.path.join(self.base, "idle"), guest.IDLE.slots)
         # Host b may have another QEMU than the system's, which host a has.
         self.tools = {"a": os.path.join(self.base, "bin-a"), "b": os.path.join(self.base, "bin-b")}
         emulator = shutil.which(guest.EMULATOR)
@@ -57,13 +60,16 @@ class Site:
             os.makedirs(self.tools[host])
             wrapper = os.path.join(self.tools[host], guest.EMULATOR)
             with open(wrapper, "w") as file:
-                file.write(WRAPPER.replace("{real}", real))
+                # The images of the source can be full, see `Scene.fill_source`.
+                more = f"export LD_PRELOAD={full} XF_FULL=${{XF_RUN}}full\n" if host == "a" else ""
+                file.write(WRAPPER.replace("{real}", real).replace("{more}", more))
             os.chmod(wrapper, 0o755)
         # A copy: the program may be replaced while the matrix runs.
         copy = os.path.join(self.base, "crossdock")
         shutil.copy(self.crossdock, copy)
         self.crossdock = copy
-        self.run([copy, "pki", "init", os.path.join(self.base, "ca")])
+        for name in ("ca", "other-ca"):
+            self.run([copy, "pki", "init", os.path.join(self.base, name)])
         options = self.run([copy, "migrate", "--help"]) + self.run([copy, "destination", "--help"])
         self.patience = patience if "--patience" in options else None
         saved = os.path.join(self.base, "saved")
@@ -100,6 +106,11 @@ class Pair:
         for name, hosts in (("a", [self.addresses["a"]]), ("b", [self.seen_as, self.addresses["b"]])):
             self.pki[name] = os.path.join(site.base, f"pki-{number}-{name}")
             site.run([site.crossdock, "pki", "issue", os.path.join(site.base, "ca"), self.pki[name], *hosts])
+        self.pki["c"] = self.pki["a"]
+        # Host b as somebody else's certificate authority knows it.
+        self.pki["other"] = os.path.join(site.base, f"pki-{number}-other")
+        names = [self.seen_as, self.addresses["b"]]
+        site.run([site.crossdock, "pki", "issue", os.path.join(site.base, "other-ca"), self.pki["other"], *names])
 
     def close(self):
         self.link.close()
@@ -122,11 +133,16 @@ class Process:
 
 
 class Scene:
-    """The world of one run: a guest on host a, an agent on host b, a link between them."""
+    """The world of one run: a guest on host a, an agent on host b, a link between them.
 
-    def __init__(self, pair, directory, deadline):
+    A host c, with the certificate of host a, exists only in some.
+    """
+
+    def __init__(self, pair, directory, deadline, kind=guest.LINUX):
         self.pair, self.site, self.link = pair, pair.site, pair.link
-        self.directory, self.deadline = directory, deadline
+        self.directory, self.deadline, self.kind = directory, deadline, kind
+        self.expects = Expectation()
+        self.point = None
         self.began = time.time()
         self.log = []
         for name in ("a", "b"):
@@ -144,10 +160,13 @@ class Scene:
             "b": Watcher("b", os.path.join(run, "w.sock")),
         }
         self.agent = None
+        self.started = 0  # how often an agent has said where it listens
         self.wants_agent = False
         self.supervisor = None
         self.command = None
-        self.mounted = False
+        self.mounts = []
+        self.agent_credentials = None  # another directory than host b's
+        self.agent_options = []
         self.is_over = False
         self.guard = None
         self.spoiled = ""
@@ -197,7 +216,7 @@ class Scene:
         paths = []
         for host, watcher in self.watchers.items():
             paths.append(os.path.join(self.directory, f"memory-{host}"))
-            watcher.ask("pmemsave", 20, val=0, size=guest.MEMORY << 20, filename=paths[-1])
+            watcher.ask("pmemsave", 20, val=0, size=self.kind.memory << 20, filename=paths[-1])
             if not os.path.exists(paths[-1]):
                 return 0
         first, second = (open(path, "rb").read() for path in paths)
@@ -211,7 +230,7 @@ class Scene:
 
     def environment(self, host, shimmed=True):
         environment = dict(os.environ)
-        environment["PATH"] = self.site.tools[host] + ":" + environment.get("PATH", "/usr/bin:/bin")
+        environment["PATH"] = self.site.tools["b" if host == "b" else "a"] + ":" + environment.get("PATH", "/usr/bin:/bin")
         environment["TMPDIR"] = os.path.join(self.directory, host, "t")
         environment["XF_RUN"] = f"{self.directory}/{host}/"
         if shimmed:
@@ -219,8 +238,9 @@ class Scene:
             environment["LD_PRELOAD"] = self.site.shim
         return environment
 
-    def credentials(self, host):
-        return ["--object", f"tls-creds-x509,id=tls0,dir={self.pair.pki[host]}", "--tls-creds", "tls0"]
+    def credentials(self, host, directory=None):
+        directory = directory or self.pair.pki[host]
+        return ["--object", f"tls-creds-x509,id=tls0,dir={directory}", "--tls-creds", "tls0"]
 
     def crossdock(self, host, *arguments, seconds=60, shimmed=False, state=None):
         """Runs a command to its end. Returns its code and what it said; 124 when it had to be ended."""
@@ -245,15 +265,37 @@ class Scene:
             output.seek(0)
             return code, output.read()
 
-    def start_guest(self):
-        guest.copy_sparse(self.site.saved.disk, self.disk)
-        line = guest.command(
-            self.site.saved.files, self.disk, self.consoles["a"].path, self.watchers["a"].path
-        )
-        code, words = self.crossdock("a", "guest", "start", guest.NAME, "--", *line, state=self.site.saved.state)
+    def start_guest(self, options=(), arrange=None):
+        """`arrange` changes something about the disk before QEMU opens it."""
+        state = None
+        if self.kind is guest.LINUX:
+            guest.copy_sparse(self.site.saved.disk, self.disk)
+            state = self.site.saved.state
+        else:
+            self.kind.make_disk(self.disk)
+        if arrange:
+            arrange(self)
+        options = options(self) if callable(options) else options
+        line = self.command_line(self.disk, self.consoles["a"].path, self.watchers["a"].path)
+        code, words = self.crossdock("a", "guest", "start", guest.NAME, "--", *line, *options, state=state)
         if code != 0:
             raise LabFailed(f"the guest does not start: {words}")
         self.wait(20, "the guest's records", lambda: self.consoles["a"].size > 200 and self.watchers["a"].is_running)
+
+    def command_line(self, disk, console, monitor):
+        if self.kind is guest.LINUX:
+            return guest.linux_command(self.site.saved.files, disk, console, monitor)
+        return guest.idle_command(self.site.idle, disk, console, monitor)
+
+    @property
+    def saved_console(self):
+        """What the guest had printed before it was started here."""
+        return self.site.saved.console if self.kind is guest.LINUX else ""
+
+    def fill_source(self):
+        """From now on the source's QEMU has no room for what it writes to an image."""
+        with open(os.path.join(self.directory, "a", "full"), "w"):
+            pass
 
     def start_agent(self):
         """Starts the destination agent, and again whenever it ends, as systemd would."""
@@ -262,12 +304,15 @@ class Scene:
         self.supervisor = threading.Thread(target=self._supervise, daemon=True)
         self.supervisor.start()
         log = os.path.join(self.directory, "b", "agent.log")
-        self.wait(20, "the destination agent", lambda: b"NBD port" in open(log, "rb").read())
+        before = self.started
+        self.wait(20, "the destination agent", lambda: open(log, "rb").read().count(b"NBD port") > before)
+        self.started = open(log, "rb").read().count(b"NBD port")
 
     def _launch_agent(self):
         command = [self.site.crossdock, "destination", "--state-dir", self.state("b"), "--image-dir", self.images]
         command += ["--listen", f"{self.pair.addresses['b']}:{CONTROL_PORT}"]
-        command += ["--nbd-listen", f"{self.pair.addresses['b']}:{NBD_PORT}", *self.credentials("b")]
+        command += ["--nbd-listen", f"{self.pair.addresses['b']}:{NBD_PORT}"]
+        command += self.credentials("b", self.agent_credentials) + self.agent_options
         if self.site.patience is not None:
             command += ["--patience", str(self.site.patience)]
         with open(os.path.join(self.directory, "b", "agent.log"), "ab") as output:
@@ -275,6 +320,13 @@ class Scene:
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self.environment("b"),
                 cwd=os.path.join(self.directory, "b"),
             )  # fmt: skip
+
+    def stop_agent(self):
+        """Kills the destination agent for good; `start_agent` starts another one."""
+        self.wants_agent = False
+        self.supervisor.join(10)
+        self.agent.kill()
+        self.agent.wait(10)
 
     def _supervise(self):
         while self.wants_agent:
@@ -287,24 +339,80 @@ class Scene:
                     self._launch_agent()
             time.sleep(0.02)
 
-    def start_migration(self):
-        command = [self.site.crossdock, "migrate", guest.NAME, f"{self.pair.seen_as}:{CONTROL_PORT}", "--json"]
-        command += ["--state-dir", self.state("a"), "--blackout-deadline", str(self.deadline)]
-        command += ["--downtime-limit", "300", "--connections", "2", *self.credentials("a")]
+    def migrate_command(self, host, *options, to=None):
+        command = [self.site.crossdock, "migrate", guest.NAME, f"{to or self.pair.seen_as}:{CONTROL_PORT}", "--json"]
+        command += ["--state-dir", self.state(host), "--blackout-deadline", str(self.deadline)]
+        command += ["--downtime-limit", "300", "--connections", "2", *self.credentials(host), *options]
         if self.site.patience is not None:
             command += ["--patience", str(self.site.patience)]
-        with open(os.path.join(self.directory, "a", "migrate.log"), "ab") as output:
-            self.command = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self.environment("a"),
-                cwd=os.path.join(self.directory, "a"),
+        return command
+
+    def start_migration(self):
+        self.command = self._begin("a", self.migrate_command("a"))
+
+    def _begin(self, host, command, log="migrate.log"):
+        with open(os.path.join(self.directory, host, log), "ab") as output:
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self.environment(host),
+                cwd=os.path.join(self.directory, host),
             )  # fmt: skip
+
+    def words(self, host="a"):
+        """What `crossdock migrate` has said."""
+        try:
+            with open(os.path.join(self.directory, host, "migrate.log"), encoding="latin-1") as file:
+                return file.read()
+        except FileNotFoundError:
+            return ""
+
+    def receive_on_source(self):
+        """Starts a destination agent on host a, which the harness does not look after."""
+        address = self.pair.addresses["a"]
+        command = [self.site.crossdock, "destination", "--state-dir", self.state("a"), *self.credentials("a")]
+        command += ["--image-dir", os.path.join(self.directory, "a", "images")]
+        command += ["--listen", f"{address}:{CONTROL_PORT}", "--nbd-listen", f"{address}:{NBD_PORT}"]
+        agent = self._begin("a", command, "agent.log")
+        log = os.path.join(self.directory, "a", "agent.log")
+        self.wait(20, "host a's own agent", lambda: b"NBD port" in open(log, "rb").read())
+        return agent
+
+    def offer_from_elsewhere(self, seconds=4, to=None):
+        """Host c offers a guest of the same name, which it takes back, if it is not refused, before the copy is over."""
+        here = os.path.join(self.directory, "c")
+        os.makedirs(os.path.join(here, "t"))
+        disk, monitor = os.path.join(here, "disk0.raw"), os.path.join(here, "w.sock")
+        guest.IDLE.make_disk(disk)
+        line = guest.idle_command(self.site.idle, disk, os.path.join(here, "console"), monitor)
+        code, words = self.crossdock("c", "guest", "start", guest.NAME, "--", *line)
+        if code != 0:
+            raise LabFailed(f"the guest of host c does not start: {words}")
+        command = self._begin("c", self.migrate_command("c", "--bandwidth", "50000", to=to))
+        limit = time.monotonic() + seconds
+        while command.poll() is None and time.monotonic() < limit:
+            self.sleep(0.05)
+        if command.poll() is None:
+            for agent in self.find("c", "source-agent"):
+                agent.signal(signal.SIGINT)
+        try:
+            command.wait(20)
+        except subprocess.TimeoutExpired:
+            self.expects.found.append("the offer of a guest of the same name from elsewhere does not come to its end")
+        self.note(f"the offer of host c ended with code {command.poll()}: {self.words('c')[-300:].strip()!r}")
+        if command.poll() == 0:
+            self.expects.found.append("a guest of the same name came from elsewhere")
+        for one in self.find("c", "emulator", "source-agent", "source-watchdog", "migrate", "helper"):
+            one.signal(signal.SIGKILL)
+        command.wait(10)
 
     def mount_images(self, megabytes):
         """Gives the destination's images a small file system of their own."""
         os.makedirs(self.images)
         options = f"size={megabytes}m,mode=700"
-        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", self.images], check=True)
-        self.mounted = True
+        self.mount("-t", "tmpfs", "-o", options, "none", self.images)
+
+    def mount(self, *words):
+        subprocess.run(["mount", *words], check=True)
+        self.mounts.append(words[-1])
 
     # What can be seen.
 
@@ -329,7 +437,9 @@ class Scene:
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
             line = " ".join(words)
-            host = "a" if self.directory + "/a/" in line else "b"
+            # A guest on host b may use a file of host a that is the same.
+            marks = {"/b/s/": "b", "/a/": "a", "/c/": "c"}
+            host = next((name for mark, name in marks.items() if self.directory + mark in line), "b")
             if "crossdock-status" in line:
                 role = "emulator"
             elif os.path.basename(words[0]).startswith("qemu-"):
@@ -365,9 +475,12 @@ class Scene:
         return "".join(parts)
 
     def status(self, host):
-        """The rows of `crossdock status`; None when it fails."""
+        """The rows of `crossdock status` about the migrations of host a; None when it fails."""
         code, text = self.crossdock(host, "status", "--json", seconds=20)
-        return json.loads(text) if code == 0 and text.startswith("[") else None
+        if code != 0 or not text.startswith("["):
+            return None
+        known = self.migrations("a")
+        return [row for row in json.loads(text) if row["migration"] in known]
 
     def guests(self, host):
         code, text = self.crossdock(host, "guest", "list", "--json", seconds=20)
@@ -384,6 +497,21 @@ class Scene:
             if console.size > before[name] and self.watchers[name].is_running
         ]  # fmt: skip
 
+    def in_order(self):
+        """The hosts on which the guest is in a state in which it may be, with nothing where it does not belong.
+
+        A guest that stands still does not show by itself where it belongs.
+        """
+        running = self.alive()
+        found = []
+        for host, watcher in self.watchers.items():
+            state = watcher.run_state()
+            if state == "running" and host not in running or state not in self.expects.states:
+                continue
+            if not self.leftovers(host):
+                found.append(host)
+        return found
+
     def spans(self):
         """(host, from, to) of each time that a guest ran; `to` is None while it runs."""
         emulators = [one for watcher in self.watchers.values() for one in watcher.emulators]
@@ -396,7 +524,7 @@ class Scene:
         """
         left = []
         for one in self.processes():
-            if one.role == "migrate" or (one.role, one.host) == ("destination", "b"):
+            if one.host == "c" or one.role == "migrate" or (one.role, one.host) == ("destination", "b"):
                 continue
             if (one.role, one.host) == ("emulator", home):
                 continue
@@ -440,14 +568,14 @@ class Scene:
         for where, _, files in os.walk(self.images):
             if "/.files" not in where:
                 left += [f"image on host b: {os.path.relpath(where, self.images)}/{one}" for one in files]
-        if not os.path.exists(self.disk):
+        if not os.path.exists(self.expects.image or self.disk):
             left.append("host a has no image under the disk's name")
         return left
 
     def _files_of_a_guest_that_left(self):
         left = []
         for name in os.listdir(os.path.dirname(self.disk)):
-            if name == "disk0.raw":
+            if name == os.path.basename(self.disk) and not self.expects.image:
                 left.append("host a still has the image under its old name, not fenced")
         record = os.path.join(self.state("a"), "guests", guest.NAME, "guest.json")
         try:
@@ -496,9 +624,10 @@ class Scene:
         self.wants_agent = False
         self.table.release()
         self.link.let_go()
+        self.link.listen()
         if self.supervisor:
             self.supervisor.join(10)
-        # Whoever starts something on the way out is seen in the next round.
+        # Whoever is frozen ends when it is killed, too. Whoever starts something on the way out is seen in the next round.
         for _ in range(100):
             left = self.processes()
             for one in left:
@@ -517,8 +646,8 @@ class Scene:
         self.is_over = True
         self.observer.join(5)
         self.link.reset()
-        if self.mounted:
-            subprocess.run(["umount", "-l", self.images], check=False)
+        for where in self.mounts:
+            subprocess.run(["umount", "-l", where], check=False)
 
     def forget(self):
         for console in self.consoles.values():

@@ -4,7 +4,7 @@ import signal
 import time
 
 import guest
-from shim import PWRITE, RENAME, SEND, SYNC, TRUNCATE, WRITE
+from shim import PWRITE, RENAME, SEND, SIGNAL, SYNC, TRUNCATE, WRITE
 
 SOURCE, DESTINATION = "source-agent", "destination"
 # What has happened to the guest: it runs on the source; it stands still and is the source's; it was released; the
@@ -16,7 +16,9 @@ IMAGE = "/images/" + guest.NAME
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """`after` is whether the call has been made. `cancels` names a point at which the operator cancels first."""
+    """`after` is whether the call has been made. `cancels` names a point at which the operator cancels first, `follows` one
+    that comes before and without which the call is another.
+    """
 
     name: str
     meaning: str
@@ -29,6 +31,7 @@ class Point:
     skip: int = 0
     has_emulator: bool = True  # whether the destination has a QEMU for the guest
     cancels: str = ""
+    follows: str = ""
 
     @property
     def can_go_on(self):
@@ -57,6 +60,7 @@ def journal(name, meaning, phase, role, entry, call, after, **more):
 EARLY = {"has_emulator": False}
 # QEMU's client negotiates extended headers from 8.2 on, whose replies begin in another way.
 NBD_REPLY = b"\x6e\x8a\x27\x8c" if guest.emulator_version() >= (8, 2) else b"\x67\x44\x66\x98"
+FREEZE, END = (f"signal:{int(number)} qemu-system" for number in (signal.SIGSTOP, signal.SIGKILL))
 VERIFY = b'"phase":"verify"'
 CANCEL = execute("block-job-cancel")
 POINTS = [
@@ -86,9 +90,12 @@ POINTS = [
     Point("continue-due", "before migrate-continue", STANDS, SOURCE, SEND, QMP, execute("migrate-continue")),
     Point("continued", "after migrate-continue", STANDS, SOURCE, SEND, QMP, execute("migrate-continue"), after=True),
     Point("fenced", "the old image has its new name", STANDS, SOURCE, RENAME, "disk0.raw", b".released-", after=True),
+    Point("freeze-due", "before the old QEMU is frozen", STANDS, SOURCE, SIGNAL, FREEZE),
+    Point("frozen", "the old QEMU is frozen", STANDS, SOURCE, SIGNAL, FREEZE, after=True),
     journal("release-due", "before RELEASED is written", STANDS, SOURCE, "released", WRITE, False),
     journal("release-written", "RELEASED is written", RELEASED, SOURCE, "released", WRITE, True),
     journal("released", "RELEASED is durable", RELEASED, SOURCE, "released", SYNC, True),
+    Point("release-sent", "RELEASE is sent", RELEASED, SOURCE, SEND, "tcp", after=True, follows="released"),
     journal("own-due", "before OWNER is written", RELEASED, DESTINATION, "owner", WRITE, False),
     journal("own-written", "OWNER is written", RELEASED, DESTINATION, "owner", WRITE, True),
     journal("owner", "OWNER is durable", OWNED, DESTINATION, "owner", SYNC, True),
@@ -97,7 +104,7 @@ POINTS = [
     Point("announced", "before OWNED is sent", OWNED, DESTINATION, SEND, QMP, execute("announce-self"), after=True),
     journal("confirm-due", "before CONFIRMED is written", OWNED, SOURCE, "confirmed", WRITE, False),
     journal("confirmed", "CONFIRMED is durable", OWNED, SOURCE, "confirmed", SYNC, True),
-    Point("quit-due", "before the old QEMU ends", OWNED, SOURCE, SEND, QMP, execute("quit")),
+    Point("end-due", "before the old QEMU is ended", OWNED, SOURCE, SIGNAL, END, follows="released"),
     Point("way-back", "cancelled; before block-job-cancel", RUNS, SOURCE, SEND, QMP, CANCEL, cancels="copy-source"),
     Point(
         "back-memory", "cancelled in the memory; before migrate_cancel", RUNS, SOURCE, SEND, QMP,
@@ -131,10 +138,18 @@ def cancel(scene):
 
 def reach(scene, point, seconds):
     """Starts the migration and waits until it stands at the point. Returns the gate, None when it was not reached."""
+    over = Over(scene)
+    if point.follows:
+        first = BY_NAME[point.follows].arm(scene.table)
+        scene.start_migration()
+        if not first.wait(seconds, over):
+            return None
+        gate = point.arm(scene.table)
+        first.go()
+        return gate if gate.wait(seconds, over) else None
     first = BY_NAME[point.cancels].arm(scene.table) if point.cancels else None
     gate = point.arm(scene.table)
     scene.start_migration()
-    over = Over(scene)
     if first is not None:
         if not first.wait(seconds, over):
             return None
@@ -153,7 +168,7 @@ class Over:
     def __call__(self):
         if self.scene.site.ending.is_set():
             return True
-        if self.scene.command.poll() is None:
+        if self.scene.command is None or self.scene.command.poll() is None:
             return False
         self.since = self.since or time.monotonic()
         return time.monotonic() - self.since > 2

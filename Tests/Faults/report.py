@@ -65,14 +65,10 @@ def summary(results, seconds):
     return "\n".join(parts)
 
 
-SHORT = {
-    "migrated": "migrated",
-    "rolled back": "back",
-    "migrated by crossdock recover": "migrated (recover)",
-    "rolled back by crossdock recover": "back (recover)",
-    "started again on the source": "started on source",
-    "started again on the destination": "started on destination",
-}
+def short(outcome):
+    for words, shorter in (("rolled back", "back"), (" by crossdock recover", " (recover)"), ("again on the", "on")):
+        outcome = outcome.replace(words, shorter)
+    return outcome
 
 
 def markdown(results):
@@ -86,7 +82,9 @@ def markdown(results):
     def cell(result):
         if result is None:
             return ""
-        return SHORT.get(verdict(result), f"**{verdict(result)}**")
+        if result.is_good:
+            return short(result.outcome)
+        return f"**{verdict(result)}**"
 
     for point in points.POINTS:
         row = [by_pair.get((point.name, name)) for name in used]

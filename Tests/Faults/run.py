@@ -73,7 +73,9 @@ class Run:
         self.frozen_consoles, self.image = None, ""
         try:
             os.makedirs(self.directory)
-            self.scene = Scene(self.pair, self.directory, DEADLINE if self.is_bounded else EASY_DEADLINE)
+            deadline = DEADLINE if self.is_bounded else EASY_DEADLINE
+            self.scene = Scene(self.pair, self.directory, deadline, self.fault.kind)
+            self.scene.point = self.point
             self._play()
         except (NotReached, Spoiled) as error:
             self.result.error = str(error)
@@ -90,17 +92,22 @@ class Run:
         scene = self.scene
         if self.fault.prepare:
             self.fault.prepare(scene)
-        scene.start_guest()
+        scene.start_guest(self.fault.options, self.fault.arrange)
         scene.start_agent()
+        if self.fault.settle:
+            self.fault.settle(scene)
         if self.fault.inject is None:
             self._let_fail()
         else:
             gate = points.reach(scene, self.point, REACH)
-            if gate is None:
-                words = open(os.path.join(self.directory, "a", "migrate.log"), encoding="latin-1").read()
-                raise NotReached(f"the point was not reached; the last words: {words[-300:].strip()!r}")
-            scene.note(f"at the point {self.point.name}, process {gate.process}")
-            self.fault.inject(scene, gate)
+            is_over = scene.command.poll() is not None
+            if gate is None and self.fault.may_end_before and is_over:
+                scene.note("the migration ended before the point")
+            elif gate is None:
+                raise NotReached(f"the point was not reached; the last words: {scene.words()[-300:].strip()!r}")
+            else:
+                scene.note(f"at the point {self.point.name}, process {gate.process}")
+                self.fault.inject(scene, gate)
         scene.note("the fault is over")
         hurt = time.monotonic()
         self._heal()
@@ -131,11 +138,11 @@ class Run:
     # Healing.
 
     def _is_well(self):
-        """The host where the guest runs with nothing left to do; empty when that is not so."""
-        alive = self.scene.alive()
-        if len(alive) != 1 or self.scene.source_agents() or self.scene.leftovers(alive[0]):
+        """The host where the guest is as it may be, with nothing left to do; empty when that is not so."""
+        found = self.scene.in_order()
+        if len(found) != 1 or self.scene.source_agents():
             return ""
-        return "" if self._is_open() else alive[0]
+        return "" if self._is_open() else found[0]
 
     def _is_open(self):
         """Whether the source does not know yet how the migration ended."""
@@ -171,21 +178,27 @@ class Run:
             home = self._recover()
         if not home and not self._has_emulator():
             home = self._start_again() or self._recover()
-        if not home:
-            alive = self.scene.alive()
-            home = alive[0] if len(alive) == 1 else ""
-        self.result.home = home
+        self.result.home = home or self._probable_home()
+
+    def _probable_home(self):
+        """Where the guest is, though not all is as it should be; empty when that is not clear."""
+        scene = self.scene
+        alive = scene.alive()
+        if len(alive) == 1:
+            return alive[0]
+        there = [host for host, watcher in scene.watchers.items() if watcher.current]
+        return there[0] if len(there) == 1 and not alive and not self._is_open() else ""
 
     def _states(self, host):
         return [row["state"] for row in self.scene.status(host) or []]
 
     def _recover(self):
         scene = self.scene
-        if not self._is_open() or scene.source_agents():
+        if scene.source_agents() or not self._is_open() and not scene.expects.follows_up:
             return ""
-        code, words = scene.crossdock("a", "recover", seconds=60, shimmed=True)
+        code, words = scene.crossdock("a", "recover", *scene.expects.recovery, seconds=60, shimmed=True)
         scene.note(f"crossdock recover: code {code}: {words.strip()}")
-        self.result.commands.append("crossdock recover")
+        scene.expects.commands.append("crossdock recover")
         return self._wait(12)
 
     def _start_again(self):
@@ -196,45 +209,57 @@ class Run:
         if home == "a" and any(state in ("undecided", "migrated") for state in here):
             return ""
         self.image = self._image(home)
-        self.frozen_consoles = [scene.site.saved.console, scene.consoles["a"].text, scene.consoles["b"].text]
-        sums, _ = judge.parse(self.frozen_consoles)
+        self.frozen_consoles = [scene.saved_console, scene.consoles["a"].text, scene.consoles["b"].text]
+        sums, _ = judge.parse(self.frozen_consoles, scene.expects.boots)
         kept = os.path.join(self.directory, "image")
         if os.path.exists(self.image):
             guest.copy_sparse(self.image, kept)
         self.image = kept
         code, words = scene.crossdock(home, "guest", "start", guest.NAME)
         scene.note(f"crossdock guest start on host {home} ({len(sums)} records): code {code}: {words.strip()}")
-        self.result.commands.append("crossdock guest start")
+        scene.expects.commands.append("crossdock guest start")
         if code != 0:
             return ""
         limit = time.monotonic() + 30
         while time.monotonic() < limit:
-            if scene.alive() == [home] and "READY" in (text := scene.consoles[home].text) and text.count("REC 0 ") > 20:
+            if scene.alive() == [home] and scene.kind.mark in (text := scene.consoles[home].text) and text.count("REC 0 ") > 20:
                 return home
         return ""
 
     def _image(self, home):
         if home == "a":
-            return self.scene.disk
+            return self.scene.expects.image or self.scene.disk
         return os.path.join(self.scene.images, guest.NAME, os.path.basename(self.scene.disk))
 
     # The judgement.
 
     def _judge(self):
         scene, result = self.scene, self.result
-        home = result.home
+        home, expects = result.home, scene.expects
+        result.commands = expects.commands
+        for check in expects.checks if home else ():
+            expects.found += check(scene, home)
+        if home and expects.boots and not self.frozen_consoles:
+            # Some records since the last boot.
+            console = scene.consoles[home]
+            scene.wait(10, "records", lambda: console.text.rpartition(scene.kind.mark)[2].count("REC ") > 3)
         consoles = self.frozen_consoles
         if consoles is None:
             # The consoles first: what they have is on the disk by then.
-            consoles = [scene.site.saved.console, scene.consoles["a"].text, scene.consoles["b"].text]
+            consoles = [scene.saved_console, scene.consoles["a"].text, scene.consoles["b"].text]
             self.image = self._image(home) if home else ""
         evidence = judge.Evidence(
             home=home,
             is_alive=self._is_alive(home),
+            state=self._state(home),
+            states=expects.states,
+            homes=expects.homes,
+            boots=expects.boots,
+            found=expects.found,
             running=scene.spans(),
             consoles=consoles,
             image=self.image,
-            slots=guest.SLOTS,
+            slots=scene.kind.slots,
             rows={host: scene.status(host) for host in ("a", "b")},
             guests={host: scene.guests(host) for host in ("a", "b")},
             leftovers=scene.leftovers(home) if home else [],
@@ -242,7 +267,7 @@ class Run:
             emulator_killed=bool(self.fault.kills),
             may_freeze=not self.is_bounded,
             deadline=scene.deadline / 1000,
-            must_migrate=self.fault.name == "none",
+            must_migrate=self.fault.must_migrate,
         )  # fmt: skip
         self.evidence = evidence
         result.violations = judge.judge(evidence, scene.site.records)
@@ -254,12 +279,18 @@ class Run:
         result.outcome = self._outcome(home)
 
     def _is_alive(self, home):
-        """Whether the guest runs there and nowhere else; a busy machine gives it its turn late."""
+        """Whether the guest is as it may be, there and nowhere else; a busy machine gives it its turn late."""
+        scene = self.scene
         for _ in range(10):
-            alive = self.scene.alive()
-            if alive == [home] or len(alive) > 1:
+            alive = scene.alive()
+            if len(alive) > 1 or alive == [home] and "running" in scene.expects.states:
                 break
-        return alive == [home]
+            if home and not alive and self._state(home) in scene.expects.states - {"running"}:
+                return True
+        return alive == [home] and "running" in scene.expects.states
+
+    def _state(self, home):
+        return self.scene.watchers[home].run_state() if home else "off"
 
     def _outcome(self, home):
         if not home:
@@ -270,7 +301,8 @@ class Run:
             text = "rolled back" if home == "a" else "migrated"
         if "crossdock recover" in self.result.commands:
             text += " by crossdock recover"
-        return text
+        state = self._state(home)
+        return text if state == "running" else f"{text}, {state}"
 
     # The end.
 
@@ -295,7 +327,7 @@ class Run:
         target = self._evidence()
         shutil.rmtree(target, ignore_errors=True)
         os.makedirs(target)
-        for host in ("a", "b"):
+        for host in ("a", "b", "c"):
             for where, _, files in os.walk(os.path.join(self.directory, host)):
                 for name in files:
                     path = os.path.join(where, name)
@@ -304,8 +336,9 @@ class Run:
                     copy = os.path.join(target, os.path.relpath(path, self.directory))
                     os.makedirs(os.path.dirname(copy), exist_ok=True)
                     shutil.copy(path, copy)
-            with open(os.path.join(target, f"console-{host}"), "w", encoding="latin-1") as file:
-                file.write(scene.consoles[host].text)
+            if host in scene.consoles:
+                with open(os.path.join(target, f"console-{host}"), "w", encoding="latin-1") as file:
+                    file.write(scene.consoles[host].text)
         lines = [(when, f"harness: {text}") for when, text in scene.log]
         for watcher in scene.watchers.values():
             for one in watcher.emulators:

@@ -144,6 +144,44 @@ def tamperings():
     def _(evidence):
         evidence.is_alive = False
 
+    @change("a guest that was paused and runs", "it must be paused")
+    def _(evidence):
+        evidence.states, evidence.is_alive = frozenset({"paused"}), False
+
+    @change("a guest that should run and is paused", "does not run on host b")
+    def _(evidence):
+        evidence.state, evidence.is_alive = "paused", False
+
+    @change("a paused guest that is listed as running", "crossdock guest list on host b")
+    def _(evidence):
+        evidence.state, evidence.states = "paused", frozenset({"paused"})
+
+    @change("a guest that was to be refused", "where it must not be")
+    def _(evidence):
+        evidence.homes = frozenset("a")
+
+    @change("what was seen on the way", "the old copy runs")
+    def _(evidence):
+        evidence.found = ["the old copy runs"]
+
+    @change("a boot that nobody asked for", "the guest booted again")
+    def _(evidence):
+        evidence.consoles[2] += "\r\nBOOT\r\n"
+
+    @change("a second boot", "the guest booted again")
+    def _(evidence):
+        lines = evidence.consoles[0].split("\r\n")[:3]
+        evidence.boots = 1
+        evidence.consoles[2] += "\r\n".join(["\r\nBOOT", *lines, "BOOT", *lines, ""])
+
+    @change("a record of before the boot in the place of one since", "was acknowledged and is not in")
+    def _(evidence):
+        data = record(0)
+        evidence.boots = 1
+        evidence.consoles[2] += "REC 0 9\r\nBOOT\r\nREC 0 0 " + data[-8:][::-1].hex() + "\r\n"
+        with open(evidence.image, "r+b") as file:
+            file.write(record(1))
+
     @change("two commands", "more than one command")
     def _(evidence):
         evidence.commands = ["crossdock recover", "crossdock guest start"]

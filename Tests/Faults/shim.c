@@ -25,7 +25,7 @@
 
 /* shim.py knows these numbers and the layout of the table. */
 enum { MAGIC = 0x58464c31, RULES = 16, TEXT = 128 };
-enum call { WRITE, SEND, PWRITE, SYNC, RENAME, TRUNCATE, ALLOCATE, CALLS };
+enum call { WRITE, SEND, PWRITE, SYNC, RENAME, TRUNCATE, ALLOCATE, SIGNAL, CALLS };
 enum state { OFF, ARMED, REACHED };
 enum action { GATE = 1, FAIL, DIE };
 
@@ -126,7 +126,7 @@ static void park(struct rule *rule) {
 }
 
 static void note(enum call call, const char *path, const char *bytes, size_t length) {
-    static const char *names[CALLS] = {"write", "send", "pwrite", "sync", "rename", "truncate", "allocate"};
+    static const char *names[CALLS] = {"write", "send", "pwrite", "sync", "rename", "truncate", "allocate", "signal"};
     char line[700];
     int count = snprintf(line, sizeof line, "%s %s %s %zu ", role, names[call], path, length);
     for (size_t i = 0; bytes && i < length && i < 200 && count < 690; i++)
@@ -252,6 +252,65 @@ int fdatasync(int fd) {
 int rename(const char *from, const char *to) {
     REAL(int, "rename", const char *, const char *);
     AROUND(RENAME, -1, from, to, strlen(to), int, real(from, to));
+}
+
+int renameat(int from_directory, const char *from, int to_directory, const char *to) {
+    REAL(int, "renameat", int, const char *, int, const char *);
+    AROUND(RENAME, -1, from, to, strlen(to), int, real(from_directory, from, to_directory, to));
+}
+
+int renameat2(int from_directory, const char *from, int to_directory, const char *to, unsigned flags) {
+    REAL(int, "renameat2", int, const char *, int, const char *, unsigned);
+    AROUND(RENAME, -1, from, to, strlen(to), int, real(from_directory, from, to_directory, to, flags));
+}
+
+static void read_line(const char *path, const char *key, char *line, size_t size) {
+    char text[1024];
+    line[0] = 0;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return;
+    ssize_t count = read(fd, text, sizeof text - 1);
+    close(fd);
+    if (count <= 0) return;
+    text[count] = 0;
+    const char *found = strstr(text, key);
+    if (found) snprintf(line, size, "%.*s", (int)strcspn(found + strlen(key), "\n"), found + strlen(key));
+}
+
+/* A signal has no path: its number and the name of the program that gets it stand for that, "signal:19 qemu-system-x86". */
+static const char *name_of_signal(long number, long process, int is_pidfd) {
+    static _Thread_local char name[64];
+    char path[64], line[32];
+    if (is_pidfd) {
+        snprintf(path, sizeof path, "/proc/self/fdinfo/%ld", process);
+        read_line(path, "Pid:", line, sizeof line);
+        process = atol(line);
+    }
+    snprintf(path, sizeof path, "/proc/%ld/comm", process < 0 ? -process : process);
+    read_line(path, "", line, sizeof line);
+    snprintf(name, sizeof name, "signal:%ld %s", number, line);
+    return name;
+}
+
+int kill(pid_t process, int number) {
+    REAL(int, "kill", pid_t, int);
+    if (!number) return real(process, number);
+    const char *name = name_of_signal(number, process, 0);
+    AROUND(SIGNAL, -1, name, NULL, 0, int, real(process, number));
+}
+
+/* The C library has no name for a signal through a pidfd in all of its releases, so programs make the system call. */
+long syscall(long number, ...) {
+    REAL(long, "syscall", long, ...);
+    long words[6];
+    va_list list;
+    va_start(list, number);
+    for (int i = 0; i < 6; i++) words[i] = va_arg(list, long);
+    va_end(list);
+    if (number != SYS_pidfd_send_signal || !words[1])
+        return real(number, words[0], words[1], words[2], words[3], words[4], words[5]);
+    const char *name = name_of_signal(words[1], words[0], 1);
+    AROUND(SIGNAL, -1, name, NULL, 0, long, real(number, words[0], words[1], words[2], words[3], words[4], words[5]));
 }
 
 int ftruncate(int fd, off_t length) {

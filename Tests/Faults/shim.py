@@ -12,13 +12,25 @@ NUMBERS = struct.Struct("<10i")
 RULE = NUMBERS.size + 3 * TEXT
 OFF, ARMED, REACHED = range(3)
 GATE, FAIL, DIE = 1, 2, 3
-WRITE, SEND, PWRITE, SYNC, RENAME, TRUNCATE, ALLOCATE = range(7)
+WRITE, SEND, PWRITE, SYNC, RENAME, TRUNCATE, ALLOCATE, SIGNAL = range(8)
 
 
 def build(source, target, *options):
     """Compiles one of the C files of this directory as a shared library."""
     command = ["gcc", "-O2", "-Wall", "-shared", "-fPIC", "-o", target, os.path.join(HERE, source), *options]
     subprocess.run(command, check=True)
+    return target
+
+
+def build_guest(source, target, slots):
+    """Compiles the guest without an operating system: a multiboot kernel."""
+    part = target + ".o"
+    options = "-m32 -Os -Wall -ffreestanding -fno-pic -fno-pie -fno-stack-protector -fno-toplevel-reorder".split()
+    options += "-fno-asynchronous-unwind-tables -mno-sse -mno-mmx".split() + [f"-DSLOTS={slots}"]
+    subprocess.run(["gcc", *options, "-c", "-o", part, os.path.join(HERE, source)], check=True)
+    line = ["ld", "-m", "elf_i386", "-N", "--no-warn-rwx-segments", "-Ttext=0x100000", "-e", "_start", "-o", target, part]
+    subprocess.run(line, check=True)
+    os.unlink(part)
     return target
 
 

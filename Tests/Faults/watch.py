@@ -102,7 +102,11 @@ class Watcher(threading.Thread):
             self.answered.notify_all()
 
     def ask(self, command, seconds=5, **arguments):
-        """Executes a command; None when there is no QEMU or it does not answer."""
+        """What a command returns; None when there is no QEMU, it does not answer, or refuses."""
+        return (self.execute(command, seconds, **arguments) or {}).get("return")
+
+    def execute(self, command, seconds=5, **arguments):
+        """Executes a command and returns the whole answer; None when there is no QEMU or it does not answer."""
         current, number = self.current, f"w{next(self.ids)}"
         if current is None:
             return None
@@ -113,7 +117,13 @@ class Watcher(threading.Thread):
             return None
         with self.answered:
             self.answered.wait_for(lambda: number in self.answers or self.current is not current, seconds)
-            return self.answers.pop(number, {}).get("return")
+            return self.answers.pop(number, None)
+
+    def run_state(self, seconds=2):
+        """As QEMU names it; "off" when there is none, "silent" when it does not answer."""
+        if self.current is None:
+            return "off"
+        return (self.ask("query-status", seconds) or {}).get("status", "silent")
 
     def close(self):
         self.is_over = True
