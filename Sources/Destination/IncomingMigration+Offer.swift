@@ -233,19 +233,6 @@ extension IncomingMigration {
         return "\(agent.guests.directory(of: offer.guest))/run/\(name)"
     }
 
-<<<<<<< HEAD:Sources/Destination/IncomingMigration+Start.swift
-    func startGuest(_ offer: Message.Offer, files: [String: String], keepsBacking: Set<String>) async throws {
-        let images = makeImages(offer)
-        self.images = images
-        // Before anything is made: a later agent finds here what it has to clean up.
-        try save(offer)
-        let migrations = agent.migrations
-        if let problem = try await BlockingPool.shared.run({ try DeviceHolder.letGo(of: offer.guest, migrations) })
-            .first
-        {
-            throw GuestError(problem)
-        }
-=======
     /// Makes the images and their exports.
     func makeImages(
         _ offer: Message.Offer,
@@ -253,7 +240,12 @@ extension IncomingMigration {
         files: [String: String],
         _ secrets: [String: SecretBytes]
     ) async throws {
->>>>>>> destination:Sources/Destination/IncomingMigration+Offer.swift
+        let migrations = agent.migrations
+        if let problem = try await BlockingPool.shared.run({ try DeviceHolder.letGo(of: offer.guest, migrations) })
+            .first
+        {
+            throw GuestError(problem)
+        }
         for disk in offer.disks {
             var secret: SecretBytes?
             if let id = disk.keySecret {

@@ -63,13 +63,22 @@ final class FenceLab {
             let process = try EmulatorProcess.start(command, directory: "/", log: directory.file("log"))
             detached.append(process)
             try await eventually("a monitor") { DurableFile.exists(socket) }
+            try await answers(socket)
             return process
         }
         let child = try ChildProcess(command)
         emulators.append(child)
         try await child.wait(for: "a monitor") { DurableFile.exists(socket) }
+        try await answers(socket)
         guard let process = EmulatorProcess(pid: child.pid) else { throw TestFailure("QEMU ended: \(child.errors)") }
         return process
+    }
+
+    /// QEMU makes its monitors before it opens images, and obeys them after that.
+    private func answers(_ socket: String) async throws {
+        let loop = EventLoop(name: "monitor")
+        defer { loop.stop() }
+        try await loop.run { try await QMPClient.connect(to: socket, on: loop, timeout: .seconds(30)).close() }
     }
 
     func fence(_ images: [String], _ process: EmulatorProcess? = nil, migration: String? = nil) -> ImageFence {

@@ -56,7 +56,6 @@ public struct GuestStore: Sendable {
     public func agentMonitor(of record: GuestRecord) -> String { record.adopted ?? agentMonitor(of: record.name) }
     /// The monitor for a quick look; an adopted guest may have none but the agent's.
     public func statusMonitor(of record: GuestRecord) -> String { record.adopted ?? statusMonitor(of: record.name) }
-<<<<<<< HEAD
     /// Which of a guest's monitors is meant.
     public enum Monitor: Sendable {
         /// That of an agent.
@@ -88,7 +87,6 @@ public struct GuestStore: Sendable {
         return try await QMPClient.connect(to: path, on: loop, timeout: timeout)
     }
 
-=======
     /// Where the sockets of a guest are that is on its way to this host and does not belong to it yet.
     ///
     /// QEMU remembers a `cont` that it hears while it waits for a guest, from whichever monitor, and starts the guest by itself once
@@ -96,7 +94,6 @@ public struct GuestStore: Sendable {
     public func arrivals(of name: String) -> String { "\(directory.dropLast("/guests".count))/new/guests/\(name)" }
     /// The monitor that an agent uses while the guest is on its way.
     public func arrivalMonitor(of name: String) -> String { "\(arrivals(of: name))/qmp.sock" }
->>>>>>> destination
     /// The lock of whoever exports the guest's disks.
     public func exportLock(of name: String) -> String { "\(directory)/\(name)/export.lock" }
     /// Where an export's private directory is noted while the export is there.
@@ -317,31 +314,17 @@ public struct GuestStore: Sendable {
         await process.terminate()
     }
 
-<<<<<<< HEAD
-    /// What a guest does now, for people: QEMU's run state, "stopped", "released", "frozen", or "unknown" when QEMU is silent.
-=======
-    /// What a guest does now, for people: QEMU's run state, "stopped", "released", "arriving" while it belongs to another host, or
-    /// "unknown" when QEMU is silent.
->>>>>>> destination
+    /// What a guest does now, for people: QEMU's run state, "stopped", "released", "arriving" while it belongs to another host,
+    /// "frozen", or "unknown" when QEMU is silent.
     public func state(of record: GuestRecord, on loop: EventLoop) async -> String {
         guard let process = record.process, process.isRunning else {
             return record.released == nil ? "stopped" : "released"
         }
-<<<<<<< HEAD
         if process.isFrozen { return "frozen" }
+        if DurableFile.exists(arrivals(of: record.name)) { return "arriving" }
         guard let monitor = try? await connect(to: record, .status, on: loop, timeout: .seconds(2)) else {
             return "unknown"
         }
-=======
-        if DurableFile.exists(arrivals(of: record.name)) { return "arriving" }
-        guard
-            let monitor = try? await QMPClient.connect(
-                to: statusMonitor(of: record),
-                on: loop,
-                timeout: .seconds(2)
-            )
-        else { return "unknown" }
->>>>>>> destination
         defer { monitor.close() }
         return (try? await monitor.status(timeout: .seconds(2))) ?? "unknown"
     }

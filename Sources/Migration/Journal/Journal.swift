@@ -210,14 +210,10 @@ public final class Journal: Sendable {
         }
     }
 
-<<<<<<< HEAD
-    /// Appends a record, as `append` does, beside the caller's loop: an `fsync` takes as long as the disk likes.
+    /// Appends a record, as `append` does, beside the caller's loop: an `fsync` takes as long as the disk likes. Whoever calls it
+    /// lets one call end before the next: two at once have no order.
     ///
     /// - Throws: `JournalError`, `notWritten` or `doubtful`.
-=======
-    /// The same for a loop, which must not wait for a disk. Whoever calls it lets one call end before the next: two at once have no
-    /// order.
->>>>>>> destination
     public func write(_ record: JournalRecord) async throws {
         try await BlockingPool.shared.run { try self.append(record) }
     }

@@ -34,27 +34,19 @@ struct RecoverCommand: AsyncParsableCommand {
     )
     var takeOwnership = false
 
-<<<<<<< HEAD
     @Flag(
         help: """
             With --take-ownership: I vouch that the other host, which does not answer, is switched off and its copy never runs.
             """
     )
-=======
-    @Flag(help: "You know that the other host is switched off; for --take-ownership.")
->>>>>>> destination
     var otherHostIsOff = false
 
     @Option(
         help: ArgumentHelp(
-<<<<<<< HEAD
             """
             With --take-ownership: I vouch that the other host, of this name in 'crossdock status', was installed anew and has \
             nothing of the guest.
             """,
-=======
-            "You know that the other host, which has this name in 'crossdock status', was installed anew; for --take-ownership.",
->>>>>>> destination
             valueName: "name"
         )
     )
@@ -154,19 +146,12 @@ struct RecoverCommand: AsyncParsableCommand {
             )
             return MigrationError.Code.undecided.rawValue
         }
-<<<<<<< HEAD
         let answer: JSONValue
         do {
             answer = try await ObjectCommand.ask(common, "take-ownership", claim.arguments(migration: id))
         } catch let error as CredentialError {
             throw MigrationError(.undecided, error.message)
         }
-=======
-        var arguments: [String: JSONValue] = ["migration": .string(id), "by": .string(operatorName)]
-        if otherHostIsOff { arguments["other-host-is-off"] = true }
-        if let otherHostWasErased { arguments["other-host-was-erased"] = .string(otherHostWasErased) }
-        let answer = try await ObjectCommand.ask(common, "take-ownership", .object(arguments))
->>>>>>> destination
         output("Guest '\(answer["guest"]?.string ?? guest)' belongs to this host and runs here.\n")
         return 0
     }

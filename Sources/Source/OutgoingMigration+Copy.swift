@@ -1,0 +1,190 @@
+internal import Emulator
+internal import IO
+internal import Migration
+
+/// From the first look at the guest until its memory is through.
+extension OutgoingMigration {
+    // MARK: Before anything moves
+
+    func check() async throws -> SourceHandover.Event {
+        context.enter("check")
+        let guest = try await SourceGuest.open(context)
+        (record, monitor, guestLock) = (guest.record, guest.monitor, guest.lock)
+        let watch = try await GuestWatch(context, guest.monitor)
+        self.watch = watch
+        watch.onPause = { [unowned self] in paused(since: $0) }
+        watch.onChange = { [unowned self] in guestChanged($0) }
+        guest.monitor.onEvent = { [weak self] event in
+            self?.watch?.handle(event)
+            self?.mirrors.handle(event)
+            if event.name == "MIGRATION", event.data["status"]?.string == "failed", case .sending? = self?.handover {
+                self?.memory.lose("QEMU reports that the migration failed")
+            }
+            self?.context.wake()
+        }
+        guest.monitor.onDisconnect = { [weak self] in
+            self?.context.fail(
+                MigrationError(.failed, "QEMU of guest '\(self?.plan.guest ?? "")' ended or closed its monitor")
+            )
+        }
+        return .checked
+    }
+
+    func offer() async throws -> SourceHandover.Event {
+        let (monitor, record, watch) = try guest()
+        let inspection = try await GuestOffering.inspect(monitor, record, plan)
+        let offering = try await GuestOffering(inspection, plan, on: context.dataLoops)
+        self.offering = offering
+        mirrors.disks = offering.disks
+        description = try await GuestDescriptionWatch(monitor)
+        try await checkImages(record)
+        for disk in inspection.disks where !disk.bitmaps.isEmpty {
+            context.warn(
+                "The dirty bitmaps of disk '\(disk.name)' (\(disk.bitmaps.joined(separator: ", "))) do not move; the next backup "
+                    + "there has to be a whole one"
+            )
+        }
+        context.report.disks = offering.offer.disks.map { .init(name: $0.name, size: $0.size) }
+        try await link.open()
+        try checkVerdict(watch.guest)
+        let rehearsal = Rehearsal(context, link, monitor, inspection)
+        self.rehearsal = rehearsal
+        let measure = try await rehearsal.probe()
+        if !plan.isRehearsal {
+            try begin(monitor)
+            link.secrets = inspection.secrets
+        }
+        try await link.sendSecrets()
+        try await link.connection().send(.offer(offering.offer))
+        rehearsed = try await rehearsal.rehearse(offering.offer, measure)
+        guard plan.isRehearsal else { return .rehearsed }
+        // The destination forgets it, and nothing was changed here.
+        context.report.outcome = .rehearsed
+        _ = await link.tell("The rehearsal is over", patience: nil)
+        return .rehearsalIsOver
+    }
+
+    /// From here on somebody closes what an agent that dies has left open.
+    func begin(_ monitor: QMPClient) throws {
+        try DurableFile.makeDirectory(context.files.directory)
+        try startWatchdog(monitor)
+        let journal = try Journal(creating: context.files.journal)
+        try journal.append(
+            .offered(guest: plan.guest, destination: plan.host, order: try context.migrations.nextOrder())
+        )
+        self.journal = journal
+        try SavedDisk.save(mirrors.disks, context.files)
+        noteGuest()
+    }
+
+    func makeReady() async throws -> SourceHandover.Event {
+        guard let offering, let record else { throw MigrationError(.failed, "The guest was not offered") }
+        let control = try await link.connection()
+        try await control.send(.rehearsed(rehearsed))
+        // The destination reads what it has under the same names; a gigabyte a second is slow for SHA-256.
+        let known =
+            offering.offer.files.reduce(0) { $0 + $1.size }
+            + offering.offer.disks.flatMap(\.backing).reduce(0) { $0 + $1.size }
+        var answer = try await control.next(timeout: .seconds(60 + Int(clamping: known >> 26)))
+        if case .need(let wanted) = answer {
+            for index in wanted {
+                try await offering.send(index, over: control) { try self.context.checkFault() }
+            }
+            answer = try await control.next(timeout: .seconds(120))
+        }
+        let ready = try GuestOffering.readiness(answer, plan)
+        link.isResumable = true
+        try await mirrors.connect(ready, client: record.process?.pid)
+        return .ready
+    }
+
+    // MARK: The copy
+
+    func copy() async throws -> SourceHandover.Event {
+        let (monitor, _, _) = try guest()
+        context.enter("disks")
+        // From here on there is something in QEMU that must not be left alone.
+        try startWatchdog(monitor)
+        try await mirrors.copy(monitor) { try await self.checkDescription(.everything) }
+        context.enter("verify")
+        try await mirrors.verify()
+        return .inSync
+    }
+
+    func send() async throws -> SourceHandover.Event {
+        let (monitor, record, watch) = try guest()
+        if !mirrors.isVerified {
+            context.enter("verify")
+            try await mirrors.verify()
+        }
+        try await checkDescription(.everything)
+        try await watch.settle()
+        try checkVerdict(watch.guest)
+        context.enter("memory")
+        try await memory.send(monitor, watch, record) { try self.startWatchdog(monitor) }
+        try await watch.settle()
+        try checkVerdict(watch.guest)
+        context.enter("switchover")
+        return .stopped(.init(since: watch.stoppedAt, guest: watch.guest))
+    }
+
+    func retry(_ reason: String) async throws -> SourceHandover.Event {
+        let (monitor, _, watch) = try guest()
+        try await memory.prepareRetry(monitor, watch, reason)
+        deadline?.cancel()
+        watchdog?.guestRuns()
+        context.warn("The memory did not get through: \(reason). The guest stays here; sending it again")
+        try await memory.waitForRetry()
+        try await mirrors.catchUp(monitor) { try await self.checkDescription(.everything) }
+        return .mayRetry
+    }
+
+    // MARK: What the guest does
+
+    func guestChanged(_ state: RunState) {
+        noteGuest()
+        do { try checkVerdict(state) } catch { context.fail(Self.reason(of: error)) }
+    }
+
+    /// A guest is released only in a state in which the destination can own it.
+    func checkVerdict(_ state: RunState) throws {
+        switch state.verdict {
+        case .stays(let why): throw MigrationError(.guest, "Guest '\(plan.guest)' cannot move: \(why)")
+        case .stands, .runs:
+            if state == .running { return }
+            guard link.features.contains(.runState) else {
+                throw MigrationError(
+                    .refused,
+                    "Guest '\(plan.guest)' does not run (\(state.sentence)), and the agent on \(plan.host) is of an earlier version, "
+                        + "which would resume it; resume it here first, or install this version there"
+                )
+            }
+            guard state == .suspended else { return }
+            let versions = [monitor?.version ?? "", context.report.rehearsal?.emulatorThere ?? monitor?.version ?? ""]
+            guard versions.allSatisfy({ QMPClient.isVersion($0, atLeast: (9, 0)) }) else {
+                throw MigrationError(
+                    .guest,
+                    "Guest '\(plan.guest)' sleeps, and a QEMU before version 9 wakes a sleeping guest when it moves; wake it first"
+                )
+            }
+        }
+    }
+
+    /// What the destination was told of the guest must still be true.
+    func checkDescription(_ extent: GuestDescriptionWatch.Extent) async throws {
+        guard let differences = try await description?.differences(extent), !differences.isEmpty else { return }
+        throw MigrationError(
+            .guest,
+            "Guest '\(plan.guest)' was changed while it was migrated: \(differences.prefix(10).joined(separator: "; ")). The other "
+                + "host would have undone that; migrate it again"
+        )
+    }
+
+    /// What the guest is doing, for whoever takes this agent's place.
+    func noteGuest() {
+        guard let watch, journal != nil else { return }
+        do { try Self.note(watch.guest, context.files) } catch { context.warn("\(error)") }
+    }
+
+    var notedGuest: RunState { Self.noted(context.files) }
+}

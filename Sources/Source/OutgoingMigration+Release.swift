@@ -1,0 +1,91 @@
+internal import Emulator
+internal import IO
+internal import Migration
+
+/// The destination decides what becomes of the guest.
+extension OutgoingMigration {
+    func abandon(_ reason: String) async -> SourceHandover.Event {
+        link.shield()
+        while true {
+            context.warn(
+                "Whether guest '\(plan.guest)' was released could not be made durable. It stays paused until \(plan.host) "
+                    + "has given it up"
+            )
+            switch await link.tell(reason, patience: .seconds(30)) {
+            case .acknowledged: return .abandoned
+            case .overruled(let by): return .overruled(by: by)
+            case .silent: await context.loop.sleep(for: .seconds(1))
+            }
+        }
+    }
+
+    func release(_ pause: SourceHandover.Pause) async -> SourceHandover.Event {
+        deadline?.cancel()
+        link.shield()
+        context.enter("release")
+        await fenceAgain()
+        // A full comparison reads all that the destination has.
+        let patience = 30 + (fullDigests.isEmpty ? 0 : Int(mirrors.disks.reduce(0) { $0 + $1.offer.size } >> 26))
+        let release = Message.Release(
+            digests: fullDigests,
+            runState: link.features.contains(.runState) || pause.guest != .running ? pause.guest : nil
+        )
+        let answer = await link.release(release, patience: .seconds(patience)) { error in
+            self.context.warn(self.waiting(error))
+        }
+        guard case .owned(let owned) = answer else {
+            if case .refused(let reason) = answer { return .refused(reason) }
+            return .refused("it answered RELEASE with \(answer.name)")
+        }
+        if let since = pause.since {
+            let time = MigrationContext.milliseconds(ContinuousClock.now - since)
+            context.report.blackoutMS = max(0, time - max(0, owned.sinceResumed ?? 0))
+        }
+        context.report.outcome = .migrated
+        if pause.guest != .running { context.report.guestState = pause.guest }
+        for (index, disk) in mirrors.disks.enumerated() where index < context.report.disks.count {
+            context.report.disks[index].digestDestination = owned.digests[disk.offer.name]
+        }
+        do { try await journal?.write(.confirmed) } catch { context.warn("\(error)") }
+        context.enter("done")
+        return .owned
+    }
+
+    /// What the operator is told while the destination does not answer.
+    func waiting(_ error: any Error) -> String {
+        "Guest '\(plan.guest)' was released to \(plan.host), which has not confirmed yet: \(error). It must not be started here; "
+            + "trying again. If \(plan.host) is gone for good, 'crossdock recover \(plan.id) --take-ownership' says what can be done"
+    }
+
+    /// Ends the old QEMU and compares the images.
+    func finish() async -> SourceHandover.Event {
+        rememberRelease()
+        if let control = link.control { _ = try? await control.ask(.done, timeout: .seconds(10)) }
+        await endEmulator()
+        for (index, disk) in mirrors.disks.enumerated() where index < context.report.disks.count {
+            await compare(disk, index)
+            await disk.relay?.close()
+        }
+        return .finished
+    }
+
+    func compare(_ disk: SourceDisk, _ index: Int) async {
+        let path = whereabouts(of: disk)
+        let digest = await disk.digest(at: path, on: context.dataLoops)
+        context.report.disks[index].digestSource = digest
+        let there = context.report.disks[index].digestDestination
+        if disk.isSealed {
+            context.warn(
+                "The digests of \(disk.offer.name) could not be compared: its secret is not known any more"
+            )
+        } else if digest == nil || digest != there {
+            context.report.code = MigrationError.Code.mismatch.rawValue
+            let what =
+                digest == nil || there == nil
+                ? "could not be compared" : "differ: the guest has another disk there than it had here"
+            context.report.reason =
+                "The digests of \(disk.offer.name) \(what). The guest is on \(plan.host); the old image is kept as \(path)"
+            FencedImages.keepForever(plan.id, context.migrations)
+        }
+    }
+}
