@@ -96,6 +96,8 @@ unsigned lock : 2 = BY_A;
 #define FRESH 5         /* only where nothing is done about owner after a restart */
 unsigned da : 3 = UP;
 
+bit isNew;              /* nothing of the record that is being written was there before */
+
 /* The network: what was sent and can still arrive. A message stays after it has arrived, so it can come again, late and
    in any order; a fault takes it away. */
 bit toPREPARED; bit toRELEASE; bit toABORT;
@@ -275,11 +277,18 @@ bit offered;
 #define IS_SUPERSEDED false
 #endif
 
-/* The transitions of the source's agent, for `transitions`. */
+/* The transitions of both agents, for `transitions`. What the destination's is up to follows from its records. */
 #ifdef TELL
 #define TOLD(text) printf(text)
+#define D_STATE (da == W_PREPARED -> 1 : (da == W_OWNER -> 2 : (da == W_ROLLEDBACK -> 3 : (owner == YES -> 4 : \
+	(owner == MAYBE -> 5 : (rolledBack == YES -> 6 : (rolledBack == MAYBE -> 7 : (prepared == YES -> 8 : 0))))))))
+hidden byte before;
+#define FROM before = D_STATE
+#define TO printf("destination %d %d\n", before, D_STATE)
 #else
 #define TOLD(text) skip
+#define FROM skip
+#define TO skip
 #endif
 
 /* ---- The properties. Each can be checked alone. ---- */
@@ -526,14 +535,14 @@ active proctype System() {
 
 	/* The destination's agent. */
 	:: d_step { da == UP && toPREPARED && prepared != YES && rolledBack == NONE && owner == NONE && d != ENDED ->
-		prepared = MAYBE; da = W_PREPARED; printf("destination agent: writes prepared\n") }
-	:: d_step { da == W_PREPARED -> prepared = YES; da = UP; printf("destination agent: prepared is durable\n") }
+		FROM; isNew = (prepared == NONE); prepared = MAYBE; da = W_PREPARED; TO; printf("destination agent: writes prepared\n") }
+	:: d_step { da == W_PREPARED -> FROM; prepared = YES; da = UP; TO; printf("destination agent: prepared is durable\n") }
 	:: d_step { SOURCE_LISTENS && !isPREPARED && da == UP && toPREPARED && PREPARED_IS_DURABLE &&
 			rolledBack == NONE && owner == NONE ->
 		isPREPARED = 1; printf("destination agent: PREPARED\n") }
 	:: d_step { da == UP && RELEASE_HAS_COME && owner != YES && OWNER_IS_OPEN ->
-		owner = MAYBE; da = W_OWNER; printf("destination agent: writes owner\n") }
-	:: d_step { da == W_OWNER -> owner = YES; da = AFTER_OWNER; printf("destination agent: owner is durable\n") }
+		FROM; isNew = (owner == NONE); owner = MAYBE; da = W_OWNER; TO; printf("destination agent: writes owner\n") }
+	:: d_step { da == W_OWNER -> FROM; owner = YES; da = AFTER_OWNER; TO; printf("destination agent: owner is durable\n") }
 	:: d_step { (MAY_RESUME || da == W_OWNER) && DESTINATION_MAY_RUN && d == LOADED ->
 		P1(STANDS_STILL || g == RAN);
 		destinationRuns(); da = (da == FRESH -> UP : da);
@@ -548,8 +557,8 @@ active proctype System() {
 	/* It gives up: on ABORT, when QEMU has died, and when it does not know whether it has given up before. */
 	:: d_step { da == UP && rolledBack != YES && (rolledBack == MAYBE ||
 			MAY_STILL_REFUSE && (toABORT || MUST_REFUSE)) ->
-		rolledBack = MAYBE; da = W_ROLLEDBACK; printf("destination agent: writes rolledBack\n") }
-	:: d_step { da == W_ROLLEDBACK -> rolledBack = YES; da = UP; printf("destination agent: rolledBack is durable\n") }
+		FROM; isNew = (rolledBack == NONE); rolledBack = MAYBE; da = W_ROLLEDBACK; TO; printf("destination agent: writes rolledBack\n") }
+	:: d_step { da == W_ROLLEDBACK -> FROM; rolledBack = YES; da = UP; TO; printf("destination agent: rolledBack is durable\n") }
 	:: d_step { da == UP && rolledBack == YES && d != ENDED ->
 		d = ENDED; cut = 1; printf("destination agent: ends QEMU\n") }
 	:: d_step { SOURCE_LISTENS && !isABORTED && (toABORT || toPREPARED) && HAS_GIVEN_UP_FOR_ABORT ->
@@ -598,12 +607,22 @@ end:	do
 	:: d_step { FAULT(!stopped && a == RELEASING); a = IN_DOUBT; TOLD("transition RELEASING DOUBT\n"); printf("FAULT released is doubtful\n") }
 	:: d_step { FAULT(!stopped && a == TAKING); a = TAKE; TOLD("transition TAKING TAKE\n"); printf("FAULT reclaimed is doubtful\n") }
 	:: d_step { FAULT(r == TAKING); r = TAKE; printf("FAULT reclaimed is doubtful\n") }
-	:: d_step { FAULT(da == W_PREPARED || da == W_OWNER || da == W_ROLLEDBACK); da = UP;
+	:: d_step { FAULT(da == W_OWNER || da == W_ROLLEDBACK); FROM; da = UP; TO;
 		printf("FAULT a record of the destination is doubtful\n") }
+
+	/* An append that fails before anything is in the file. */
+	:: d_step { FAULT(da == W_PREPARED && isNew); FROM; prepared = NONE; isNew = 1; rolledBack = MAYBE; da = W_ROLLEDBACK; TO;
+		printf("FAULT prepared cannot be written, the destination gives up\n") }
+	:: d_step { FAULT(da == W_PREPARED); FROM; isNew = 1; rolledBack = MAYBE; da = W_ROLLEDBACK; TO;
+		printf("FAULT prepared is doubtful, the destination gives up\n") }
+	:: d_step { FAULT(da == W_OWNER && isNew); FROM; owner = NONE; da = UP; TO;
+		printf("FAULT owner cannot be written\n") }
+	:: d_step { FAULT(da == W_ROLLEDBACK && isNew); FROM; rolledBack = NONE; da = UP; TO;
+		printf("FAULT rolledBack cannot be written\n") }
 
 	/* Before it takes the guest over, the destination finds that what it has is damaged. */
 	:: d_step { FAULT(da == UP && toRELEASE && d == LOADED && owner == NONE && rolledBack == NONE);
-		lossExcused = 1; rolledBack = MAYBE; da = W_ROLLEDBACK; printf("FAULT destination has damaged data\n") }
+		FROM; isNew = 1; lossExcused = 1; rolledBack = MAYBE; da = W_ROLLEDBACK; TO; printf("FAULT destination has damaged data\n") }
 
 	/* The network. */
 	:: d_step { FAULT(toPREPARED); toPREPARED = 0; printf("FAULT PREPARED lost\n") }
@@ -628,6 +647,6 @@ end:	do
 	:: d_step { !offered && released != NONE -> offered = 1; printf("source: an unrelated offer of the guest\n") }
 	:: d_step { s == MOVING || s == DEVICE -> cut = 1; sourceRuns(); printf("source QEMU: migration failed\n") }
 	:: d_step { da == UP && MAY_GIVE_UP && rolledBack == NONE && owner == NONE ->
-		rolledBack = MAYBE; da = W_ROLLEDBACK; printf("destination agent: gives up, writes rolledBack\n") }
+		FROM; isNew = (rolledBack == NONE); rolledBack = MAYBE; da = W_ROLLEDBACK; TO; printf("destination agent: gives up, writes rolledBack\n") }
 	od
 }

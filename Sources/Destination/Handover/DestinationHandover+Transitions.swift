@@ -41,7 +41,7 @@ extension DestinationHandover {
     }
 
     /// Whether an event can come now: what becomes of an action only while it is under way, and nothing else meanwhile.
-    private func isAwaiting(_ event: Event) -> Bool {
+    func isAwaiting(_ event: Event) -> Bool {
         switch (state, event) {
         case (.writingPrepared, .durable), (.writingPrepared, .notWritten), (.writingPrepared, .doubtful),
             (.writingOwner, .durable), (.writingOwner, .notWritten), (.writingOwner, .doubtful),
