@@ -280,6 +280,8 @@ final class IncomingGuest: @unchecked Sendable {
         letMonitorsGo()
         closeMonitor()
         unlink(incomingSocket)
+        // One that has ended leaves sockets that nobody opened.
+        if record?.process?.isRunning != true { store.removeArrivals(of: name) }
     }
 
     /// Ends a QEMU that is being started, so that nobody waits for it.

@@ -136,8 +136,11 @@ public struct GuestStore: Sendable {
     /// Forgets a guest that does not run.
     public func remove(_ name: String) {
         DurableFile.remove(directory(of: name))
-        DurableFile.remove(arrivals(of: name))
+        removeArrivals(of: name)
     }
+
+    /// Removes the sockets of a QEMU that waited for a guest and has ended.
+    public func removeArrivals(of name: String) { DurableFile.remove(arrivals(of: name)) }
 
     /// The names of all guests.
     public func names() -> [String] {
@@ -174,9 +177,10 @@ public struct GuestStore: Sendable {
         }
         var commandLine = record.commandLine
         var sockets = directory(of: name)
+        // What is there belongs to a QEMU that has ended.
+        removeArrivals(of: name)
         if isArriving {
             sockets = arrivals(of: name)
-            DurableFile.remove(sockets)
             try DurableFile.makeDirectory(sockets)
             commandLine = commandLine.placingSockets { index, _ in "\(sockets)/\(index)" }
         }
