@@ -45,7 +45,8 @@ struct GuestDescriptionWatch {
 
     /// The members of a drive's description that somebody has set. What the mirror and the guest's own work change is none.
     private static let settings = [
-        "ro", "encrypted", "detect_zeroes", "bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr", "bps_max", "bps_rd_max",
+        "ro", "encrypted", "detect_zeroes", "bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr", "bps_max",
+        "bps_rd_max",
         "bps_wr_max", "iops_max", "iops_rd_max", "iops_wr_max", "iops_size", "group",
     ]
 
@@ -54,12 +55,15 @@ struct GuestDescriptionWatch {
         for drive in try await monitor.execute("query-block").array {
             let names = [drive["qdev"]?.string, drive["device"]?.string].compactMap { $0 }.filter { !$0.isEmpty }
             guard let name = names.first else { continue }
-            if let isOpen = drive["tray_open"]?.bool { found["the tray of drive '\(name)'"] = isOpen ? "open" : "closed" }
+            if let isOpen = drive["tray_open"]?.bool {
+                found["the tray of drive '\(name)'"] = isOpen ? "open" : "closed"
+            }
             guard let medium = drive["inserted"] else {
                 found["the medium of drive '\(name)'"] = "none"
                 continue
             }
-            found["the medium of drive '\(name)'"] = medium["image"]?["filename"]?.string ?? medium["file"]?.string ?? "?"
+            found["the medium of drive '\(name)'"] =
+                medium["image"]?["filename"]?.string ?? medium["file"]?.string ?? "?"
             if let size = medium["image"]?["virtual-size"]?.integer { found["the size of drive '\(name)'"] = "\(size)" }
             for setting in settings {
                 guard let value = medium[setting] else { continue }
@@ -67,7 +71,10 @@ struct GuestDescriptionWatch {
             }
         }
         for group in try await members(monitor, "/objects") where group.type == "throttle-group" {
-            let limits = try await monitor.execute("qom-get", ["path": .string("/objects/\(group.name)"), "property": "limits"])
+            let limits = try await monitor.execute(
+                "qom-get",
+                ["path": .string("/objects/\(group.name)"), "property": "limits"]
+            )
             found["the limits of throttle group '\(group.name)'"] = limits.text
         }
         return found

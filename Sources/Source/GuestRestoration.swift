@@ -28,7 +28,9 @@ struct GuestRestoration {
     func endAttempt() async -> String? {
         await endMigration()
         guard monitor.isConnected else { return "its monitor is gone" }
-        if (try? await monitor.migrationState().status) == "completed" { return "QEMU completed the migration meanwhile" }
+        if (try? await monitor.migrationState().status) == "completed" {
+            return "QEMU completed the migration meanwhile"
+        }
         return await restoreGuest()
     }
 
@@ -43,7 +45,10 @@ struct GuestRestoration {
 
     private func endMigration() async {
         guard let state = try? await monitor.migrationState().status else { return }
-        guard ["setup", "active", "postcopy-active", "pre-switchover", "device", "wait-unplug", "cancelling"].contains(state)
+        guard
+            ["setup", "active", "postcopy-active", "pre-switchover", "device", "wait-unplug", "cancelling"].contains(
+                state
+            )
         else { return }
         _ = try? await monitor.cancelMigration()
         for _ in 0..<500 {
@@ -100,7 +105,8 @@ struct GuestRestoration {
             _ = await (resumed, stopped)
             return nil
         case .panicked, .watchdog, .shutdown, .internalError:
-            return "\(guest.sentence), which this QEMU has forgotten: it stands still ('postmigrate'), and 'cont' would revive it"
+            return
+                "\(guest.sentence), which this QEMU has forgotten: it stands still ('postmigrate'), and 'cont' would revive it"
         default:
             _ = try? await monitor.resume()
             return nil

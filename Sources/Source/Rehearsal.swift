@@ -59,7 +59,6 @@ final class Rehearsal: @unchecked Sendable {
 
     private static var noProbe: MigrationError { MigrationError(.failed, "The destination does not answer PROBE") }
 
-
     /// Moves a blank copy of the guest before anything of the guest moves.
     ///
     /// - Throws: `MigrationError` with every reason why the move would not work.
@@ -131,7 +130,12 @@ final class Rehearsal: @unchecked Sendable {
             memory: inspection.memory,
             memoryID: inspection.memoryID
         )
-        let shadow = try await ShadowEmulator.start(inspection.commandLine, material, isIncoming: false, on: context.loop)
+        let shadow = try await ShadowEmulator.start(
+            inspection.commandLine,
+            material,
+            isIncoming: false,
+            on: context.loop
+        )
         self.shadow = shadow
         defer { self.shadow = nil }
         do {

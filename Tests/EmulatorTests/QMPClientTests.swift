@@ -16,7 +16,9 @@ struct QMPClientTests {
         // Its socket is there a moment before it listens.
         try await onLoop { loop in
             try await emulator.wait(for: "a monitor") {
-                guard let channel = try? await SocketChannel.connect(to: .unix(path: path), on: loop) else { return false }
+                guard let channel = try? await SocketChannel.connect(to: .unix(path: path), on: loop) else {
+                    return false
+                }
                 channel.close()
                 return true
             }

@@ -159,7 +159,10 @@ struct SourceHandoverTests {
     @Test func theMemoryIsSentAgainAsLongAsTheMirrorsAreWhole() {
         let lost = SourceHandover.Event.memoryLost("the stream broke")
         #expect(kinds(Self.example(.sending), [lost, lost, .mayRetry]) == [.retrying, .retrying, .sending])
-        guard case .sending(let attempt) = { var next = Self.example(.sending); next.take(lost); next.take(.mayRetry); return next }()
+        guard
+            case .sending(let attempt) = {
+                var next = Self.example(.sending); next.take(lost); next.take(.mayRetry); return next
+            }()
         else { return }
         #expect(attempt == 1)
         // From PREPARED on another attempt would be another migration.
@@ -170,7 +173,9 @@ struct SourceHandoverTests {
 
     @Test func whatTheGuestWasDoingComesWithTheRelease() {
         var handover = SourceHandover.sending(attempt: 0)
-        for event in [SourceHandover.Event.stopped(.init(since: nil, guest: .ioError))] + Self.way[5...11] { handover.take(event) }
+        for event in [SourceHandover.Event.stopped(.init(since: nil, guest: .ioError))] + Self.way[5...11] {
+            handover.take(event)
+        }
         guard case .release(let pause)? = handover.duty else {
             Issue.record("\(handover)")
             return
@@ -193,7 +198,8 @@ struct SourceHandoverTests {
     /// [R14] Recovery goes by the journal: without RELEASED the guest is brought back, with it the destination is asked.
     @Test(
         arguments: [
-            (.open, .restoring), (.released, .released), (.reclaimed(reason: "x"), .restoring), (.taken(by: "x"), .restoring),
+            (.open, .restoring), (.released, .released), (.reclaimed(reason: "x"), .restoring),
+            (.taken(by: "x"), .restoring),
             (.confirmed, nil), (.rolledBack(reason: "x"), nil), (.overruled(by: "x"), nil),
         ] as [(SourceStanding, SourceHandover.Kind?)]
     )
@@ -205,10 +211,12 @@ struct SourceHandoverTests {
 
     // MARK: every state and every event
 
-    static let everyEvent: [SourceHandover.Event] = way + [
-        .rehearsalIsOver, .memoryLost("x"), .mayRetry, .doubtful(reason), .abandoned, .refused("x"), .restored(true),
-        .restored(false), .told(true), .told(false), .overruled(by: "x"), .failed(reason),
-    ]
+    static let everyEvent: [SourceHandover.Event] =
+        way + [
+            .rehearsalIsOver, .memoryLost("x"), .mayRetry, .doubtful(reason), .abandoned, .refused("x"),
+            .restored(true),
+            .restored(false), .told(true), .told(false), .overruled(by: "x"), .failed(reason),
+        ]
 
     static func example(_ kind: SourceHandover.Kind) -> SourceHandover { .example(kind, pause, rollBack) }
 }

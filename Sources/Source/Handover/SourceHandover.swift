@@ -307,7 +307,8 @@ enum SourceHandover: Sendable {
 extension SourceHandover {
     /// The states without what they carry.
     enum Kind: String, Sendable, Hashable, CaseIterable {
-        case checking, offering, readying, copying, sending, retrying, paused, asking, continuing, completed, fenced, frozen
+        case checking, offering, readying, copying, sending, retrying, paused, asking, continuing, completed, fenced,
+            frozen
         case releasing, inDoubt, released, owned, reclaiming, restoring, telling, closing, over
     }
 

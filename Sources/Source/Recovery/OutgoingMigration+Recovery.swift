@@ -121,7 +121,8 @@ extension OutgoingMigration {
         case .released: break
         }
         let reason =
-            overruler.map { "\($0) has taken the guest for this host" } ?? "The source agent ended before the guest was released"
+            overruler.map { "\($0) has taken the guest for this host" }
+            ?? "The source agent ended before the guest was released"
         let resumed = SourceHandover.resuming(
             standing,
             guest: Self.noted(context.files),
