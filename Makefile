@@ -29,7 +29,7 @@ release: setup
 lint: setup
 	swift format lint --strict --recursive --parallel $(SWIFT_SOURCES)
 	python3 -m py_compile deploy/demo/*.py Benchmarks/*.py Tests/EndToEnd/*.py Tests/Faults/*.py Tests/Matrix/*.py
-	sh -n deploy/setup && sh -n Fuzz/run && sh -n docs/model/check && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n deploy/guest/init-agent && sh -n deploy/guest/init-devices && sh -n deploy/qemu && sh -n deploy/previous-release && sh -n .ci/run && sh -n Tests/Matrix/pairs
+	sh -n deploy/setup && sh -n Fuzz/run && sh -n docs/model/check && sh -n docs/model/transitions && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n deploy/guest/init-agent && sh -n deploy/guest/init-devices && sh -n deploy/qemu && sh -n deploy/previous-release && sh -n .ci/run && sh -n Tests/Matrix/pairs
 
 fmt:
 	swift format --in-place --recursive --parallel $(SWIFT_SOURCES)
