@@ -33,7 +33,7 @@ public final class DiskImage: Sendable {
         }
         let daemon = try await StorageDaemon.start(image)
         do {
-            let export = try await RemoteExport.open(
+            let export = try await ClientBackEnd.open(
                 .unix(path: daemon.socket),
                 NBDClientOptions(export: StorageDaemon.export),
                 connections: loops.loops.count,

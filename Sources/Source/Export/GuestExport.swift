@@ -178,7 +178,7 @@ public final class GuestExport: @unchecked Sendable {
             let contexts =
                 [MetaContext.allocation, MetaContext.allocationDepth]
                 + bitmaps.map { MetaContext.dirtyBitmapPrefix + $0.name }
-            let remote = try await RemoteExport.open(
+            let remote = try await ClientBackEnd.open(
                 .unix(path: "\(directory)/nbd.sock"),
                 NBDClientOptions(export: id, contexts: contexts),
                 connections: max(loops.loops.count, Self.connections),

@@ -165,7 +165,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
 
     /// How many requests are under way in all.
     private func window(_ from: End, _ to: End, _ loops: EventLoopGroup) -> Int {
-        let remotes = [from, to].compactMap { $0.backEnd as? RemoteExport }
+        let remotes = [from, to].compactMap { $0.backEnd as? ClientBackEnd }
         return remotes.map { (requests ?? $0.window(requestSize: Int(requestSize.value))) * $0.connectionCount }.max()
             ?? (requests ?? 2) * loops.loops.count
     }
@@ -214,7 +214,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
         var options = try security.options(uri)
         options.replyTimeout = .seconds(60)
         if let context = changes, text == source { options.contexts = [MetaContext.allocation, context] }
-        let export = try await RemoteExport.open(
+        let export = try await ClientBackEnd.open(
             uri.address,
             options,
             connections: connections,
@@ -299,7 +299,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
     private func journal(_ size: UInt64, _ from: any BackEnd) throws -> CopyJournal {
         func name(_ text: String) -> String { NBDURI.isURI(text) || text == "null:" ? text : Self.canonical(text) }
         // A server that tells what an export shows tells when it shows something else: another snapshot.
-        var stamp = (from as? RemoteExport)?.info.summary ?? ""
+        var stamp = (from as? ClientBackEnd)?.info.summary ?? ""
         var status = stat()
         if !NBDURI.isURI(source), stat(source, &status) == 0, status.st_mode & S_IFMT == S_IFREG {
             stamp = "\(status.st_ino) \(status.st_mtim.tv_sec).\(status.st_mtim.tv_nsec)"

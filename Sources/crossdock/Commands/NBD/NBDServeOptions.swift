@@ -236,7 +236,7 @@ struct NBDImageOptions: ParsableArguments {
         served.daemons.append(daemon)
         let contexts =
             [MetaContext.allocation, MetaContext.allocationDepth] + bitmap.map { MetaContext.dirtyBitmapPrefix + $0 }
-        return try await RemoteExport.open(
+        return try await ClientBackEnd.open(
             .unix(path: daemon.socket),
             NBDClientOptions(export: StorageDaemon.export, contexts: contexts),
             connections: loops.loops.count,

@@ -113,14 +113,14 @@ final class DiskChange {
     var bytes: Int { payload?.count ?? 0 }
 }
 
-/// A disk at the destination, reached over several connections: the far end of a mirror relay.
+/// The back end of a mirror relay: a disk at the destination, and all that may have to be sent there again.
 ///
 /// Plain writes are acknowledged before the destination has them, which hides the round trip. That is sound because a
 /// FLUSH is a barrier over all connections, overlapping requests keep their order, and what was acknowledged is kept until
 /// it is durable at the destination: requests under way go out again over a new connection, and when the export has begun
 /// anew, since its agent or its host has, all since the last FLUSH that was answered. What cannot be mended fails every
 /// later request (fail-stop): QEMU's mirror ends with an error instead of a wrong image. Confined to one loop.
-final class RemoteDisk: BackEnd, @unchecked Sendable {
+final class MirrorBackEnd: BackEnd, @unchecked Sendable {
     // Unchecked: confined to the connections' loop, but for the counters.
 
     let size: UInt64
