@@ -1,3 +1,4 @@
+internal import IO
 internal import TLS
 
 /// A guest cannot be described or moved; the sentence names the option.

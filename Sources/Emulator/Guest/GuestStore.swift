@@ -240,7 +240,7 @@ public struct GuestStore: Sendable {
             moves.append(("\(hidden)/\(index)", DurableFile.resolve(socket.path, in: record.commandLine.directory)))
         }
         for (from, to) in moves where DurableFile.exists(from) {
-            guard rename(from, to) == 0 else { throw ChannelError.system("put the socket \(to) in its place", errno) }
+            guard rename(from, to) == 0 else { throw FileError.system("put the socket \(to) in its place", errno) }
         }
         DurableFile.remove(hidden)
     }

@@ -102,7 +102,7 @@ public final class Journal: Sendable {
 
     /// Creates a journal with space reserved for all the records that a migration writes.
     ///
-    /// - Throws: `ChannelError` when the file exists or cannot be made durable: the migration must not start.
+    /// - Throws: `FileError` when the file exists or cannot be made durable: the migration must not start.
     public init(creating path: String) throws {
         self.path = path
         let header = try Self.line(JSONText.encode(Header(journal: .init(version: Self.version))))
@@ -115,11 +115,11 @@ public final class Journal: Sendable {
     ///
     /// The file is made anew: what was read may be in memory only, when the one who wrote it could not make it durable.
     ///
-    /// - Throws: `JournalError` when the journal cannot be understood, `ChannelError` when it cannot be made durable.
+    /// - Throws: `JournalError` when the journal cannot be understood, `FileError` when it cannot be made durable.
     public init(opening path: String) throws {
         self.path = path
         guard let text = try DurableFile.read(path, limit: 2 * Self.capacity) else {
-            throw ChannelError.system("open the journal \(path)", ENOENT)
+            throw FileError.system("open the journal \(path)", ENOENT)
         }
         let valid = Array(text.prefix(try Self.parse(text, path).length))
         state = Guarded(State(fd: try Self.replace(path, valid), text: valid))
@@ -127,15 +127,15 @@ public final class Journal: Sendable {
 
     private static func create(_ path: String, _ text: [UInt8]) throws -> Int32 {
         let fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0o600)
-        guard fd >= 0 else { throw ChannelError.system("create the journal \(path)", errno) }
+        guard fd >= 0 else { throw FileError.system("create the journal \(path)", errno) }
         do {
             // The reservation lies beyond the end of the file; a file system that cannot reserve is taken as it is.
             guard xd_reserve(fd, off_t(capacity)) == 0 || errno == EOPNOTSUPP else {
-                throw ChannelError.system("reserve space for the journal \(path)", errno)
+                throw FileError.system("reserve space for the journal \(path)", errno)
             }
             try DurableFile.append(text, to: fd, path: path)
             guard fsync(fd) == 0 else {
-                throw ChannelError.system("write the journal \(path) to stable storage", errno)
+                throw FileError.system("write the journal \(path) to stable storage", errno)
             }
             return fd
         } catch {
@@ -153,7 +153,7 @@ public final class Journal: Sendable {
         guard rename(temporary, path) == 0 else {
             let number = errno
             close(fd)
-            throw ChannelError.system("replace the journal \(path)", number)
+            throw FileError.system("replace the journal \(path)", number)
         }
         do { try DurableFile.syncDirectory(of: path) } catch {
             close(fd)
@@ -204,7 +204,7 @@ public final class Journal: Sendable {
                 state.isDoubtful = true
                 throw JournalError(
                     kind: .doubtful,
-                    description: "\(ChannelError.system("write the journal \(path) to stable storage", number))"
+                    description: "\(FileError.system("write the journal \(path) to stable storage", number))"
                 )
             }
         }

@@ -1,5 +1,6 @@
 public import Emulator
 internal import FoundationEssentials
+internal import IO
 
 /// How a migration went; `docs/report.md` describes the JSON.
 public struct MigrationReport: Sendable, Codable {

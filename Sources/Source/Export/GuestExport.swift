@@ -86,7 +86,7 @@ public final class GuestExport: @unchecked Sendable {
     ///   - options: what and how.
     ///   - loop: the caller's loop.
     ///   - loops: where the disks are read.
-    /// - Throws: `GuestError`, `QMPError` or `ChannelError`; nothing is left in the guest then.
+    /// - Throws: `GuestError`, `QMPError`, `FileError` or `ChannelError`; nothing is left in the guest then.
     public static func open(
         _ record: GuestRecord,
         _ store: GuestStore,
@@ -240,7 +240,7 @@ public final class GuestExport: @unchecked Sendable {
         if owner != geteuid(), chown(path, owner, gid_t.max) != 0 {
             let number = errno
             rmdir(path)
-            throw ChannelError.system("give \(path) to the user that QEMU runs as", number)
+            throw FileError.system("give \(path) to the user that QEMU runs as", number)
         }
         return path
     }

@@ -1,4 +1,5 @@
 internal import FoundationEssentials
+internal import IO
 
 /// The value of an object's property.
 public enum ObjectValue: Sendable, Equatable {
@@ -13,13 +14,12 @@ public enum ObjectValue: Sendable, Equatable {
     /// Values by name.
     case record([String: ObjectValue])
 
-    var kind: String {
-        switch self {
-        case .text: "string"
-        case .flag: "boolean"
-        case .number: "integer"
-        case .list: "array"
-        case .record: "object"
+    /// A value of the keyval form.
+    init(_ value: KeyValue.Value) {
+        switch value {
+        case .text(let text): self = .text(text)
+        case .list(let items): self = .list(items.map(ObjectValue.init))
+        case .record(let members): self = .record(members.mapValues(ObjectValue.init))
         }
     }
 }

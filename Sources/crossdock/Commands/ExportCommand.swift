@@ -229,7 +229,7 @@ struct ExportCommand: AsyncParsableCommand {
             let (name, id) = parts.count == 2 ? (parts[0], parts[1]) : ("", text)
             _ = try objects.authorizer(id)
             guard !rules.contains(where: { $0.name == name }) else {
-                throw CredentialError("--tls-authz is given twice for \(name.isEmpty ? "all exports" : "'\(name)'")")
+                throw ValidationError("--tls-authz is given twice for \(name.isEmpty ? "all exports" : "'\(name)'")")
             }
             rules.append((name, AccessControl(objects: objects, authorization: id)))
         }

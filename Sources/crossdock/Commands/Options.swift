@@ -91,6 +91,7 @@ func documentedCode(of error: any Error) -> Int32 {
     case let error as MigrationError: error.code.rawValue
     case is CredentialError: MigrationError.Code.security.rawValue
     case is GuestError: MigrationError.Code.guest.rawValue
+    case is ValidationError: ExitCode.validationFailure.rawValue
     default: 1
     }
 }

@@ -239,11 +239,11 @@ struct NBDCopyCommand: AsyncParsableCommand {
         var status = stat()
         let exists = stat(target, &status) == 0
         if exists, let mine = Self.identity(target), mine == Self.identity(source), !NBDURI.isURI(source) {
-            throw ChannelError(.system, "The source and the target are the same file")
+            throw FileError("The source and the target are the same file")
         }
         if !exists || status.st_mode & S_IFMT == S_IFREG {
             let fd = Glibc.open(target, O_RDWR | O_CLOEXEC | (isResumed ? 0 : O_CREAT), 0o666)
-            guard fd >= 0 else { throw ChannelError.system("make \(target)", errno) }
+            guard fd >= 0 else { throw FileError.system("make \(target)", errno) }
             defer { close(fd) }
             // Whoever uses the file must not lose it: the lock comes before the first change.
             let probe = try RawFile(path: target, readOnly: false)
@@ -251,8 +251,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
             defer { probe.unlock() }
             if isResumed {
                 guard fstat(fd, &status) == 0, status.st_size == off_t(size) else {
-                    throw ChannelError(
-                        .system,
+                    throw FileError(
                         bitmap == nil
                             ? "\(target) is not what the copy left there; remove \(resume ?? "") to begin anew"
                             : "\(target) is not an earlier copy of the source: it does not have \(size) bytes"
@@ -260,7 +259,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
                 }
             } else {
                 guard ftruncate(fd, 0) == 0, ftruncate(fd, off_t(size)) == 0 else {
-                    throw ChannelError.system("make \(target) \(size) bytes long", errno)
+                    throw FileError.system("make \(target) \(size) bytes long", errno)
                 }
                 isBlank = true
             }
@@ -290,7 +289,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
         for end in [source, target] where !NBDURI.isURI(end) {
             let isSame = Self.identity(end).map { $0 == Self.identity(resume) } ?? false
             guard !isSame, Self.canonical(end) != Self.canonical(resume) else {
-                throw ChannelError(.system, "The file for --resume must not be the source or the target")
+                throw FileError("The file for --resume must not be the source or the target")
             }
         }
     }
@@ -317,12 +316,11 @@ struct NBDCopyCommand: AsyncParsableCommand {
 
     /// Copies from standard input or to standard output, in order.
     private func stream(_ loops: EventLoopGroup) async throws {
-        guard source != target else { throw ChannelError(.system, "One of the ends must be a disk") }
+        guard source != target else { throw ValidationError("One of the ends must be a disk") }
         let piece = Int(requestSize.value)
         if source == "-" {
             guard NBDURI.isURI(target) || target == "null:" else {
-                throw ChannelError(
-                    .system,
+                throw ValidationError(
                     "Standard input is copied to an NBD server; for a file a shell's '>' does the same"
                 )
             }

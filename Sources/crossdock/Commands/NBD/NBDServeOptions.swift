@@ -63,8 +63,7 @@ struct NBDListenOptions: ParsableArguments {
         try await loop.run { [self] in
             if let inherited = try NetworkListener.inherited(loop: loop) {
                 guard bind == nil, socket == nil else {
-                    throw ChannelError(
-                        .system,
+                    throw ValidationError(
                         "This process was given sockets to listen on (LISTEN_FDS); --bind and --socket cannot be used with them"
                     )
                 }
@@ -174,7 +173,7 @@ struct NBDImageOptions: ParsableArguments {
         do {
             for var one in wanted {
                 guard !served.exports.contains(where: { $0.name == one.name }) else {
-                    throw CredentialError("There are two exports of the name '\(one.name)'")
+                    throw ValidationError("There are two exports of the name '\(one.name)'")
                 }
                 one.isReadOnly = one.isReadOnly || readOnly
                 if exports.isEmpty { one.offset = offset.value }
@@ -203,7 +202,7 @@ struct NBDImageOptions: ParsableArguments {
         _ served: inout Served
     ) async throws -> any BackEnd {
         if let memory { return try RawFile(memory: memory.value, readOnly: one.isReadOnly) }
-        guard let file = one.file else { throw CredentialError("The export '\(one.name)' has no file") }
+        guard let file = one.file else { throw ValidationError("The export '\(one.name)' has no file") }
         let mode = nocache ? .none : cache
         let format = imageOpts ? nil : try one.format ?? Self.format(of: file)
         if format == "raw", bitmap.isEmpty {
@@ -221,7 +220,7 @@ struct NBDImageOptions: ParsableArguments {
             return raw
         }
         guard one.offset == 0, one.size == nil else {
-            throw CredentialError("An offset and a size are only for raw images; '\(file)' is \(format ?? "described")")
+            throw ValidationError("An offset and a size are only for raw images; '\(file)' is \(format ?? "described")")
         }
         var image = StorageDaemon.Image(path: file, format: format)
         image.isDescription = imageOpts
@@ -254,7 +253,7 @@ struct NBDImageOptions: ParsableArguments {
             ("vpc", Array("conectix".utf8)), ("luks", Array("LUKS".utf8) + [0xba, 0xbe]), ("qed", Array("QED\0".utf8)),
         ]
         let fd = Glibc.open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
-        guard fd >= 0 else { throw ChannelError.system("open \(path)", errno) }
+        guard fd >= 0 else { throw FileError.system("open \(path)", errno) }
         defer { close(fd) }
         var head = [UInt8](repeating: 0, count: 8)
         let count = pread(fd, &head, 8, 0)
@@ -262,8 +261,7 @@ struct NBDImageOptions: ParsableArguments {
             return "raw"
         }
         if path.hasSuffix(".\(format)") { return format }
-        throw ChannelError(
-            .system,
+        throw FileError(
             "\(path) begins like a \(format) image, but its name does not say so; choose with --format \(format) or --format raw"
         )
     }
@@ -294,9 +292,11 @@ struct ExportOptions {
     init(parsing text: String) throws {
         self.init(name: "", file: nil, format: nil, summary: "")
         var names = Set<String>()
-        for (key, value) in try KeyValue.parse(text, implied: "name") {
+        let pairs: [String: KeyValue.Value]
+        do { pairs = try KeyValue.parse(text, implied: "name") } catch { throw ValidationError("--export: \(error)") }
+        for (key, value) in pairs {
             guard case .text(let value) = value else {
-                throw CredentialError("Parameter '\(key)' of --export is unexpected")
+                throw ValidationError("Parameter '\(key)' of --export is unexpected")
             }
             names.insert(key)
             switch key {
@@ -310,25 +310,25 @@ struct ExportOptions {
             case "read-only-authz": readers = value
             case "offset": offset = try Self.bytes(key, value)
             case "size": size = try Self.bytes(key, value)
-            default: throw CredentialError("Parameter '\(key)' of --export is unexpected")
+            default: throw ValidationError("Parameter '\(key)' of --export is unexpected")
             }
         }
-        guard names.isSuperset(of: ["name", "file"]) else { throw CredentialError("An --export needs name= and file=") }
+        guard names.isSuperset(of: ["name", "file"]) else { throw ValidationError("An --export needs name= and file=") }
         guard name.utf8.count <= 4096, summary.utf8.count <= 4096 else {
-            throw CredentialError("The name and the description of an export have at most 4096 bytes")
+            throw ValidationError("The name and the description of an export have at most 4096 bytes")
         }
     }
 
     private static func flag(_ key: String, _ value: String) throws -> Bool {
         guard ["on", "off"].contains(value) else {
-            throw CredentialError("Parameter '\(key)' of --export expects 'on' or 'off', not '\(value)'")
+            throw ValidationError("Parameter '\(key)' of --export expects 'on' or 'off', not '\(value)'")
         }
         return value == "on"
     }
 
     private static func bytes(_ key: String, _ value: String) throws -> UInt64 {
         guard let count = ByteCount(argument: value) else {
-            throw CredentialError("Parameter '\(key)' of --export expects a number of bytes, not '\(value)'")
+            throw ValidationError("Parameter '\(key)' of --export expects a number of bytes, not '\(value)'")
         }
         return count.value
     }
