@@ -1,4 +1,3 @@
-internal import Emulator
 internal import Glibc
 internal import IO
 internal import Migration

@@ -111,7 +111,9 @@ struct GuestOffering {
                 else {
                     throw GuestError("The disk \(item.path) is a LUKS container whose header QEMU does not describe")
                 }
-                files.append(.init(path: item.headerName, size: size, digest: try await Self.headerDigest(path, size, on: loops)))
+                files.append(
+                    .init(path: item.headerName, size: size, digest: try await Self.headerDigest(path, size, on: loops))
+                )
                 headers[item.headerName] = path
             }
             var offer = Message.Offer(

@@ -1,5 +1,4 @@
 internal import IO
-internal import TLS
 
 /// The options of a drive or a block node, in either of QEMU's two forms: `key=value,...` or JSON.
 ///

@@ -1,5 +1,4 @@
 internal import IO
-internal import TLS
 
 extension GuestCommandLine {
     /// A port of the host that QEMU opens for the guest.

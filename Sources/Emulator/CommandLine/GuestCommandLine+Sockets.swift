@@ -1,5 +1,4 @@
 internal import IO
-internal import TLS
 
 extension GuestCommandLine {
     /// A Unix socket that QEMU makes for a character device.

@@ -1,5 +1,4 @@
 internal import IO
-internal import TLS
 
 /// One option of a QEMU command line.
 struct GuestOption: Sendable, Hashable {

@@ -1,5 +1,4 @@
 internal import IO
-internal import TLS
 
 /// What a command line may ask of a host that did not write it.
 ///

@@ -1,5 +1,4 @@
 internal import IO
-internal import TLS
 
 extension GuestInspector {
     func ids(_ name: String) -> Set<String> {
