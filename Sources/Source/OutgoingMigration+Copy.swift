@@ -155,8 +155,8 @@ extension OutgoingMigration {
             guard link.features.contains(.runState) else {
                 throw MigrationError(
                     .refused,
-                    "Guest '\(plan.guest)' does not run (\(state.sentence)), and the agent on \(plan.host) is of an earlier version, "
-                        + "which would resume it; resume it here first, or install this version there"
+                    "Guest '\(plan.guest)' does not run (\(state.sentence)), and the agent on \(plan.host) is too old to keep it so: it "
+                        + "would resume it. Resume it here first, or install this version there"
                 )
             }
             guard state == .suspended else { return }
@@ -172,6 +172,12 @@ extension OutgoingMigration {
 
     /// What the destination was told of the guest must still be true.
     func checkDescription(_ extent: GuestDescriptionWatch.Extent) async throws {
+        if let displaced = fence?.displaced(), !displaced.isEmpty {
+            throw MigrationError(
+                .guest,
+                "Guest '\(plan.guest)' cannot be released: \(displaced.joined(separator: "; "))"
+            )
+        }
         guard let differences = try await description?.differences(extent), !differences.isEmpty else { return }
         throw MigrationError(
             .guest,

@@ -26,7 +26,10 @@ extension OutgoingMigration {
         context.report.code = reason.code.rawValue
         memory.abort(reason.message)
         mirrors.abort(reason.message)
-        guard rollBack.hasTouchedGuest else { return .restored(true) }
+        guard rollBack.hasTouchedGuest else {
+            await mirrors.closeRelays()
+            return .restored(true)
+        }
         await liftFence()
         let problem = await restoreGuest()
         // The rest may take as long as the destination is away.

@@ -13,8 +13,15 @@ struct QMPClientTests {
             "qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none", "-S", "-qmp",
             "unix:\(path),server=on,wait=off",
         ])
-        try await emulator.wait(for: "a monitor") { DurableFile.exists(path) }
-        try await onLoop { try await body($0, path) }
+        // Its socket is there a moment before it listens.
+        try await onLoop { loop in
+            try await emulator.wait(for: "a monitor") {
+                guard let channel = try? await SocketChannel.connect(to: .unix(path: path), on: loop) else { return false }
+                channel.close()
+                return true
+            }
+            try await body(loop, path)
+        }
         withExtendedLifetime(emulator) {}
     }
 

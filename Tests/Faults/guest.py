@@ -72,7 +72,9 @@ def linux_command(files, disk, console, monitor):
 
 
 def idle_command(kernel, disk, console, monitor):
-    return _common(IDLE, console, monitor) + ["-kernel", kernel, "-drive", f"file={disk},format=raw,if=ide"]
+    """An image that was opened for writing by name does not keep a QEMU that has given it up from going on."""
+    drive = f"file={disk},format=raw,if=ide,auto-read-only=off"
+    return _common(IDLE, console, monitor) + ["-kernel", kernel, "-drive", drive]
 
 
 def copy_sparse(source, target):

@@ -268,6 +268,6 @@ FAST = [
     ("prepared", "link-black-hole"), ("continued", "kill-destination-qemu"), ("release-due", "kill-source-agent"),
     ("released", "journal-sync-error"), ("released", "kill-source-agent"), ("own-due", "kill-destination-agent"),
     ("owner", "kill-both-agents"), ("check", "paused-before"), ("copy-source", "io-error"), ("copy-source", "stop"),
-    ("copy-source", "image-replaced"), ("fenced", "cont"), ("released", "take-off-refused"),
+    ("copy-source", "image-replaced"), ("release-written", "cont"), ("released", "take-off-refused"),
 ]  # fmt: skip
 

@@ -78,7 +78,14 @@ final class FenceLab {
     private func answers(_ socket: String) async throws {
         let loop = EventLoop(name: "monitor")
         defer { loop.stop() }
-        try await loop.run { try await QMPClient.connect(to: socket, on: loop, timeout: .seconds(30)).close() }
+        // Its socket is there a moment before it listens.
+        try await eventually("a monitor that answers") {
+            try await loop.run {
+                guard let client = try? await QMPClient.connect(to: socket, on: loop) else { return false }
+                client.close()
+                return true
+            }
+        }
     }
 
     func fence(_ images: [String], _ process: EmulatorProcess? = nil, migration: String? = nil) -> ImageFence {

@@ -1,3 +1,4 @@
+import Emulator
 import Migration
 import TestSupport
 import Testing

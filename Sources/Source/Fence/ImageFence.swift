@@ -71,6 +71,16 @@ public struct ImageFence: Sendable {
     /// Where the files are while the fence is up: what may be deleted one day.
     public var fencedFiles: [String] { renamed.map { $0.fencedPath(migration) } }
 
+    /// The images that are not where they were any more, a sentence each. Quick.
+    ///
+    /// A QEMU that takes its images up again after a completed migration opens them by their names: what stands there then is
+    /// what the guest goes on with. So this is asked before QEMU lets go of them.
+    public func displaced() -> [String] {
+        images.filter { $0.identity != nil && ImageIdentity(of: $0.realPath) != $0.identity }.map { image in
+            "The image \(image.path) was moved or replaced under guest '\(guest)'; put the right one back under this name"
+        }
+    }
+
     // MARK: Before anything begins
 
     /// Everything for which the fence would fail, or be none: a sentence each, with what to do.

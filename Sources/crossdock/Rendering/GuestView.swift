@@ -74,6 +74,8 @@ struct GuestView: Codable {
         guard record.process?.isRunning == true else {
             return GuestView(record, state: await store.state(of: record, on: loop))
         }
+        let state = await store.state(of: record, on: loop)
+        if state == "arriving" { return GuestView(record, state: state) }
         let monitor = try? await store.connect(to: record, .status, on: loop, timeout: .seconds(2))
         defer { monitor?.close() }
         return try await make(record, state: "unknown", monitor: monitor)
