@@ -1,12 +1,15 @@
 import IO
 
 /// Connects to a name in one task of a loop and counts the loop's turns in another; says which of the two came to its end
-/// first. Run where the name server never answers, only a loop that waits itself for the name lets the name win.
+/// first. The name server is to be 127.0.0.1, where this program listens and never answers: only a loop that waits itself for
+/// the name lets the name win.
 @main
 struct NameLookup {
     static func main() async throws {
         let loop = EventLoop(name: "lookup")
         try await loop.run {
+            let nameServer = try await DatagramChannel.open(local: .inet(host: "127.0.0.1", port: 53), on: loop)
+            defer { nameServer.close() }
             let lookup = Lookup()
             Task(executorPreference: loop) {
                 lookup.hasBegun = true
