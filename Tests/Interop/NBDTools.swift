@@ -390,7 +390,7 @@ struct NBDCopyTests {
         (["name=a"], "needs name= and file="),
         (["name=a,file=FILE,colour=red"], "'colour' of --export is unexpected"),
         (["name=a,file=FILE,read-only=maybe"], "expects 'on' or 'off'"),
-        (["name=a,file=FILE,1"], "after parameter '1'"),
+        (["name=a,file=FILE,1"], "Invalid parameter '1'"),
     ])
     func exportsThatMakeNoSenseAreWrongUsage(_ exports: [String], _ words: String) async throws {
         let directory = try TestDirectory()
