@@ -84,9 +84,15 @@ let package = Package(
             path: "Tests/StandardEcho",
             swiftSettings: settings
         ),
+        .executableTarget(
+            name: "name-lookup",
+            dependencies: ["IO"],
+            path: "Tests/NameLookup",
+            swiftSettings: settings
+        ),
         .testTarget(
             name: "IOTests",
-            dependencies: ["IO", "TLS", "TestSupport", "standard-echo"],
+            dependencies: ["IO", "TLS", "TestSupport", "standard-echo", "name-lookup"],
             swiftSettings: settings
         ),
         .testTarget(

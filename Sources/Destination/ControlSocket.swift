@@ -116,13 +116,15 @@ public final class ControlSocket: @unchecked Sendable {
                 log(.info, "added object '\(description.id)' of type \(description.type)")
                 return ["return": [:]]
             case "object-del":
-                guard let id = arguments["id"]?.string else { throw CredentialError("Parameter 'id' is missing") }
+                guard let id = arguments["id"]?.string else {
+                    return Self.failure("GenericError", "Parameter 'id' is missing")
+                }
                 try objects.remove(id)
                 log(.info, "removed object '\(id)'")
                 return ["return": [:]]
             case "qom-list":
                 if let path = arguments["path"]?.string, path != "/objects" {
-                    throw CredentialError("Device '\(path)' not found; the objects are in /objects")
+                    return Self.failure("GenericError", "Device '\(path)' not found; the objects are in /objects")
                 }
                 let items = objects.listings.map { listing -> JSONValue in
                     [
@@ -140,7 +142,7 @@ public final class ControlSocket: @unchecked Sendable {
                 return ["return": ["reloaded": .array(result.reloaded.map { .string($0) })]]
             case "take-ownership":
                 guard let id = arguments["migration"]?.string, let by = arguments["by"]?.string else {
-                    throw CredentialError("Parameters 'migration' and 'by' are needed")
+                    return Self.failure("GenericError", "Parameters 'migration' and 'by' are needed")
                 }
                 return ["return": ["guest": .string(try await take(id, by, try Vouching(arguments)))]]
             case "query-commands":

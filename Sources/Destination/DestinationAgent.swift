@@ -97,7 +97,7 @@ public final class DestinationAgent: @unchecked Sendable {
 
     /// Starts an agent: takes up what an earlier one left, then listens.
     ///
-    /// - Throws: `MigrationError` or `ChannelError` naming the directory or the address that cannot be used.
+    /// - Throws: `MigrationError`, `FileError` or `ChannelError` naming the directory or the address that cannot be used.
     public static func start(_ configuration: Configuration) async throws -> DestinationAgent {
         xd_raise_descriptor_limit()
         try DurableFile.makeDirectory(configuration.stateDirectory)

@@ -37,7 +37,7 @@ final class FileReceiver: @unchecked Sendable {
             throw ChannelError(.protocolViolation, "A file that was not asked for")
         }
         let fd = open(path(index), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0o600)
-        guard fd >= 0 else { return fail(ChannelError.system("create \(path(index))", errno)) }
+        guard fd >= 0 else { return fail(FileError.system("create \(path(index))", errno)) }
         current = (index, fd, files[index].size)
         try finishIfComplete()
     }
@@ -73,7 +73,7 @@ final class FileReceiver: @unchecked Sendable {
         let synced = fsync(fd) == 0
         close(fd)
         current = nil
-        if !synced { return fail(ChannelError.system("store a file of the guest", errno)) }
+        if !synced { return fail(FileError.system("store a file of the guest", errno)) }
         missing.removeFirst()
         progress.signal()
     }

@@ -1,4 +1,3 @@
-internal import Emulator
 internal import Glibc
 internal import IO
 internal import Migration
@@ -85,7 +84,7 @@ final class IncomingDisks: @unchecked Sendable {
 
     private func save(_ bytes: [UInt8]) throws {
         let fd = Glibc.open(proofsFile, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
-        guard fd >= 0 else { throw ChannelError.system("create \(proofsFile)", errno) }
+        guard fd >= 0 else { throw FileError.system("create \(proofsFile)", errno) }
         defer { close(fd) }
         try DurableFile.append(bytes, to: fd, path: proofsFile)
     }

@@ -48,7 +48,7 @@ final class IncomingImages: @unchecked Sendable {
     ///   - secret: what encrypts it.
     ///   - header: a file with the beginning of an encrypted container.
     ///   - peer: who may write to it.
-    /// - Throws: `ChannelError` or `GuestError` that names the file.
+    /// - Throws: `FileError` or `GuestError` that names the file.
     func create(
         _ disk: Message.Offer.Disk,
         at path: String,
@@ -65,7 +65,7 @@ final class IncomingImages: @unchecked Sendable {
         }
         let isDevice = Self.deviceSize(path) != nil
         guard isDevice || !DurableFile.exists(path) else {
-            throw ChannelError.system("create the image \(path)", EEXIST)
+            throw FileError.system("create the image \(path)", EEXIST)
         }
         do {
             if !isDevice { try await Self.make(disk, path, backing, secret, header) }
@@ -130,7 +130,7 @@ final class IncomingImages: @unchecked Sendable {
 
     /// Goes on with an image that an earlier agent made and was still filling.
     ///
-    /// - Throws: `ChannelError` or `GuestError` that names the file.
+    /// - Throws: `FileError` or `GuestError` that names the file.
     func reopen(_ disk: Message.Offer.Disk, at path: String, export name: String, for peer: TLSPeerName) async throws {
         guard disk.keySecret == nil else {
             throw GuestError("The secret of the image \(path) ended with the agent that knew it")
@@ -175,7 +175,7 @@ final class IncomingImages: @unchecked Sendable {
     ) async throws {
         if disk.format == "raw" || disk.isContainer {
             let fd = xd_open_create_exclusive(path)
-            guard fd >= 0 else { throw ChannelError.system("create the image \(path)", errno) }
+            guard fd >= 0 else { throw FileError.system("create the image \(path)", errno) }
             defer { close(fd) }
             if disk.isContainer {
                 let bytes = try await BlockingPool.shared.run { try header.flatMap { try DurableFile.read($0) } ?? [] }
@@ -189,7 +189,7 @@ final class IncomingImages: @unchecked Sendable {
             let number = errno
             guard sized == 0 else {
                 unlink(path)
-                throw ChannelError.system("make the image \(path) \(disk.size) bytes long", number)
+                throw FileError.system("make the image \(path) \(disk.size) bytes long", number)
             }
         } else {
             var options: [String] = []
@@ -197,7 +197,7 @@ final class IncomingImages: @unchecked Sendable {
             if let backing { options += ["backing_file=\(backing)", "backing_fmt=\(disk.backingFormat ?? "raw")"] }
             // The name is taken first, so that nothing that is there already is overwritten.
             let fd = xd_open_create_exclusive(path)
-            guard fd >= 0 else { throw ChannelError.system("create the image \(path)", errno) }
+            guard fd >= 0 else { throw FileError.system("create the image \(path)", errno) }
             close(fd)
             try await ImageMaker.make(path, format: disk.format, size: disk.size, options: options, secret: secret)
             chmod(path, 0o600)

@@ -191,7 +191,7 @@ extension IncomingMigration {
                 throw GuestError("The file \(file.path) arrived damaged")
             }
             guard rename(temporary, "\(store)/\(file.digest)") == 0 else {
-                throw ChannelError.system("rename \(temporary)", errno)
+                throw FileError.system("rename \(temporary)", errno)
             }
         }
         return found

@@ -226,7 +226,7 @@ struct GuestOffering {
         let file = offer.files[index]
         let path = headers[file.path] ?? inspection.resolved[file.path] ?? file.path
         let fd = open(path, O_RDONLY | O_CLOEXEC)
-        guard fd >= 0 else { throw ChannelError.system("read \(path)", errno) }
+        guard fd >= 0 else { throw FileError.system("read \(path)", errno) }
         defer { close(fd) }
         try await control.send(.file(index))
         var rest = Int(file.size)
@@ -235,7 +235,7 @@ struct GuestOffering {
             let piece = try await BlockingPool.shared.run {
                 var bytes = [UInt8](repeating: 0, count: wanted)
                 let count = Glibc.read(fd, &bytes, wanted)
-                guard count > 0 else { throw ChannelError.system("read \(path)", count == 0 ? EIO : errno) }
+                guard count > 0 else { throw FileError.system("read \(path)", count == 0 ? EIO : errno) }
                 return Array(bytes[..<count])
             }
             try await control.send(data: piece)

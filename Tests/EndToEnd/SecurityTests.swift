@@ -160,6 +160,12 @@ struct SecurityTests {
         #expect(!result.all.contains("hunter2"))
     }
 
+    @Test func objectsOfAnAgentThatDoesNotRunCannotBeReached() async throws {
+        let lab = try Lab()
+        let result = try await lab.crossdock(["object", "list", "--state-dir", lab.state("b")])
+        #expect(result.code == 11 && result.errors.contains("no running destination agent"), "\(result.all)")
+    }
+
     @Test func pkiCheckPrintsATableAndFailsWhenLoadingWould() async throws {
         let directory = try TestDirectory()
         let script = """

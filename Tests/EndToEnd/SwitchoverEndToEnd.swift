@@ -205,18 +205,18 @@ struct SwitchoverEndToEnd {
 enum RawFileProbe {
     static func byte(of path: String, at offset: UInt64) throws -> UInt8 {
         let fd = open(path, O_RDONLY | O_CLOEXEC)
-        guard fd >= 0 else { throw ChannelError.system("open \(path)", errno) }
+        guard fd >= 0 else { throw FileError.system("open \(path)", errno) }
         defer { close(fd) }
         var byte: UInt8 = 0
-        guard pread(fd, &byte, 1, off_t(offset)) == 1 else { throw ChannelError.system("read \(path)", errno) }
+        guard pread(fd, &byte, 1, off_t(offset)) == 1 else { throw FileError.system("read \(path)", errno) }
         return byte
     }
 
     static func flip(_ path: String, at offset: UInt64) throws {
         var byte = try byte(of: path, at: offset) ^ 1
         let fd = open(path, O_WRONLY | O_CLOEXEC)
-        guard fd >= 0 else { throw ChannelError.system("open \(path)", errno) }
+        guard fd >= 0 else { throw FileError.system("open \(path)", errno) }
         defer { close(fd) }
-        guard pwrite(fd, &byte, 1, off_t(offset)) == 1 else { throw ChannelError.system("write \(path)", errno) }
+        guard pwrite(fd, &byte, 1, off_t(offset)) == 1 else { throw FileError.system("write \(path)", errno) }
     }
 }

@@ -385,6 +385,23 @@ struct NBDCopyTests {
         _ = try await second.finish()
     }
 
+    @Test(arguments: [
+        (["name=a,file=FILE", "name=a,file=FILE"], "two exports of the name 'a'"),
+        (["name=a"], "needs name= and file="),
+        (["name=a,file=FILE,colour=red"], "'colour' of --export is unexpected"),
+        (["name=a,file=FILE,read-only=maybe"], "expects 'on' or 'off'"),
+        (["name=a,file=FILE,1"], "Invalid parameter '1'"),
+    ])
+    func exportsThatMakeNoSenseAreWrongUsage(_ exports: [String], _ words: String) async throws {
+        let directory = try TestDirectory()
+        let file = directory.file("a.raw")
+        try DurableFile.write([UInt8](repeating: 0, count: 4096), to: file)
+        var arguments = [Tool.crossdock, "nbd", "serve", "-k", directory.file("s")]
+        for export in exports { arguments += ["--export", export.replacing("FILE", with: file)] }
+        let result = try await Tool.run(arguments)
+        #expect(result.code == 64 && result.errors.contains(words), "\(result.all)")
+    }
+
     @Test func everyErrorReachesTheExitCode() async throws {
         let directory = try TestDirectory()
         let a = directory.file("a")

@@ -26,7 +26,7 @@ struct JournalTests {
         ]
         try journal("1-a", records)
         #expect(try Journal.read(store.journal(of: "1-a")) == records)
-        #expect(throws: ChannelError.self) { try Journal(creating: store.journal(of: "1-a")) }
+        #expect(throws: FileError.self) { try Journal(creating: store.journal(of: "1-a")) }
     }
 
     @Test func spaceForTheRecordsIsReservedAheadOfTime() throws {

@@ -1,13 +1,50 @@
-import Emulator
 import IO
 import Migration
 import TestSupport
 import Testing
 
+@testable import Emulator
+
 @Suite(.timeLimit(.minutes(1)))
 struct MessageTests {
-    static let all: [Message] = [
-        .hello(.init(role: .control, migration: "1-a")), .welcome(.init(state: .new, takenBy: "root")),
+    /// One of each, by its name in `docs/protocol.md`.
+    private enum Kind: String, CaseIterable {
+        case hello, welcome, probe, secrets, offer, shadow, rehearsed, need, file, ready, mirrored, stream, prepared,
+            release
+        case refused, owned, done, abort, overruled, ping, pong
+
+        /// A message that is added and has no kind does not compile.
+        init(_ message: Message) {
+            self =
+                switch message {
+                case .hello: .hello
+                case .welcome: .welcome
+                case .probe: .probe
+                case .secrets: .secrets
+                case .offer: .offer
+                case .shadow: .shadow
+                case .rehearsed: .rehearsed
+                case .need: .need
+                case .file: .file
+                case .ready: .ready
+                case .mirrored: .mirrored
+                case .stream: .stream
+                case .prepared: .prepared
+                case .release: .release
+                case .refused: .refused
+                case .owned: .owned
+                case .done: .done
+                case .abort: .abort
+                case .overruled: .overruled
+                case .ping: .ping
+                case .pong: .pong
+                }
+        }
+    }
+
+    private static let all: [Message] = [
+        .hello(.init(role: .stream, migration: "1-a", index: 2)),
+        .welcome(.init(state: .prepared, nbdPort: 10809, takenBy: "root")), .probe(65536), .secrets(["s": "aGk="]),
         .offer(
             .init(
                 guest: "web1",
@@ -19,14 +56,33 @@ struct MessageTests {
                 hasUUID: true
             )
         ),
-        .need([0]), .file(0), .ready(.init(reasons: [], nbdPort: 10809, exports: ["disk0": "1-a/disk0"])), .mirrored,
-        .stream,
+        .shadow(shadow), .rehearsed(.init(backing: ["/base.qcow2": "ab"])), .need([2, 0]), .file(3),
+        .ready(
+            .init(reasons: ["no room"], nbdPort: 10809, exports: ["disk0": "1-a/disk0"], keepsBacking: ["disk0"])
+        ),
+        .mirrored, .stream,
         .prepared(.init(proofs: ["disk0": .init(runs: [3, 1], sum: "ab")], isFull: true)),
-        .release(.init(digests: ["disk0": "ab"])), .refused("why"), .owned(.init(digests: ["disk0": "ab"])), .done,
-        .overruled("root"), .abort("why"), .ping, .pong,
+        .release(.init(digests: ["disk0": "ab"], runState: .paused)), .refused("why"),
+        .owned(.init(digests: ["disk0": "ab"], sinceResumed: 1.5)), .done, .overruled("root"), .abort("why"), .ping,
+        .pong,
     ]
 
+    private static var shadow: Message.Shadow {
+        var fingerprint = MachineFingerprint()
+        fingerprint.machine = "pc-i440fx-7.2"
+        return .init(
+            fingerprint: fingerprint,
+            emulatorVersion: "7.2.22",
+            changes: ["a"],
+            warnings: ["b"],
+            backing: ["/base.qcow2"],
+            clock: 1,
+            free: 2
+        )
+    }
+
     @Test func everyMessageComesThroughUnchanged() async throws {
+        #expect(Set(Self.all.map { Kind($0) }) == Set(Kind.allCases))
         let loop = EventLoop(name: "test")
         defer { loop.stop() }
         try await loop.run {
@@ -38,6 +94,14 @@ struct MessageTests {
                 #expect(try await far.receiveMessage() == message)
                 try await sent
             }
+        }
+    }
+
+    /// What has no body has nothing but its name to be told apart by.
+    @Test func eachMessageBearsItsDocumentedName() throws {
+        for message in Self.all {
+            let text = String(decoding: try JSONText.encode(message), as: UTF8.self)
+            #expect(text.hasSuffix(#""type":"\#(Kind(message).rawValue.uppercased())"}"#), "\(text)")
         }
     }
 

@@ -82,7 +82,7 @@ struct ServerConformanceTests {
         try await Self.with(RawFile(memory: 4 << 20), credentials: { _ in (nil, nil) }) { _, inner in
             let loops = EventLoopGroup(count: 2, name: "proxy")
             defer { loops.stop() }
-            let remote = try await RemoteExport.open(
+            let remote = try await ClientBackEnd.open(
                 inner.target.address,
                 NBDClientOptions(export: "disk", contexts: [MetaContext.allocationDepth]),
                 connections: 2,

@@ -200,7 +200,7 @@ struct TransmissionTests {
         try file.lock()
         let locked = try await Tool.run(["qemu-io", "-f", "raw", "-c", "write 0 512", path])
         #expect(locked.code != 0 && locked.all.contains("lock"))
-        #expect(throws: ChannelError.self) { try RawFile(path: path, readOnly: false).lock() }
+        #expect(throws: FileError.self) { try RawFile(path: path, readOnly: false).lock() }
         file.unlock()
         #expect(try await Tool.run(["qemu-io", "-f", "raw", "-c", "write 0 512", path]).code == 0)
     }

@@ -1,4 +1,4 @@
-internal import TLS
+internal import IO
 
 /// The options of a drive or a block node, in either of QEMU's two forms: `key=value,...` or JSON.
 ///

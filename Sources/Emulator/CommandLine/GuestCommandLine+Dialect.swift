@@ -1,3 +1,4 @@
+internal import IO
 internal import TLS
 
 /// The same thing said to QEMUs of different versions.

@@ -1,4 +1,4 @@
-internal import TLS
+internal import IO
 
 extension GuestCommandLine {
     /// A port of the host that QEMU opens for the guest.

@@ -1,3 +1,4 @@
+internal import IO
 internal import TLS
 
 extension GuestCommandLine {

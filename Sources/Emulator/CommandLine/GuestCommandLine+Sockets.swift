@@ -1,4 +1,4 @@
-internal import TLS
+internal import IO
 
 extension GuestCommandLine {
     /// A Unix socket that QEMU makes for a character device.

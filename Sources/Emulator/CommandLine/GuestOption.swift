@@ -1,4 +1,4 @@
-internal import TLS
+internal import IO
 
 /// One option of a QEMU command line.
 struct GuestOption: Sendable, Hashable {

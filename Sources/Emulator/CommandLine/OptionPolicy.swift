@@ -1,4 +1,4 @@
-internal import TLS
+internal import IO
 
 /// What a command line may ask of a host that did not write it.
 ///

@@ -29,7 +29,7 @@ extension GuestInspector {
                 // The damage of a secret in clear is done; what is left is to carry it on in a better way.
                 if let clear = settings["data"], !settings.has("keyid") {
                     let descriptor = xd_memory_file("crossdock-secret")
-                    guard descriptor >= 0 else { throw ChannelError.system("make a file in memory", errno) }
+                    guard descriptor >= 0 else { throw FileError.system("make a file in memory", errno) }
                     try DurableFile.append(Array(clear.utf8), to: descriptor, path: "a file in memory")
                     lseek(descriptor, 0, SEEK_SET)
                     settings.remove("data")

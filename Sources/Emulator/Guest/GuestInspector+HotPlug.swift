@@ -1,4 +1,4 @@
-internal import TLS
+internal import IO
 
 extension GuestInspector {
     func ids(_ name: String) -> Set<String> {

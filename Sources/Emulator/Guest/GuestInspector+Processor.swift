@@ -1,4 +1,4 @@
-internal import TLS
+internal import IO
 
 extension GuestInspector {
     /// What a model is follows the version of QEMU and, for `host` and `max`, the host: it becomes the list of what the guest has.

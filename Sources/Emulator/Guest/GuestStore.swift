@@ -1,43 +1,6 @@
 internal import Glibc
 public import IO
 
-/// What is known about a guest on this host.
-public struct GuestRecord: Sendable, Codable {
-    /// Its name.
-    public var name: String
-    /// Its QEMU command line, as the user wrote it or as it was derived on arrival.
-    public var commandLine: GuestCommandLine
-    /// The process, once it was started.
-    public var process: EmulatorProcess?
-    /// Set once the guest was released to another host: it must not be started here.
-    public var released: Release?
-    /// The monitor of a guest that something else started; nil for one that Crossdock started.
-    public var adopted: String?
-    /// The ids of secrets that the command line needs and that are kept nowhere.
-    public var secrets: [String]?
-
-    /// That the guest has left.
-    public struct Release: Sendable, Codable {
-        /// The migration.
-        public var migration: String
-        /// The host.
-        public var destination: String
-
-        /// Makes a release.
-        public init(migration: String, destination: String) {
-            self.migration = migration
-            self.destination = destination
-        }
-    }
-
-    /// Makes a record.
-    public init(name: String, commandLine: GuestCommandLine, process: EmulatorProcess? = nil) {
-        self.name = name
-        self.commandLine = commandLine
-        self.process = process
-    }
-}
-
 /// The guests of a state directory: `guests/NAME/guest.json` and what belongs to the guest's QEMU.
 public struct GuestStore: Sendable {
     /// The directory with one directory for each guest.
@@ -244,7 +207,7 @@ public struct GuestStore: Sendable {
             moves.append(("\(hidden)/\(index)", DurableFile.resolve(socket.path, in: record.commandLine.directory)))
         }
         for (from, to) in moves where DurableFile.exists(from) {
-            guard rename(from, to) == 0 else { throw ChannelError.system("put the socket \(to) in its place", errno) }
+            guard rename(from, to) == 0 else { throw FileError.system("put the socket \(to) in its place", errno) }
         }
         DurableFile.remove(hidden)
     }

@@ -76,7 +76,7 @@ public struct EmulatorProcess: Sendable, Codable, Hashable {
     ///   - log: where its output goes.
     ///   - keep: descriptors that it inherits, under the same numbers.
     /// - Returns: the process. It may have done its work and ended already, which `isRunning` tells.
-    /// - Throws: `ChannelError` that names the program.
+    /// - Throws: `FileError` that names the log, or `ChannelError` that names the program.
     public static func start(
         _ arguments: [String],
         directory: String,
@@ -89,7 +89,7 @@ public struct EmulatorProcess: Sendable, Codable, Hashable {
             close(input)
             if output >= 0 { close(output) }
         }
-        guard output >= 0 else { throw ChannelError.system("write the log \(log)", errno) }
+        guard output >= 0 else { throw FileError.system("write the log \(log)", errno) }
         var argv = arguments.map { strdup($0) } + [nil]
         var envp = ProcessInfo.processInfo.environment.map { strdup("\($0.key)=\($0.value)") } + [nil]
         defer {

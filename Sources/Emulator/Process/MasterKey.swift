@@ -21,7 +21,7 @@ public final class MasterKey: Sendable {
         var generator = SystemRandomNumberGenerator()
         var bytes = (0..<Secret.masterKeyLength).map { _ in UInt8.random(in: 0...255, using: &generator) }
         let descriptor = xd_memory_file("crossdock-key")
-        guard descriptor >= 0 else { throw ChannelError.system("make a file in memory", errno) }
+        guard descriptor >= 0 else { throw FileError.system("make a file in memory", errno) }
         self.descriptor = descriptor
         do {
             try DurableFile.append(bytes, to: descriptor, path: "a file in memory")

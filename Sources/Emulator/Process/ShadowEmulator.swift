@@ -78,7 +78,7 @@ public final class ShadowEmulator: Sendable {
                     let fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
                     defer { close(fd) }
                     guard fd >= 0, ftruncate(fd, off_t(size)) == 0 else {
-                        throw ChannelError.system("make \(path)", errno)
+                        throw FileError.system("make \(path)", errno)
                     }
                 }
                 return path

@@ -1,4 +1,5 @@
 internal import FoundationEssentials
+internal import IO
 
 /// A JSON value as QMP uses it.
 public enum JSONValue: Sendable, Hashable, Codable, ExpressibleByStringLiteral, ExpressibleByIntegerLiteral,

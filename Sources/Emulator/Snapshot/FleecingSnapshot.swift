@@ -71,7 +71,7 @@ public final class FleecingSnapshot: @unchecked Sendable {
     ///   - disks: which disks; those that no device uses are left out.
     ///   - monitor: the guest's monitor.
     ///   - options: how.
-    /// - Throws: `GuestError`, `QMPError` or `ChannelError`; the guest then is as before.
+    /// - Throws: `GuestError`, `QMPError`, `FileError` or `ChannelError`; the guest then is as before.
     public static func prepare(
         of disks: [GuestDisk],
         _ monitor: QMPClient,
@@ -171,7 +171,7 @@ public final class FleecingSnapshot: @unchecked Sendable {
             }
             let scratch = "\(options.scratchDirectory)/\(options.label).\(disk.name)-\(name)"
             let fd = open(scratch, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
-            guard fd >= 0 else { throw ChannelError.system("create the scratch file \(scratch)", errno) }
+            guard fd >= 0 else { throw FileError.system("create the scratch file \(scratch)", errno) }
             let isSized = ftruncate(fd, off_t(disk.size)) == 0
             let number = errno
             if geteuid() == 0 { fchown(fd, options.owner, gid_t.max) }
@@ -186,7 +186,7 @@ public final class FleecingSnapshot: @unchecked Sendable {
                     scratch: scratch
                 )
             )
-            guard isSized else { throw ChannelError.system("make the scratch file \(scratch)", number) }
+            guard isSized else { throw FileError.system("make the scratch file \(scratch)", number) }
             try await monitor.execute(
                 "blockdev-add",
                 [

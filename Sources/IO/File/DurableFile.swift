@@ -5,16 +5,16 @@ internal import Glibc
 public enum DurableFile {
     /// Replaces a file: its old contents stay until the new ones are on stable storage, with the name.
     ///
-    /// - Throws: `ChannelError` that names the path.
+    /// - Throws: `FileError` that names the path.
     public static func write(_ bytes: [UInt8], to path: String, mode: UInt32 = 0o600) throws {
         let temporary = "\(path).new-\(getpid())"
         let fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode)
-        guard fd >= 0 else { throw ChannelError.system("create \(temporary)", errno) }
+        guard fd >= 0 else { throw FileError.system("create \(temporary)", errno) }
         defer { close(fd) }
         do {
             try append(bytes, to: fd, path: temporary)
-            guard fsync(fd) == 0 else { throw ChannelError.system("write \(temporary) to stable storage", errno) }
-            guard rename(temporary, path) == 0 else { throw ChannelError.system("replace \(path)", errno) }
+            guard fsync(fd) == 0 else { throw FileError.system("write \(temporary) to stable storage", errno) }
+            guard rename(temporary, path) == 0 else { throw FileError.system("replace \(path)", errno) }
         } catch {
             unlink(temporary)
             throw error
@@ -28,7 +28,7 @@ public enum DurableFile {
         while done < bytes.count {
             let count = bytes.withUnsafeBytes { Glibc.write(fd, $0.baseAddress! + done, $0.count - done) }
             if count < 0, errno == EINTR { continue }
-            guard count > 0 else { throw ChannelError.system("write \(path)", errno) }
+            guard count > 0 else { throw FileError.system("write \(path)", errno) }
             done += count
         }
     }
@@ -37,21 +37,21 @@ public enum DurableFile {
     public static func syncDirectory(of path: String) throws {
         let parent = path.lastIndex(of: "/").map { String(path[..<$0]) } ?? "."
         let fd = xd_open_directory(parent.isEmpty ? "/" : parent)
-        guard fd >= 0 else { throw ChannelError.system("open the directory \(parent)", errno) }
+        guard fd >= 0 else { throw FileError.system("open the directory \(parent)", errno) }
         defer { close(fd) }
         guard fsync(fd) == 0 else {
-            throw ChannelError.system("write the directory \(parent) to stable storage", errno)
+            throw FileError.system("write the directory \(parent) to stable storage", errno)
         }
     }
 
     /// The contents of a file; nil when there is none.
     ///
-    /// - Throws: `ChannelError` for every failure but a missing file, and for a file larger than `limit` bytes.
+    /// - Throws: `FileError` for every failure but a missing file, and for a file larger than `limit` bytes.
     public static func read(_ path: String, limit: Int = 64 << 20) throws -> [UInt8]? {
         let fd = open(path, O_RDONLY | O_CLOEXEC)
         guard fd >= 0 else {
             if errno == ENOENT { return nil }
-            throw ChannelError.system("read \(path)", errno)
+            throw FileError.system("read \(path)", errno)
         }
         defer { close(fd) }
         var bytes: [UInt8] = []
@@ -59,10 +59,10 @@ public enum DurableFile {
         while true {
             let count = Glibc.read(fd, piece.mutable(0..<piece.capacity).baseAddress, piece.capacity)
             if count < 0, errno == EINTR { continue }
-            guard count >= 0 else { throw ChannelError.system("read \(path)", errno) }
+            guard count >= 0 else { throw FileError.system("read \(path)", errno) }
             if count == 0 { return bytes }
             bytes.append(contentsOf: piece.bytes(0..<count))
-            if bytes.count > limit { throw ChannelError(.system, "\(path) is larger than \(limit) bytes") }
+            if bytes.count > limit { throw FileError("\(path) is larger than \(limit) bytes") }
         }
     }
 
@@ -70,10 +70,10 @@ public enum DurableFile {
     ///
     /// - Parameter parent: where.
     /// - Returns: its path.
-    /// - Throws: `ChannelError` that names the parent.
+    /// - Throws: `FileError` that names the parent.
     public static func makePrivateDirectory(in parent: String) throws -> String {
         var template = Array("\(parent)/crossdock-XXXXXX".utf8CString)
-        guard mkdtemp(&template) != nil else { throw ChannelError.system("make a directory under \(parent)", errno) }
+        guard mkdtemp(&template) != nil else { throw FileError.system("make a directory under \(parent)", errno) }
         return String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
     }
 
@@ -82,7 +82,7 @@ public enum DurableFile {
         var status = stat()
         if stat(path, &status) == 0 {
             guard status.st_mode & S_IFMT == S_IFDIR else {
-                throw ChannelError(.system, "\(path) is in the way: it is not a directory")
+                throw FileError("\(path) is in the way: it is not a directory")
             }
             return
         }
@@ -90,7 +90,7 @@ public enum DurableFile {
             try makeDirectory(String(path[..<slash]))
         }
         guard mkdir(path, 0o700) == 0 || errno == EEXIST else {
-            throw ChannelError.system("make the directory \(path)", errno)
+            throw FileError.system("make the directory \(path)", errno)
         }
     }
 

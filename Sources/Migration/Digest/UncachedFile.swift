@@ -13,7 +13,7 @@ final class UncachedFile {
     init(_ path: String) throws {
         self.path = path
         fd = open(path, O_RDONLY | O_CLOEXEC)
-        guard fd >= 0 else { throw ChannelError.system("read \(path)", errno) }
+        guard fd >= 0 else { throw FileError.system("read \(path)", errno) }
         direct = open(path, O_RDONLY | O_CLOEXEC | xd_o_direct())
         block = UInt64(max(4096, direct >= 0 ? Int(xd_direct_block(direct)) : 0))
     }
@@ -35,11 +35,11 @@ final class UncachedFile {
             if count < 0, errno == EINTR { continue }
             if count < 0, source == direct, errno == EINVAL {
                 let rest = pread(fd, buffer.baseAddress! + done, buffer.count - done, off_t(offset) + off_t(done))
-                guard rest > 0 else { throw ChannelError.system("read \(path)", rest == 0 ? EIO : errno) }
+                guard rest > 0 else { throw FileError.system("read \(path)", rest == 0 ? EIO : errno) }
                 done += rest
                 continue
             }
-            guard count > 0 else { throw ChannelError.system("read \(path)", count == 0 ? EIO : errno) }
+            guard count > 0 else { throw FileError.system("read \(path)", count == 0 ? EIO : errno) }
             done += count
         }
     }

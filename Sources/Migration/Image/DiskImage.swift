@@ -25,7 +25,7 @@ public final class DiskImage: Sendable {
     /// - Parameters:
     ///   - image: what to open, and how.
     ///   - loops: where it is used.
-    /// - Throws: `ChannelError` or `GuestError` naming the file.
+    /// - Throws: `FileError`, `ChannelError` or `GuestError` naming the file.
     public static func open(_ image: StorageDaemon.Image, on loops: EventLoopGroup) async throws -> DiskImage {
         if image.format == "raw" {
             let (path, readOnly) = (image.path, image.isReadOnly)
@@ -33,7 +33,7 @@ public final class DiskImage: Sendable {
         }
         let daemon = try await StorageDaemon.start(image)
         do {
-            let export = try await RemoteExport.open(
+            let export = try await ClientBackEnd.open(
                 .unix(path: daemon.socket),
                 NBDClientOptions(export: StorageDaemon.export),
                 connections: loops.loops.count,

@@ -8,10 +8,10 @@ public final class FileLock: Sendable {
 
     /// Takes the lock; nil when somebody else has it.
     ///
-    /// - Throws: `ChannelError` when the file cannot be opened.
+    /// - Throws: `FileError` when the file cannot be opened.
     public init?(_ path: String) throws {
         let fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
-        guard fd >= 0 else { throw ChannelError.system("open the lock \(path)", errno) }
+        guard fd >= 0 else { throw FileError.system("open the lock \(path)", errno) }
         guard xd_flock_exclusive(fd) == 0 else {
             close(fd)
             return nil

@@ -1,80 +1,7 @@
 internal import CLinux
-internal import Emulator
 internal import Glibc
 internal import IO
 internal import TLS
-
-/// What a side of a migration has decided, durably. Who may run the guest follows from these records alone.
-public enum JournalRecord: Sendable, Hashable, Codable {
-    /// Source: a migration of this guest began.
-    ///
-    /// `order` counts the migrations of this host, so that their order does not depend on any clock.
-    case offered(guest: String, destination: String, order: Int)
-    /// Destination: an offer of this guest was accepted.
-    case accepted(guest: String, source: String, order: Int)
-    /// Destination: everything is there, the source may release the guest.
-    case prepared
-    /// Source: the guest belongs to the destination; this side must not run it any more.
-    case released
-    /// Destination: the guest belongs to this side. The digests are those of its disks at the switchover, as far as they were
-    /// known before it was resumed.
-    case owner(digests: [String: String])
-    /// Destination: the digests of the disks at the switchover.
-    case digests([String: String])
-    /// Source: the destination confirmed that it owns the guest.
-    case confirmed
-    /// Source: the destination has said that it will never run the guest, so it belongs to this side again.
-    case reclaimed(reason: String)
-    /// Either side: an operator has said that the other side will never run the guest, and that this one shall.
-    case taken(by: String)
-    /// Either side: the migration was given up before the release.
-    case rolledBack(reason: String)
-    /// Either side: an operator of the other host has taken the guest for that host, and this one has learnt it.
-    case overruled(by: String)
-
-    /// The guest that a journal is about, which its first record says.
-    public var guest: String? {
-        switch self {
-        case .offered(let guest, _, _), .accepted(let guest, _, _): guest
-        default: nil
-        }
-    }
-
-    /// A record of bounded length, whatever the reason was.
-    fileprivate var bounded: JournalRecord {
-        func cut(_ text: String) -> String {
-            text.utf8.count <= 1024 ? text : String(decoding: text.utf8.prefix(1024), as: UTF8.self)
-        }
-        switch self {
-        case .reclaimed(let reason): return .reclaimed(reason: cut(reason))
-        case .taken(let by): return .taken(by: cut(by))
-        case .rolledBack(let reason): return .rolledBack(reason: cut(reason))
-        case .overruled(let by): return .overruled(by: cut(by))
-        default: return self
-        }
-    }
-}
-
-/// A journal that cannot be read or written.
-public struct JournalError: Error, Sendable, CustomStringConvertible {
-    /// The kind of failure.
-    public enum Kind: Sendable, Hashable {
-        /// The record is not in the journal.
-        case notWritten
-        /// The record may or may not be found by whoever reads the journal later: nothing may be done on it, and nothing
-        /// may be done that it forbids.
-        case doubtful
-        /// The journal is damaged in its middle, or a later version wrote it: what it says cannot be known.
-        case unreadable
-    }
-
-    /// The kind.
-    public let kind: Kind
-    /// What happened, to which file.
-    public let description: String
-    /// The records before the damage.
-    public var records: [JournalRecord] = []
-}
 
 /// An append-only file of checksummed records; a record counts once it is on stable storage.
 public final class Journal: Sendable {
@@ -102,7 +29,7 @@ public final class Journal: Sendable {
 
     /// Creates a journal with space reserved for all the records that a migration writes.
     ///
-    /// - Throws: `ChannelError` when the file exists or cannot be made durable: the migration must not start.
+    /// - Throws: `FileError` when the file exists or cannot be made durable: the migration must not start.
     public init(creating path: String) throws {
         self.path = path
         let header = try Self.line(JSONText.encode(Header(journal: .init(version: Self.version))))
@@ -115,11 +42,11 @@ public final class Journal: Sendable {
     ///
     /// The file is made anew: what was read may be in memory only, when the one who wrote it could not make it durable.
     ///
-    /// - Throws: `JournalError` when the journal cannot be understood, `ChannelError` when it cannot be made durable.
+    /// - Throws: `JournalError` when the journal cannot be understood, `FileError` when it cannot be made durable.
     public init(opening path: String) throws {
         self.path = path
         guard let text = try DurableFile.read(path, limit: 2 * Self.capacity) else {
-            throw ChannelError.system("open the journal \(path)", ENOENT)
+            throw FileError.system("open the journal \(path)", ENOENT)
         }
         let valid = Array(text.prefix(try Self.parse(text, path).length))
         state = Guarded(State(fd: try Self.replace(path, valid), text: valid))
@@ -127,15 +54,15 @@ public final class Journal: Sendable {
 
     private static func create(_ path: String, _ text: [UInt8]) throws -> Int32 {
         let fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0o600)
-        guard fd >= 0 else { throw ChannelError.system("create the journal \(path)", errno) }
+        guard fd >= 0 else { throw FileError.system("create the journal \(path)", errno) }
         do {
             // The reservation lies beyond the end of the file; a file system that cannot reserve is taken as it is.
             guard xd_reserve(fd, off_t(capacity)) == 0 || errno == EOPNOTSUPP else {
-                throw ChannelError.system("reserve space for the journal \(path)", errno)
+                throw FileError.system("reserve space for the journal \(path)", errno)
             }
             try DurableFile.append(text, to: fd, path: path)
             guard fsync(fd) == 0 else {
-                throw ChannelError.system("write the journal \(path) to stable storage", errno)
+                throw FileError.system("write the journal \(path) to stable storage", errno)
             }
             return fd
         } catch {
@@ -153,7 +80,7 @@ public final class Journal: Sendable {
         guard rename(temporary, path) == 0 else {
             let number = errno
             close(fd)
-            throw ChannelError.system("replace the journal \(path)", number)
+            throw FileError.system("replace the journal \(path)", number)
         }
         do { try DurableFile.syncDirectory(of: path) } catch {
             close(fd)
@@ -204,7 +131,7 @@ public final class Journal: Sendable {
                 state.isDoubtful = true
                 throw JournalError(
                     kind: .doubtful,
-                    description: "\(ChannelError.system("write the journal \(path) to stable storage", number))"
+                    description: "\(FileError.system("write the journal \(path) to stable storage", number))"
                 )
             }
         }

@@ -20,7 +20,7 @@ public final class MirrorRelay: @unchecked Sendable {
     /// How many connections it has.
     public let connections: Int
     private let listener: Listener
-    private let disk: RemoteDisk
+    private let disk: MirrorBackEnd
     private let server: NBDServer
     private let export: Export
     /// The only process that may connect; nil for any of this user's.
@@ -31,7 +31,7 @@ public final class MirrorRelay: @unchecked Sendable {
         loop: EventLoop,
         listener: Listener,
         socket: String,
-        disk: RemoteDisk,
+        disk: MirrorBackEnd,
         connections: [NBDConnection],
         export: String,
         client: Int32?
@@ -95,7 +95,7 @@ public final class MirrorRelay: @unchecked Sendable {
                     )
                 }
                 let listener = try await Listener.listen(on: .unix(path: socket), loop: loop)
-                let disk = RemoteDisk(
+                let disk = MirrorBackEnd(
                     connections: connections,
                     to: target,
                     endurance: endurance ?? MirrorEndurance(),

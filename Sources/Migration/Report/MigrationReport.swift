@@ -1,5 +1,6 @@
 public import Emulator
 internal import FoundationEssentials
+internal import IO
 
 /// How a migration went; `docs/report.md` describes the JSON.
 public struct MigrationReport: Sendable, Codable {
@@ -187,49 +188,5 @@ public struct MigrationReport: Sendable, Codable {
     /// Reads a report.
     public init(parsing bytes: [UInt8]) throws {
         self = try JSONDecoder().decode(MigrationReport.self, from: Data(bytes))
-    }
-}
-
-/// One line of `crossdock migrate --json` and of a migration's `events.jsonl`.
-public struct MigrationEvent: Sendable, Codable {
-    /// "phase", "progress", "warning", "finished".
-    public var event: String
-    /// The migration's id.
-    public var migration: String
-    /// The guest's name.
-    public var guest: String
-    /// Milliseconds since the migration began.
-    public var ms: Double
-    /// The phase: "check", "disks", "verify", "memory", "switchover", "done".
-    public var phase: String?
-    /// How far the phase is, 0 to 100.
-    public var percent: Double?
-    /// Bytes per second.
-    public var rate: Double?
-    /// Seconds until the phase is over, estimated.
-    public var remaining: Double?
-    /// Words for a person.
-    public var message: String?
-    /// With "finished": the report.
-    public var report: MigrationReport?
-
-    /// Makes an event.
-    public init(_ event: String, migration: String, guest: String, ms: Double) {
-        self.event = event
-        self.migration = migration
-        self.guest = guest
-        self.ms = ms
-    }
-
-    /// The event as one line of JSON, with its end.
-    public var line: String {
-        guard let data = try? JSONText.encode(self) else { return "" }
-        return String(decoding: data, as: UTF8.self) + "\n"
-    }
-
-    /// Reads a line; nil when it is none.
-    public init?(parsing line: [UInt8]) {
-        guard let event = JSONText.decode(MigrationEvent.self, from: line) else { return nil }
-        self = event
     }
 }

@@ -74,7 +74,7 @@ public final class RawFile: BackEnd {
     ///   - path: where it is; a symbolic link is followed.
     ///   - readOnly: whether to open it for reading only.
     ///   - observer: is told of every range that has changed.
-    /// - Throws: `ChannelError` that names the path.
+    /// - Throws: `FileError` that names the path.
     public convenience init(path: String, readOnly: Bool, observer: (any WriteObserver)? = nil) throws {
         var options = Options()
         options.isReadOnly = readOnly
@@ -84,19 +84,18 @@ public final class RawFile: BackEnd {
 
     /// Opens a file or a block device with options.
     ///
-    /// - Throws: `ChannelError` that names the path.
+    /// - Throws: `FileError` that names the path.
     public convenience init(path: String, _ options: Options) throws {
         let flags = (options.isReadOnly ? O_RDONLY : O_RDWR) | O_CLOEXEC | (options.isDirect ? xd_o_direct() : 0)
         let fd = open(path, flags)
         guard fd >= 0 else {
             let number = errno
             if number == EINVAL, options.isDirect {
-                throw ChannelError(
-                    .system,
+                throw FileError(
                     "Cannot open \(path) without the page cache: its file system does not offer that; use another cache mode"
                 )
             }
-            throw ChannelError.system("open \(path)", number)
+            throw FileError.system("open \(path)", number)
         }
         do {
             try self.init(fd: fd, path: path, options)
@@ -108,13 +107,13 @@ public final class RawFile: BackEnd {
 
     /// Makes a disk in memory, sparse, that goes away with its last user.
     ///
-    /// - Throws: `ChannelError` when the system refuses the memory.
+    /// - Throws: `FileError` when the system refuses the memory.
     public convenience init(memory size: UInt64, readOnly: Bool = false) throws {
         let fd = xd_memory_file("crossdock")
-        guard fd >= 0 else { throw ChannelError.system("make a disk in memory", errno) }
+        guard fd >= 0 else { throw FileError.system("make a disk in memory", errno) }
         do {
             guard size <= UInt64(Int64.max), ftruncate(fd, off_t(size)) == 0 else {
-                throw ChannelError.system(
+                throw FileError.system(
                     "make a disk of \(size) bytes in memory",
                     size > UInt64(Int64.max) ? EFBIG : errno
                 )
@@ -134,19 +133,18 @@ public final class RawFile: BackEnd {
         let isDevice = xd_is_block_device(fd) != 0
         if isDevice {
             guard xd_block_device_size(fd, &size) == 0 else {
-                throw ChannelError.system("find out the size of \(path)", errno)
+                throw FileError.system("find out the size of \(path)", errno)
             }
             traits.isRotational = xd_is_rotational(fd) != 0
         } else {
             var status = stat()
             guard fstat(fd, &status) == 0, status.st_mode & S_IFMT == S_IFREG else {
-                throw ChannelError(.system, "Cannot serve \(path): it is neither a file nor a block device")
+                throw FileError("Cannot serve \(path): it is neither a file nor a block device")
             }
             size = UInt64(status.st_size)
         }
         guard options.offset <= size, (options.length ?? 0) <= size - options.offset else {
-            throw ChannelError(
-                .system,
+            throw FileError(
                 "Cannot serve \(path): it has \(size) bytes, and the part that was asked for lies beyond them"
             )
         }
@@ -154,8 +152,7 @@ public final class RawFile: BackEnd {
         if options.isDirect {
             let block = max(512, xd_direct_block(fd))
             guard size % UInt64(block) == 0, options.offset % UInt64(block) == 0 else {
-                throw ChannelError(
-                    .system,
+                throw FileError(
                     "Cannot serve \(path) without the page cache: its size is no multiple of \(block) bytes"
                 )
             }
@@ -180,19 +177,19 @@ public final class RawFile: BackEnd {
     /// These are the byte-range locks of QEMU's `file-posix` driver: one byte for each permission held, one for each
     /// permission that is not shared.
     ///
-    /// - Throws: `ChannelError` when another process uses the image.
+    /// - Throws: `FileError` when another process uses the image.
     public func lock() throws {
         // Permission bytes are at 100, "not shared" bytes at 200: consistent read, write, write unchanged, resize.
         for (held, unshared) in zip(UInt64(100)..<104, UInt64(200)..<204) {
             guard xd_lock_ofd(fd, off_t(held), 1, 0) == 0, xd_lock_ofd(fd, off_t(unshared), 1, 0) == 0 else {
-                throw ChannelError.system("lock \(path)", errno)
+                throw FileError.system("lock \(path)", errno)
             }
         }
         for byte in Array(100..<104) + Array(200..<204) {
             let pair = byte < 200 ? byte + 100 : byte - 100
             guard xd_test_ofd(fd, off_t(pair), 1, 1) == 0 else {
                 unlock()
-                throw ChannelError(.system, "The image \(path) is in use by another process")
+                throw FileError("The image \(path) is in use by another process")
             }
         }
     }

@@ -31,20 +31,20 @@ public struct CopyJournal: Codable, Sendable {
 
     /// Reads a record; nil when there is none.
     ///
-    /// - Throws: `ChannelError` for a file that is no such record.
+    /// - Throws: `FileError` for a file that is no such record.
     public static func load(_ path: String) throws -> CopyJournal? {
         guard let bytes = try DurableFile.read(path) else { return nil }
         guard let journal = try? JSONDecoder().decode(CopyJournal.self, from: Data(bytes)), journal.version == 1,
             journal.position <= journal.size
         else {
-            throw ChannelError(.system, "\(path) is no record of a copy; remove it, or give another file")
+            throw FileError("\(path) is no record of a copy; remove it, or give another file")
         }
         return journal
     }
 
     /// Whether the record is about the same copy.
     ///
-    /// - Throws: `ChannelError` that says what is different.
+    /// - Throws: `FileError` that says what is different.
     public func check(against other: CopyJournal, path: String) throws {
         let differs: String? =
             if source != other.source {
@@ -61,8 +61,7 @@ public struct CopyJournal: Codable, Sendable {
                 nil
             }
         if let differs {
-            throw ChannelError(
-                .system,
+            throw FileError(
                 "\(path) records another copy: the \(differs) is not the same; remove it to begin anew"
             )
         }

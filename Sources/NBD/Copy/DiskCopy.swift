@@ -187,7 +187,7 @@ public final class DiskCopy: Sendable {
     ///   the last time, which is then done again.
     private func makeDurable() async throws -> UInt64? {
         let position = plan.lowWater
-        guard let remote = target as? RemoteExport else {
+        guard let remote = target as? ClientBackEnd else {
             try await target.flush()
             durability.withLock { $0.position = position }
             return position

@@ -1,4 +1,3 @@
-internal import Emulator
 internal import Glibc
 internal import IO
 internal import Migration
@@ -54,7 +53,7 @@ public struct SourceAgentOrder: Sendable, Codable {
             )
         }
         let credentials = try Self.directoryLock.withLock { _ in
-            guard chdir(directory) == 0 else { throw ChannelError.system("enter the directory \(directory)", errno) }
+            guard chdir(directory) == 0 else { throw FileError.system("enter the directory \(directory)", errno) }
             return try selection.credentials(.client, from: selection.store(), user: "the source agent")
         }
         guard credentials.verifiesPeer else {

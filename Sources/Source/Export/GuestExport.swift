@@ -86,7 +86,7 @@ public final class GuestExport: @unchecked Sendable {
     ///   - options: what and how.
     ///   - loop: the caller's loop.
     ///   - loops: where the disks are read.
-    /// - Throws: `GuestError`, `QMPError` or `ChannelError`; nothing is left in the guest then.
+    /// - Throws: `GuestError`, `QMPError`, `FileError` or `ChannelError`; nothing is left in the guest then.
     public static func open(
         _ record: GuestRecord,
         _ store: GuestStore,
@@ -178,7 +178,7 @@ public final class GuestExport: @unchecked Sendable {
             let contexts =
                 [MetaContext.allocation, MetaContext.allocationDepth]
                 + bitmaps.map { MetaContext.dirtyBitmapPrefix + $0.name }
-            let remote = try await RemoteExport.open(
+            let remote = try await ClientBackEnd.open(
                 .unix(path: "\(directory)/nbd.sock"),
                 NBDClientOptions(export: id, contexts: contexts),
                 connections: max(loops.loops.count, Self.connections),
@@ -240,7 +240,7 @@ public final class GuestExport: @unchecked Sendable {
         if owner != geteuid(), chown(path, owner, gid_t.max) != 0 {
             let number = errno
             rmdir(path)
-            throw ChannelError.system("give \(path) to the user that QEMU runs as", number)
+            throw FileError.system("give \(path) to the user that QEMU runs as", number)
         }
         return path
     }

@@ -31,10 +31,10 @@ public enum ImageIdentity: Sendable, Hashable, Codable {
 
     /// The files and devices that a process has open.
     ///
-    /// - Throws: `ChannelError` when this user may not look.
+    /// - Throws: `FileError` when this user may not look.
     static func open(in process: Int32) throws -> Set<ImageIdentity> {
         let path = "/proc/\(process)/fd"
-        guard let directory = opendir(path) else { throw ChannelError.system("read \(path)", errno) }
+        guard let directory = opendir(path) else { throw FileError.system("read \(path)", errno) }
         defer { closedir(directory) }
         var found: Set<ImageIdentity> = []
         while let entry = readdir(directory) {

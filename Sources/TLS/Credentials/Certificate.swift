@@ -1,5 +1,6 @@
 internal import CGnuTLS
 internal import Glibc
+internal import IO
 
 /// One parsed X.509 certificate, and what a check has to know about it.
 final class Certificate {

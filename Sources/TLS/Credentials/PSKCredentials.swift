@@ -1,6 +1,7 @@
 internal import CGnuTLS
 internal import CLinux
 internal import Glibc
+internal import IO
 
 /// Pre-shared keys in a directory's `keys.psk`, one `user:hexkey` a line, as psktool writes it. QEMU's `tls-creds-psk`.
 public final class PSKCredentials: TLSCredentials {

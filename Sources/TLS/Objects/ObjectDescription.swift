@@ -1,4 +1,5 @@
 internal import FoundationEssentials
+internal import IO
 
 /// A `--object TYPE,id=ID,key=value,...` as QEMU writes it: keyval form, or JSON when it starts with `{`.
 public struct ObjectDescription: Sendable, Equatable {
@@ -23,12 +24,12 @@ public struct ObjectDescription: Sendable, Equatable {
         } else {
             let value: [String: ObjectValue]
             do {
-                value = try KeyValue.parse(text, implied: "qom-type")
-            } catch let error as CredentialError {
+                value = try KeyValue.parse(text, implied: "qom-type").mapValues(ObjectValue.init)
+            } catch let error as KeyValue.Malformed {
                 throw CredentialError(
                     text.hasPrefix("secret")
                         ? "--object secret,...: not a list of key=value; a comma in a value is written twice"
-                        : "--object: \(error.message)"
+                        : "--object: \(error)"
                 )
             }
             try self.init(value, isKeyval: true)

@@ -1,5 +1,6 @@
 internal import CLinux
 internal import Glibc
+internal import IO
 
 /// A password or key that other objects refer to by its id: QEMU's `secret` and `secret_keyring` objects.
 public final class Secret: SecurityObject {

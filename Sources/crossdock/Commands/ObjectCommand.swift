@@ -1,5 +1,4 @@
 import ArgumentParser
-import Destination
 import Emulator
 import IO
 import TLS
@@ -94,25 +93,12 @@ struct ObjectCommand: AsyncParsableCommand {
         }
     }
 
-    static func ask(_ common: CommonOptions, _ command: String, _ arguments: JSONValue) async throws
-        -> JSONValue
-    {
-        let path = ControlSocket.path(stateDirectory: common.stateDirectory)
-        let loop = EventLoop(name: "monitor")
-        defer { loop.stop() }
-        return try await loop.run {
-            let client: QMPClient
-            do {
-                client = try await QMPClient.connect(to: path, on: loop)
-            } catch let error as ChannelError {
-                throw CredentialError("There is no running destination agent for \(common.stateDirectory): \(error)")
-            }
-            defer { client.close() }
-            do {
-                return try await client.execute(command, arguments)
-            } catch let error as QMPError {
-                throw CredentialError(error.message)
-            }
+    /// The agent's answer; what it refuses, it refuses of an object.
+    static func ask(_ common: CommonOptions, _ command: String, _ arguments: JSONValue) async throws -> JSONValue {
+        do {
+            return try await DestinationMonitor.ask(common.stateDirectory, command, arguments)
+        } catch let error as QMPError {
+            throw CredentialError(error.message)
         }
     }
 }

@@ -72,36 +72,3 @@ var currentDirectory: String {
     defer { free(path) }
     return String(cString: path)
 }
-
-/// Prints an error as one line and ends the program with its documented code.
-func failing<T>(_ body: () async throws -> T) async throws -> T {
-    do {
-        return try await body()
-    } catch let error as ExitCode {
-        throw error
-    } catch {
-        printError("crossdock: \(error)")
-        throw ExitCode(documentedCode(of: error))
-    }
-}
-
-/// The documented code of an error.
-func documentedCode(of error: any Error) -> Int32 {
-    switch error {
-    case let error as MigrationError: error.code.rawValue
-    case is CredentialError: MigrationError.Code.security.rawValue
-    case is GuestError: MigrationError.Code.guest.rawValue
-    default: 1
-    }
-}
-
-func printError(_ line: String) {
-    let bytes = Array((line + "\n").utf8)
-    _ = bytes.withUnsafeBytes { write(2, $0.baseAddress, $0.count) }
-}
-
-/// Prints to standard output at once: other programs read it while this one runs.
-func output(_ text: String) {
-    let bytes = Array(text.utf8)
-    _ = bytes.withUnsafeBytes { write(1, $0.baseAddress, $0.count) }
-}

@@ -4,7 +4,6 @@ import Glibc
 import IO
 import Migration
 import Source
-import TLS
 
 struct RecoverCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
@@ -148,9 +147,11 @@ struct RecoverCommand: AsyncParsableCommand {
         }
         let answer: JSONValue
         do {
-            answer = try await ObjectCommand.ask(common, "take-ownership", claim.arguments(migration: id))
-        } catch let error as CredentialError {
-            throw MigrationError(.undecided, error.message)
+            let arguments = claim.arguments(migration: id)
+            answer = try await DestinationMonitor.ask(common.stateDirectory, "take-ownership", arguments)
+        } catch {
+            // Whatever has kept the agent from it, the guest is where it was.
+            throw MigrationError(.undecided, "\(error)")
         }
         output("Guest '\(answer["guest"]?.string ?? guest)' belongs to this host and runs here.\n")
         return 0

@@ -52,13 +52,13 @@ struct SecretCommand: AsyncParsableCommand {
             let secret = try SecretBytes(wiping: &bytes)
             let fd = open(key, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
             guard fd >= 0 else {
-                throw CredentialError("Cannot make the key file \(key): \(String(cString: strerror(errno)))")
+                throw FileError.system("make the key file \(key)", errno)
             }
             defer { close(fd) }
             let text = secret.withBytes { Base64.encode($0) } + "\n"
             guard text.utf8CString.withUnsafeBytes({ write(fd, $0.baseAddress, $0.count - 1) }) == text.utf8.count
             else {
-                throw CredentialError("Cannot write the key file \(key): \(String(cString: strerror(errno)))")
+                throw FileError.system("write the key file \(key)", errno)
             }
         }
 

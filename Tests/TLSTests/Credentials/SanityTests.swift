@@ -1,4 +1,5 @@
 import Glibc
+import IO
 import TLS
 import TestSupport
 import Testing

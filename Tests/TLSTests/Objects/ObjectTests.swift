@@ -15,30 +15,6 @@ struct ObjectTests {
         #expect(try ObjectDescription(parsing: "secret,id=a,id=b,file=1,file=2").properties == ["file": .text("2")])
     }
 
-    @Test func dottedKeysMakeListsAndRecords() throws {
-        #expect(
-            try KeyValue.parse("t,a.b=1,a.c.1=y,a.c.0=x", implied: "type") == [
-                "type": .text("t"), "a": .record(["b": .text("1"), "c": .list([.text("x"), .text("y")])]),
-            ]
-        )
-    }
-
-    /// The words of QEMU's `keyval_parse`.
-    @Test(arguments: [
-        ("t,a", "Expected '=' after parameter 'a'"), ("t,=x", "Invalid parameter ''"),
-        ("t,1a=x", "Invalid parameter '1a'"),
-        ("t,a..b=x", "Invalid parameter 'a..b'"), ("t,a b=x", "Invalid parameter 'a b'"),
-        (",a=x", "Invalid parameter ''"),
-        ("t,a=1,a.b=2", "Parameters 'a.b' used inconsistently"),
-        ("t,a.b=1,a=2", "Parameters 'a.*' used inconsistently"),
-        ("t,a.1=x", "Parameter 'a.0' missing"), ("t,a.0=x,a.b=y", "Parameters 'a.*' used inconsistently"),
-        ("t,a.00=x", "Parameter 'a.0' missing"),
-    ])
-    func whatTheKeyvalParserRefusesIsToldInQEMUsWords(_ text: String, _ message: String) {
-        let error = #expect(throws: CredentialError.self) { try KeyValue.parse(text, implied: "type") }
-        #expect(error?.message == message)
-    }
-
     @Test func theJSONFormMeansTheSameAndKeepsItsTypes() throws {
         let pki = try TestPKI()
         func load(_ text: String) throws -> any TLSCredentials {

@@ -165,7 +165,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
 
     /// How many requests are under way in all.
     private func window(_ from: End, _ to: End, _ loops: EventLoopGroup) -> Int {
-        let remotes = [from, to].compactMap { $0.backEnd as? RemoteExport }
+        let remotes = [from, to].compactMap { $0.backEnd as? ClientBackEnd }
         return remotes.map { (requests ?? $0.window(requestSize: Int(requestSize.value))) * $0.connectionCount }.max()
             ?? (requests ?? 2) * loops.loops.count
     }
@@ -214,7 +214,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
         var options = try security.options(uri)
         options.replyTimeout = .seconds(60)
         if let context = changes, text == source { options.contexts = [MetaContext.allocation, context] }
-        let export = try await RemoteExport.open(
+        let export = try await ClientBackEnd.open(
             uri.address,
             options,
             connections: connections,
@@ -239,11 +239,11 @@ struct NBDCopyCommand: AsyncParsableCommand {
         var status = stat()
         let exists = stat(target, &status) == 0
         if exists, let mine = Self.identity(target), mine == Self.identity(source), !NBDURI.isURI(source) {
-            throw ChannelError(.system, "The source and the target are the same file")
+            throw FileError("The source and the target are the same file")
         }
         if !exists || status.st_mode & S_IFMT == S_IFREG {
             let fd = Glibc.open(target, O_RDWR | O_CLOEXEC | (isResumed ? 0 : O_CREAT), 0o666)
-            guard fd >= 0 else { throw ChannelError.system("make \(target)", errno) }
+            guard fd >= 0 else { throw FileError.system("make \(target)", errno) }
             defer { close(fd) }
             // Whoever uses the file must not lose it: the lock comes before the first change.
             let probe = try RawFile(path: target, readOnly: false)
@@ -251,8 +251,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
             defer { probe.unlock() }
             if isResumed {
                 guard fstat(fd, &status) == 0, status.st_size == off_t(size) else {
-                    throw ChannelError(
-                        .system,
+                    throw FileError(
                         bitmap == nil
                             ? "\(target) is not what the copy left there; remove \(resume ?? "") to begin anew"
                             : "\(target) is not an earlier copy of the source: it does not have \(size) bytes"
@@ -260,7 +259,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
                 }
             } else {
                 guard ftruncate(fd, 0) == 0, ftruncate(fd, off_t(size)) == 0 else {
-                    throw ChannelError.system("make \(target) \(size) bytes long", errno)
+                    throw FileError.system("make \(target) \(size) bytes long", errno)
                 }
                 isBlank = true
             }
@@ -290,7 +289,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
         for end in [source, target] where !NBDURI.isURI(end) {
             let isSame = Self.identity(end).map { $0 == Self.identity(resume) } ?? false
             guard !isSame, Self.canonical(end) != Self.canonical(resume) else {
-                throw ChannelError(.system, "The file for --resume must not be the source or the target")
+                throw FileError("The file for --resume must not be the source or the target")
             }
         }
     }
@@ -299,7 +298,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
     private func journal(_ size: UInt64, _ from: any BackEnd) throws -> CopyJournal {
         func name(_ text: String) -> String { NBDURI.isURI(text) || text == "null:" ? text : Self.canonical(text) }
         // A server that tells what an export shows tells when it shows something else: another snapshot.
-        var stamp = (from as? RemoteExport)?.info.summary ?? ""
+        var stamp = (from as? ClientBackEnd)?.info.summary ?? ""
         var status = stat()
         if !NBDURI.isURI(source), stat(source, &status) == 0, status.st_mode & S_IFMT == S_IFREG {
             stamp = "\(status.st_ino) \(status.st_mtim.tv_sec).\(status.st_mtim.tv_nsec)"
@@ -317,12 +316,11 @@ struct NBDCopyCommand: AsyncParsableCommand {
 
     /// Copies from standard input or to standard output, in order.
     private func stream(_ loops: EventLoopGroup) async throws {
-        guard source != target else { throw ChannelError(.system, "One of the ends must be a disk") }
+        guard source != target else { throw ValidationError("One of the ends must be a disk") }
         let piece = Int(requestSize.value)
         if source == "-" {
             guard NBDURI.isURI(target) || target == "null:" else {
-                throw ChannelError(
-                    .system,
+                throw ValidationError(
                     "Standard input is copied to an NBD server; for a file a shell's '>' does the same"
                 )
             }
@@ -336,45 +334,5 @@ struct NBDCopyCommand: AsyncParsableCommand {
             try await loop.run { try await DiskStream(piece: piece).pour(from.backEnd, into: 1) }
             await from.backEnd.close()
         }
-    }
-}
-
-/// A line on the terminal that shows how far a copy is.
-final class ProgressMeter: Sendable {
-    private let copy: DiskCopy
-    private let size: UInt64
-    private let task: Task<Void, Never>?
-
-    init(_ copy: DiskCopy, size: UInt64, isOn: Bool) {
-        self.copy = copy
-        self.size = size
-        guard isOn else {
-            task = nil
-            return
-        }
-        let start = ContinuousClock.now
-        task = Task {
-            let isTerminal = isatty(2) == 1
-            while !Task.isCancelled {
-                try? await Task.sleep(for: isTerminal ? .milliseconds(200) : .seconds(2))
-                Self.show(copy, size, start, isTerminal)
-            }
-        }
-    }
-
-    private static func show(_ copy: DiskCopy, _ size: UInt64, _ start: ContinuousClock.Instant, _ isTerminal: Bool) {
-        let done = copy.position
-        let percent = size == 0 ? 100 : Double(done) / Double(size) * 100
-        let seconds = max((ContinuousClock.now - start) / .seconds(1), 0.001)
-        let rate = Double(copy.summary.read) / seconds / Double(1 << 20)
-        let text = "\(Int(percent)) %  \(Int(rate)) MiB/s"
-        let bytes = Array((isTerminal ? "\r\(text)  " : "\(text)\n").utf8)
-        _ = bytes.withUnsafeBytes { write(2, $0.baseAddress, $0.count) }
-    }
-
-    func end() {
-        guard let task else { return }
-        task.cancel()
-        if isatty(2) == 1 { printError("\r100 %            ") }
     }
 }

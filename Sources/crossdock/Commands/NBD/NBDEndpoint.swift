@@ -23,7 +23,7 @@ struct NBDClientSecurity: ParsableArguments {
         var options = NBDClientOptions(export: uri.export, contexts: contexts)
         options.hostname = tlsHostname ?? uri.certificateName
         if !uri.usesTLS, credentials.tlsCreds == nil {
-            if uri.user != nil { throw CredentialError("The NBD URI '\(uri)' has a user, but its scheme is not nbds") }
+            if uri.user != nil { throw ValidationError("The NBD URI '\(uri)' has a user, but its scheme is not nbds") }
             return options
         }
         if let file = uri.keyFile {

@@ -110,9 +110,9 @@ struct NBDInfoCommand: AsyncParsableCommand {
     }
 
     private func open(_ uri: NBDURI, _ loops: EventLoopGroup, contexts: [String] = [])
-        async throws -> RemoteExport
+        async throws -> ClientBackEnd
     {
-        try await RemoteExport.open(
+        try await ClientBackEnd.open(
             uri.address,
             security.options(uri, contexts: contexts),
             connections: nil,

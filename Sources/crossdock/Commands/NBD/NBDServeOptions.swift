@@ -63,8 +63,7 @@ struct NBDListenOptions: ParsableArguments {
         try await loop.run { [self] in
             if let inherited = try NetworkListener.inherited(loop: loop) {
                 guard bind == nil, socket == nil else {
-                    throw ChannelError(
-                        .system,
+                    throw ValidationError(
                         "This process was given sockets to listen on (LISTEN_FDS); --bind and --socket cannot be used with them"
                     )
                 }
@@ -174,7 +173,7 @@ struct NBDImageOptions: ParsableArguments {
         do {
             for var one in wanted {
                 guard !served.exports.contains(where: { $0.name == one.name }) else {
-                    throw CredentialError("There are two exports of the name '\(one.name)'")
+                    throw ValidationError("There are two exports of the name '\(one.name)'")
                 }
                 one.isReadOnly = one.isReadOnly || readOnly
                 if exports.isEmpty { one.offset = offset.value }
@@ -203,7 +202,7 @@ struct NBDImageOptions: ParsableArguments {
         _ served: inout Served
     ) async throws -> any BackEnd {
         if let memory { return try RawFile(memory: memory.value, readOnly: one.isReadOnly) }
-        guard let file = one.file else { throw CredentialError("The export '\(one.name)' has no file") }
+        guard let file = one.file else { throw ValidationError("The export '\(one.name)' has no file") }
         let mode = nocache ? .none : cache
         let format = imageOpts ? nil : try one.format ?? Self.format(of: file)
         if format == "raw", bitmap.isEmpty {
@@ -221,7 +220,7 @@ struct NBDImageOptions: ParsableArguments {
             return raw
         }
         guard one.offset == 0, one.size == nil else {
-            throw CredentialError("An offset and a size are only for raw images; '\(file)' is \(format ?? "described")")
+            throw ValidationError("An offset and a size are only for raw images; '\(file)' is \(format ?? "described")")
         }
         var image = StorageDaemon.Image(path: file, format: format)
         image.isDescription = imageOpts
@@ -236,7 +235,7 @@ struct NBDImageOptions: ParsableArguments {
         served.daemons.append(daemon)
         let contexts =
             [MetaContext.allocation, MetaContext.allocationDepth] + bitmap.map { MetaContext.dirtyBitmapPrefix + $0 }
-        return try await RemoteExport.open(
+        return try await ClientBackEnd.open(
             .unix(path: daemon.socket),
             NBDClientOptions(export: StorageDaemon.export, contexts: contexts),
             connections: loops.loops.count,
@@ -254,7 +253,7 @@ struct NBDImageOptions: ParsableArguments {
             ("vpc", Array("conectix".utf8)), ("luks", Array("LUKS".utf8) + [0xba, 0xbe]), ("qed", Array("QED\0".utf8)),
         ]
         let fd = Glibc.open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
-        guard fd >= 0 else { throw ChannelError.system("open \(path)", errno) }
+        guard fd >= 0 else { throw FileError.system("open \(path)", errno) }
         defer { close(fd) }
         var head = [UInt8](repeating: 0, count: 8)
         let count = pread(fd, &head, 8, 0)
@@ -262,114 +261,10 @@ struct NBDImageOptions: ParsableArguments {
             return "raw"
         }
         if path.hasSuffix(".\(format)") { return format }
-        throw ChannelError(
-            .system,
+        throw FileError(
             "\(path) begins like a \(format) image, but its name does not say so; choose with --format \(format) or --format raw"
         )
     }
 }
 
 extension RawFile.Options.ZeroDetection: ExpressibleByArgument {}
-
-/// One `--export`.
-struct ExportOptions {
-    var name: String
-    var file: String?
-    var format: String?
-    var summary = ""
-    var isReadOnly = false
-    var requiresTLS = false
-    var writers: String?
-    var readers: String?
-    var offset: UInt64 = 0
-    var size: UInt64?
-
-    init(name: String, file: String?, format: String?, summary: String) {
-        self.name = name
-        self.file = file
-        self.format = format
-        self.summary = summary
-    }
-
-    init(parsing text: String) throws {
-        self.init(name: "", file: nil, format: nil, summary: "")
-        var names = Set<String>()
-        for (key, value) in try KeyValue.parse(text, implied: "name") {
-            guard case .text(let value) = value else {
-                throw CredentialError("Parameter '\(key)' of --export is unexpected")
-            }
-            names.insert(key)
-            switch key {
-            case "name": name = value
-            case "file": file = value
-            case "format": format = value
-            case "description": summary = value
-            case "read-only": isReadOnly = try Self.flag(key, value)
-            case "tls": requiresTLS = try Self.flag(key, value)
-            case "authz": writers = value
-            case "read-only-authz": readers = value
-            case "offset": offset = try Self.bytes(key, value)
-            case "size": size = try Self.bytes(key, value)
-            default: throw CredentialError("Parameter '\(key)' of --export is unexpected")
-            }
-        }
-        guard names.isSuperset(of: ["name", "file"]) else { throw CredentialError("An --export needs name= and file=") }
-        guard name.utf8.count <= 4096, summary.utf8.count <= 4096 else {
-            throw CredentialError("The name and the description of an export have at most 4096 bytes")
-        }
-    }
-
-    private static func flag(_ key: String, _ value: String) throws -> Bool {
-        guard ["on", "off"].contains(value) else {
-            throw CredentialError("Parameter '\(key)' of --export expects 'on' or 'off', not '\(value)'")
-        }
-        return value == "on"
-    }
-
-    private static func bytes(_ key: String, _ value: String) throws -> UInt64 {
-        guard let count = ByteCount(argument: value) else {
-            throw CredentialError("Parameter '\(key)' of --export expects a number of bytes, not '\(value)'")
-        }
-        return count.value
-    }
-
-    /// Who may do what with it.
-    func authorization(_ objects: ObjectStore) throws -> @Sendable (TLSPeer?) -> ExportAccess {
-        let (writers, readers, name) = (writers, readers, name)
-        for id in [writers, readers] { if let id { _ = try objects.authorizer(id) } }
-        if writers == nil, readers == nil { return { _ in .readWrite } }
-        return { peer in
-            let refusal = "You may not use the export '\(name)'"
-            guard let peer else { return .denied("\(refusal) without TLS") }
-            func passes(_ id: String?) -> Bool {
-                guard let id else { return false }
-                return (try? AccessControl(objects: objects, authorization: id).check(peer)) != nil
-            }
-            if passes(writers) { return .readWrite }
-            if passes(readers) { return .readOnly }
-            return .denied("\(refusal): \(peer.name) is not among those who may")
-        }
-    }
-}
-
-/// A number of bytes, with a suffix when wanted: 512, 64K, 1.5G.
-struct ByteCount: ExpressibleByArgument {
-    let value: UInt64
-
-    init(_ value: UInt64) { self.value = value }
-
-    init?(argument: String) {
-        let suffixes = ["": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50]
-        let digits = argument.prefix { $0.isNumber || $0 == "." }
-        guard let shift = suffixes[argument.dropFirst(digits.count).lowercased()] else { return nil }
-        if let whole = UInt64(digits) {
-            guard whole <= UInt64.max >> UInt64(shift) else { return nil }
-            value = whole << UInt64(shift)
-        } else {
-            guard let number = Double(digits), number < 1e6 else { return nil }
-            value = UInt64(number * Double(UInt64(1) << UInt64(shift)))
-        }
-    }
-
-    var defaultValueDescription: String { "\(value)" }
-}

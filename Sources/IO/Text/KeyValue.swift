@@ -1,5 +1,23 @@
 /// QEMU's comma-separated lists of `key=value`, in which a comma within a value is doubled.
 public enum KeyValue {
+    /// What a key stands for in the dotted form.
+    public enum Value: Sendable, Equatable {
+        /// What is written.
+        case text(String)
+        /// The values of `key.0`, `key.1`, ...
+        case list([Value])
+        /// The values of `key.NAME`.
+        case record([String: Value])
+    }
+
+    /// Why a text is no such list, naming the key.
+    public struct Malformed: Error, CustomStringConvertible {
+        /// The sentence.
+        public let description: String
+
+        init(_ description: String) { self.description = description }
+    }
+
     /// Splits at single commas and undoes the doubling.
     public static func split(_ text: String) -> [String] {
         var parts: [String] = []
@@ -42,8 +60,8 @@ public enum KeyValue {
     /// - Parameters:
     ///   - text: the list.
     ///   - implied: the key of a first part without `=`.
-    /// - Throws: `CredentialError` that names the key, never a value.
-    public static func parse(_ text: String, implied: String) throws -> [String: ObjectValue] {
+    /// - Throws: `KeyValue.Malformed` that names the key, never a value.
+    public static func parse(_ text: String, implied: String) throws -> [String: Value] {
         let bytes = Array(text.utf8)
         var root = Node()
         var position = 0
@@ -63,7 +81,7 @@ public enum KeyValue {
                 key = String(decoding: bytes[start..<position], as: UTF8.self)
                 try checkKey(key)
                 guard position < bytes.count, bytes[position] == UInt8(ascii: "=") else {
-                    throw CredentialError("Expected '=' after parameter '\(key)'")
+                    throw Malformed("Expected '=' after parameter '\(key)'")
                 }
                 position += 1
                 while position < bytes.count {
@@ -76,28 +94,28 @@ public enum KeyValue {
                 }
             }
             guard let text = String(validating: value, as: UTF8.self) else {
-                throw CredentialError("The value of parameter '\(key)' is not UTF-8")
+                throw Malformed("The value of parameter '\(key)' is not UTF-8")
             }
             try root.set(key.split(separator: ".", omittingEmptySubsequences: false), text, key)
             isFirst = false
         }
-        guard case .record(let record) = try root.value("") else { throw CredentialError("Invalid parameter ''") }
+        guard case .record(let record) = try root.value("") else { throw Malformed("Invalid parameter ''") }
         return record
     }
 
     private static func checkKey(_ key: String) throws {
         let fragments = key.split(separator: ".", omittingEmptySubsequences: false)
         guard fragments.count <= depthLimit else {
-            throw CredentialError("Parameter '\(key.prefix(64))...' is too long")
+            throw Malformed("Parameter '\(key.prefix(64))...' is too long")
         }
         for (index, fragment) in fragments.enumerated() {
             let isIndex = index > 0 && !fragment.isEmpty && fragment.utf8.allSatisfy { (48...57).contains($0) }
             let isName =
                 fragment.utf8.first.map { isLetter($0) } == true
                 && fragment.utf8.allSatisfy { isLetter($0) || (48...57).contains($0) || $0 == 45 || $0 == 95 }
-            guard isIndex || isName else { throw CredentialError("Invalid parameter '\(key.prefix(64))'") }
+            guard isIndex || isName else { throw Malformed("Invalid parameter '\(key.prefix(64))'") }
             guard fragment.utf8.count <= fragmentLimit else {
-                throw CredentialError("Parameter '\(key.prefix(64))...' is too long")
+                throw Malformed("Parameter '\(key.prefix(64))...' is too long")
             }
         }
     }
@@ -110,15 +128,15 @@ public enum KeyValue {
 
         mutating func set(_ path: [Substring], _ value: String, _ key: String) throws {
             guard let first = path.first else {
-                guard children.isEmpty else { throw CredentialError("Parameters '\(key).*' used inconsistently") }
+                guard children.isEmpty else { throw Malformed("Parameters '\(key).*' used inconsistently") }
                 text = value
                 return
             }
-            guard text == nil else { throw CredentialError("Parameters '\(key)' used inconsistently") }
+            guard text == nil else { throw Malformed("Parameters '\(key)' used inconsistently") }
             try children[first, default: Node()].set(Array(path.dropFirst()), value, key)
         }
 
-        func value(_ path: String) throws -> ObjectValue {
+        func value(_ path: String) throws -> Value {
             if let text { return .text(text) }
             let indices = children.keys.compactMap { UInt32($0) }
             guard !indices.isEmpty else {
@@ -127,12 +145,12 @@ public enum KeyValue {
                 )
             }
             guard indices.count == children.count else {
-                throw CredentialError("Parameters '\(path)*' used inconsistently")
+                throw Malformed("Parameters '\(path)*' used inconsistently")
             }
             return .list(
                 try indices.sorted().enumerated().map { position, index in
                     guard index == position, let child = children[Substring(String(index))] else {
-                        throw CredentialError("Parameter '\(path)\(position)' missing")
+                        throw Malformed("Parameter '\(path)\(position)' missing")
                     }
                     return try child.value("\(path)\(index).")
                 }

@@ -1,126 +1,16 @@
 internal import CLinux
 internal import IO
 internal import NBD
-internal import Synchronization
 internal import TLS
 
-/// What a mirror has moved, readable from any thread.
-public final class MirrorCounters: Sendable {
-    private let sent = Atomic<UInt64>(0)
-    private let zeroed = Atomic<UInt64>(0)
-    private let backlog = Atomic<UInt64>(0)
-    private let repeated = Atomic<UInt64>(0)
-    private let reconnections = Atomic<Int>(0)
-
-    /// Payload bytes that the destination has acknowledged.
-    public var bytesSent: UInt64 { sent.load(ordering: .relaxed) }
-    /// Bytes that were sent as "zeroes here" instead of as data.
-    public var zeroBytes: UInt64 { zeroed.load(ordering: .relaxed) }
-    /// Bytes that QEMU believes to be written and the destination has not acknowledged.
-    public var bytesInFlight: UInt64 { backlog.load(ordering: .relaxed) }
-    /// Payload bytes that were sent again although the destination had acknowledged them: they may have been lost there.
-    public var bytesResent: UInt64 { repeated.load(ordering: .relaxed) }
-    /// How many connections were made in the place of lost ones.
-    public var reconnects: Int { reconnections.load(ordering: .relaxed) }
-
-    func sent(_ count: Int) { sent.wrappingAdd(UInt64(count), ordering: .relaxed) }
-    func zeroed(_ count: UInt64) { zeroed.wrappingAdd(count, ordering: .relaxed) }
-    func inFlight(_ count: Int) { backlog.store(UInt64(count), ordering: .relaxed) }
-    func resent(_ count: Int) { repeated.wrappingAdd(UInt64(count), ordering: .relaxed) }
-    func reconnected() { reconnections.wrappingAdd(1, ordering: .relaxed) }
-}
-
-/// How a mirror bears outages.
-public struct MirrorEndurance: Sendable {
-    /// How long the destination may be away, or without space, before the mirror fails.
-    public var patience: Duration
-    /// How many bytes a mirror keeps in memory at most: what is under way, and what is not yet durable there.
-    public var memory: Int
-    /// How many bytes are to be copied, as far as that is known: a hundredth of them may be sent twice in an outage.
-    public var expected: UInt64
-    /// Whether the export has a new life under each `NAME#NUMBER`, so that what is left of lost connections is fenced.
-    public var isFenced: Bool
-
-    /// Makes limits.
-    public init(
-        patience: Duration = .seconds(300),
-        memory: Int = 64 << 20,
-        expected: UInt64 = 0,
-        isFenced: Bool = false
-    ) {
-        self.expected = expected
-        self.patience = patience
-        self.memory = memory
-        self.isFenced = isFenced
-    }
-}
-
-/// Where a mirror's export is.
-struct MirrorTarget {
-    var address: SocketAddress
-    var options: NBDClientOptions
-    /// How many connections are wanted.
-    var connections: Int
-    /// Whether lost connections are made again.
-    var reconnects: Bool
-    /// The number of the export's life; see `ExportTable.addFenced`.
-    var epoch: UInt64 = 0
-    var isFenced: Bool
-
-    /// Connects to the next life of the export: all connections, or none.
-    mutating func connect(on loop: EventLoop) async throws -> [NBDConnection] {
-        epoch += 1
-        var options = options
-        if isFenced { options.export += "#\(epoch)" }
-        var made: [NBDConnection] = []
-        do {
-            made.append(try await NBDConnection.connect(to: address, on: loop, options))
-            while made.count < connections, made[0].flags.contains(.canMultiConn) {
-                made.append(try await NBDConnection.connect(to: address, on: loop, options))
-            }
-            return made
-        } catch {
-            for connection in made { connection.abort(ChannelError(.closed, "The mirror could not be connected")) }
-            throw error
-        }
-    }
-}
-
-/// A change on its way to the destination, and afterwards until it is durable there.
-final class DiskChange {
-    enum Kind {
-        case write, zero, trim
-    }
-    let id: UInt64
-    let kind: Kind
-    let range: Range<UInt64>
-    let payload: Payload?
-    let mayDeallocate: Bool
-    /// Whether the data is nothing but zeroes.
-    var wasZero = false
-    /// Whether the destination acknowledged it before and it is sent once more.
-    var isRepeated = false
-    var onDone: ((NBDError?) -> Void)?
-
-    init(_ id: UInt64, _ kind: Kind, _ range: Range<UInt64>, payload: Payload? = nil, mayDeallocate: Bool = true) {
-        self.id = id
-        self.kind = kind
-        self.range = range
-        self.payload = payload
-        self.mayDeallocate = mayDeallocate
-    }
-
-    var bytes: Int { payload?.count ?? 0 }
-}
-
-/// A disk at the destination, reached over several connections: the far end of a mirror relay.
+/// The back end of a mirror relay: a disk at the destination, and all that may have to be sent there again.
 ///
 /// Plain writes are acknowledged before the destination has them, which hides the round trip. That is sound because a
 /// FLUSH is a barrier over all connections, overlapping requests keep their order, and what was acknowledged is kept until
 /// it is durable at the destination: requests under way go out again over a new connection, and when the export has begun
 /// anew, since its agent or its host has, all since the last FLUSH that was answered. What cannot be mended fails every
 /// later request (fail-stop): QEMU's mirror ends with an error instead of a wrong image. Confined to one loop.
-final class RemoteDisk: BackEnd, @unchecked Sendable {
+final class MirrorBackEnd: BackEnd, @unchecked Sendable {
     // Unchecked: confined to the connections' loop, but for the counters.
 
     let size: UInt64

@@ -2,8 +2,8 @@ public import IO
 internal import Synchronization
 internal import TLS
 
-/// An export of another NBD server, over one or several connections, as a back end: what a proxy serves, and either end of a
-/// copy.
+/// The NBD client as a back end: an export of another server, over one or several connections. What a proxy serves, and either
+/// end of a copy.
 ///
 /// The connections are spread over loops; whoever calls from one of them uses a connection there, so that nothing crosses
 /// threads. A lost connection is made again for a while, and the requests that were under way are sent again: each of
@@ -13,7 +13,7 @@ internal import TLS
 /// A new connection cannot tell whether the server still has what it acknowledged and never made durable. Therefore the
 /// first `flush` after a connection was lost fails when there were such writes; whoever still has the data writes it again and
 /// then flushes again.
-public final class RemoteExport: BackEnd {
+public final class ClientBackEnd: BackEnd {
     /// How hard to try to keep a connection.
     public struct Persistence: Sendable {
         /// How long a lost connection is tried again; not at all when it is nil.
@@ -175,7 +175,7 @@ public final class RemoteExport: BackEnd {
         connections: Int? = 1,
         loops: EventLoopGroup,
         persistence: Persistence = Persistence()
-    ) async throws -> RemoteExport {
+    ) async throws -> ClientBackEnd {
         var options = options
         if !options.contexts.contains(MetaContext.allocation) {
             options.contexts.insert(MetaContext.allocation, at: 0)
@@ -207,7 +207,7 @@ public final class RemoteExport: BackEnd {
             for lane in lanes { try? await lane.loop.run { await lane.disconnect() } }
             throw error
         }
-        return RemoteExport(lanes, durability)
+        return ClientBackEnd(lanes, durability)
     }
 
     private static func connections(_ roundTrip: Duration, _ loops: EventLoopGroup) -> Int {
