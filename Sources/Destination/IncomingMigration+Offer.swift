@@ -103,7 +103,7 @@ extension IncomingMigration {
                     reasons.append("The image \(path) is a block device, which can only be raw; use --format raw")
                 } else if size < disk.size {
                     reasons.append("The block device \(path) has \(size) bytes, the disk needs \(disk.size)")
-                } else if let holder = Self.deviceHolder(path) {
+                } else if !DeviceHolder.isHeld(path, for: offer.guest, agent.migrations), let holder = Self.deviceHolder(path) {
                     reasons.append("The block device \(path) cannot be used: \(holder)")
                 }
             } else if DurableFile.exists(path) {
@@ -241,7 +241,8 @@ extension IncomingMigration {
         _ secrets: [String: SecretBytes]
     ) async throws {
         let migrations = agent.migrations
-        if let problem = try await BlockingPool.shared.run({ try DeviceHolder.letGo(of: offer.guest, migrations) })
+        let paths = offer.disks.map { imagePath($0, offer) }
+        if let problem = try await BlockingPool.shared.run({ try DeviceHolder.letGo(paths, of: offer.guest, migrations) })
             .first
         {
             throw GuestError(problem)

@@ -32,6 +32,8 @@ public final class OutgoingMigration: @unchecked Sendable {
     var fence: ImageFence?
     /// Who has taken the guest for this host although it was released; the destination is told instead of asked.
     var overruler: String?
+    /// Whether the destination says that the guest is its own although it was taken for this host.
+    var mayRunTwice = false
     /// How often QEMU had said that it runs the guest when it completed the migration.
     var resumesAtCompletion = 0
     /// The digests of the images, read in full while the guest is paused.

@@ -75,18 +75,13 @@ struct SourceGuest {
     /// Sees that the guest is in a state in which it can move, and removes what earlier work on it has left.
     private func clear(_ context: MigrationContext) async throws {
         let plan = context.plan
-        let earlier = Self.unfinished(context)
+        let earlier = EarlierMigrations(context)
         let state = try await monitor.runState()
         if case .stays(let why) = state.verdict {
-            let remedy = earlier.last.map { "; 'crossdock recover \($0)' ends what an earlier migration left" }
+            let remedy = earlier.latest.map { "; 'crossdock recover \($0)' ends what an earlier migration left" }
             throw MigrationError(.guest, "Guest '\(plan.guest)' cannot move: \(why)\(remedy ?? "")")
         }
-        if !plan.isRehearsal {
-            for id in earlier {
-                try Journal(opening: context.migrations.journal(of: id))
-                    .append(.rolledBack(reason: OutgoingMigration.superseded))
-            }
-        }
+        if !plan.isRehearsal { try await earlier.settle() }
         // What an export that was killed has left in QEMU.
         guard try FileLock(context.guests.exportLock(of: plan.guest)) != nil else {
             throw MigrationError(
@@ -98,15 +93,5 @@ struct SourceGuest {
         try await GuestExport.clear(record, context.guests, monitor)
         // The lock is ours, so nobody uses what a source agent that was killed has left.
         await GuestRestoration(monitor: monitor, guest: state).removeLeftovers()
-    }
-
-    /// Earlier migrations of this guest whose agents died before the release.
-    private static func unfinished(_ context: MigrationContext) -> [String] {
-        context.migrations.ids().filter { id in
-            guard let reading = try? context.migrations.reading(of: id), reading.guest == context.plan.guest,
-                case .source(let standing) = reading.standing
-            else { return false }
-            return standing.mayRunHere && !standing.isOver
-        }
     }
 }

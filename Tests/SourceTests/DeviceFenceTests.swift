@@ -160,12 +160,12 @@ struct DeviceFenceTests {
         try fence.raise()
         let holder = try #require(lab.holder().recorded)
         // Only when it certainly runs elsewhere.
-        #expect(try DeviceHolder.letGo(of: "web1", lab.migrations) == [])
+        #expect(try DeviceHolder.letGo([device.path], of: "web1", lab.migrations) == [])
         #expect(holder.isRunning)
         try Journal(opening: lab.migrations.journal(of: "1-a")).append(.confirmed)
-        #expect(try DeviceHolder.letGo(of: "web2", lab.migrations) == [])
+        #expect(try DeviceHolder.letGo([device.path], of: "web2", lab.migrations) == [])
         #expect(holder.isRunning)
-        #expect(try DeviceHolder.letGo(of: "web1", lab.migrations) == [])
+        #expect(try DeviceHolder.letGo([device.path], of: "web1", lab.migrations) == [])
         #expect(!holder.isRunning)
         try DurableFile.makeDirectory(lab.migrations.directory(of: "2-a"))
         try Journal(creating: lab.migrations.journal(of: "2-a")).append(

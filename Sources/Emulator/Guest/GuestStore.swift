@@ -43,7 +43,7 @@ public struct GuestStore: Sendable {
     ) async throws -> QMPClient {
         if let process = record.process, process.isFrozen {
             throw GuestError(
-                "QEMU of guest '\(record.name)' (process \(process.pid)) is frozen and answers nobody; 'crossdock status' says why"
+                "QEMU of guest '\(record.name)' (process \(process.pid)) is frozen and answers nobody; 'crossdock guest list' says why"
             )
         }
         let path = monitor == .agent ? agentMonitor(of: record) : statusMonitor(of: record)

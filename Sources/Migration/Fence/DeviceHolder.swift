@@ -144,16 +144,41 @@ public struct DeviceHolder: Sendable {
         return found
     }
 
-    /// Lets the devices go on which a guest has left this host for good: it comes back, and they are where it comes to.
+    /// Whether a guest that has left this host for good is what a device is held for.
+    public static func isHeld(_ device: String, for guest: String, _ migrations: MigrationStore) -> Bool {
+        migrations.ids().contains { id in
+            guard let reading = (try? migrations.reading(of: id)) ?? nil, reading.guest == guest,
+                reading.standing == .source(.confirmed)
+            else { return false }
+            return DeviceHolder(guest: guest, files: migrations.files(of: id)).holds([device])
+        }
+    }
+
+    /// Whether one of these devices is among those that are held.
+    private func holds(_ devices: [String]) -> Bool {
+        func number(_ path: String) -> UInt64? {
+            var status = stat()
+            guard stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFBLK else { return nil }
+            return UInt64(status.st_rdev)
+        }
+        let wanted = Set(devices.compactMap(number))
+        return processes().contains { process in
+            let descriptors = "/proc/\(process.pid)/fd"
+            return DurableFile.list(descriptors).contains { number("\(descriptors)/\($0)").map(wanted.contains) ?? false }
+        }
+    }
+
+    /// Lets the devices go that a guest has left this host on and comes back to. What it has left behind elsewhere stays held.
     ///
     /// - Returns: what could not be done, a sentence each.
-    public static func letGo(of guest: String, _ migrations: MigrationStore) throws -> [String] {
+    public static func letGo(_ devices: [String], of guest: String, _ migrations: MigrationStore) throws -> [String] {
         var problems: [String] = []
         for id in migrations.ids() where DurableFile.exists(migrations.files(of: id).process(.holder)) {
             guard let reading = try migrations.reading(of: id), reading.guest == guest,
                 reading.standing == .source(.confirmed)
             else { continue }
-            problems += DeviceHolder(guest: guest, files: migrations.files(of: id)).end()
+            let holder = DeviceHolder(guest: guest, files: migrations.files(of: id))
+            if holder.holds(devices) { problems += holder.end() }
         }
         return problems
     }

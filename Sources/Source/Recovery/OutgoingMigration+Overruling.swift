@@ -37,6 +37,7 @@ extension OutgoingMigration {
         let bothMayRun =
             "Both may run it: end the one that shall not go on, here with 'crossdock guest stop \(plan.guest)'"
         if let other = welcome.takenBy {
+            mayRunTwice = true
             context.warn(
                 "Guest '\(plan.guest)' was taken twice: for this host by \(operatorName), and for \(plan.host) by "
                     + "\(MigrationContext.said(other)). \(bothMayRun)"
@@ -47,6 +48,7 @@ extension OutgoingMigration {
         case .new, .aborted: return true
         case .offered, .prepared: break
         case .owner, .done:
+            mayRunTwice = true
             context.warn(
                 "\(plan.host) took guest '\(plan.guest)' over before it could be told that \(operatorName) has taken it for this "
                     + "host. \(bothMayRun)"

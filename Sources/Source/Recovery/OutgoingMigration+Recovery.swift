@@ -85,15 +85,13 @@ extension OutgoingMigration {
     /// A later migration has decided about the guest: neither QEMU nor the images are this one's to touch.
     private func leaveToLater(_ standing: SourceStanding) async throws {
         switch standing {
-        case .taken(let by):
+        case .open, .reclaimed, .taken:
             context.report.outcome = .rolledBack
-            if await tellOverruling(by: by) {
-                try journal?.append(.rolledBack(reason: "\(by) has taken the guest for this host"))
-            }
-        case .open:
-            try journal?.append(.rolledBack(reason: Self.superseded))
-            fallthrough
-        case .released, .reclaimed, .confirmed, .overruled, .rolledBack:
+            guard try await !settleDebt(standing) else { return }
+            // Who has taken a guest does not wait for the other host.
+            if case .taken = standing { return }
+            context.report.code = MigrationError.Code.failed.rawValue
+        case .released, .confirmed, .overruled, .rolledBack:
             throw MigrationError(.guest, "Migration \(plan.id) was followed by a later one of guest '\(plan.guest)'")
         }
     }
@@ -140,6 +138,7 @@ extension OutgoingMigration {
         case .over(.rolledBack(_, let isClosed)):
             // That the other host does not know yet that it was overruled is no failure.
             context.report.code = isClosed || overruler != nil ? 0 : MigrationError.Code.failed.rawValue
+            if mayRunTwice { context.report.code = MigrationError.Code.undecided.rawValue }
         case .over(.overruled(let by)): await learnOverruling(by)
         default: break
         }

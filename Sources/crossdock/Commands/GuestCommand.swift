@@ -108,6 +108,11 @@ struct GuestCommand: AsyncParsableCommand {
                     throw MigrationError(.busy, "Guest '\(name)' is being migrated; see 'crossdock status'")
                 }
                 defer { withExtendedLifetime(lock) {} }
+                if case .arriving? = try common.migrations.startBar(of: name),
+                    let bar = try common.migrations.startBar(of: name)
+                {
+                    throw GuestError(bar.sentence(guest: name))
+                }
                 let socket = DurableFile.resolve(qmp, in: currentDirectory)
                 let store = common.guests
                 let name = name

@@ -76,7 +76,7 @@ struct RecoverCommand: AsyncParsableCommand {
                 return
             }
             let ids = try recovery.pending()
-            if ids.isEmpty { output("There is nothing to recover on this host.\n") }
+            if ids.isEmpty { output("There is nothing to recover on this host, or somebody is at it already; see 'crossdock status'.\n") }
             // One destination may be away for long, and the other guests are none of its business.
             let code = await withTaskGroup(of: Int32.self) { group in
                 for id in ids {
@@ -110,7 +110,9 @@ struct RecoverCommand: AsyncParsableCommand {
         let guest = "Guest '\(report.guest)'"
         switch report.outcome {
         case .migrated: output("\(guest) belongs to \(host), which has taken it over; nothing of it runs here.\n")
-        case .rolledBack: output("\(guest) belongs to this host; migration \(report.migration) was rolled back.\n")
+        case .rolledBack:
+            let how = claim == nil ? "migration \(report.migration) was rolled back" : "it was taken for it"
+            output("\(guest) belongs to this host; \(how).\n")
         case .overruled: output("\(guest) belongs to \(host): an operator has taken it there.\n")
         case .undecided: output("Who owns guest '\(report.guest)' is not known.\n")
         case .rehearsed: break
@@ -137,9 +139,10 @@ struct RecoverCommand: AsyncParsableCommand {
         guard let claim else {
             output(
                 """
-                Guest '\(guest)' of migration \(id) is complete on this host and paused. It belongs to \(source) until that \
-                releases it, and the destination agent waits for its word. If \(source) is gone for good and will never run \
-                it again, run 'crossdock recover \(id) --take-ownership --other-host-is-off' here.
+                Guest '\(guest)' of migration \(id) has come to this host and belongs to \(source) until that releases it; \
+                'crossdock destination' waits for its word. If \(source) is gone for good and will never run it again, run \
+                'crossdock recover \(id) --take-ownership --other-host-is-off' here. A guest that was paused there is resumed then: \
+                only \(source) could say that it was.
 
                 """
             )
@@ -153,7 +156,14 @@ struct RecoverCommand: AsyncParsableCommand {
             // Whatever has kept the agent from it, the guest is where it was.
             throw MigrationError(.undecided, "\(error)")
         }
-        output("Guest '\(answer["guest"]?.string ?? guest)' belongs to this host and runs here.\n")
+        let name = answer["guest"]?.string ?? guest
+        var state = "unknown"
+        if let record = try? common.guests.load(name) {
+            let (store, loop) = (common.guests, EventLoop(name: "guest"))
+            defer { loop.stop() }
+            state = (try? await loop.run { await store.state(of: record, on: loop) }) ?? state
+        }
+        output("Guest '\(name)' belongs to this host; its state is '\(state)'.\n")
         return 0
     }
 }

@@ -70,7 +70,7 @@ struct StatusCommand: AsyncParsableCommand {
         let isAtWork = isRecovering || files.running(.agent) != nil
         switch standing {
         case .rolledBack(let reason): return ("rolled back", reason)
-        case .confirmed: return ("migrated", "runs on \(destination)")
+        case .confirmed: return ("migrated", "belongs to \(destination)")
         case .taken(let by):
             return (
                 "taken",

@@ -1,4 +1,5 @@
 import CLinux
+import Emulator
 import Glibc
 import Migration
 
@@ -111,9 +112,13 @@ struct ProgressRenderer: EventRenderer {
             return
         }
         let disk = report.disks.reduce(0) { $0 + Double($1.bytesSent) }
-        var lines = ["Guest '\(report.guest)' runs on \(destination)."]
-        let blackout = report.blackoutMS.map { "\(Int($0.rounded())) ms" } ?? "unknown"
-        lines.append("  blackout  \(blackout)")
+        var lines: [String] = []
+        if let state = report.guestState {
+            lines.append("Guest '\(report.guest)' is on \(destination), and stands there as it did here: \(state.sentence).")
+        } else {
+            lines.append("Guest '\(report.guest)' runs on \(destination).")
+            lines.append("  blackout  \(report.blackoutMS.map { "\(Int($0.rounded())) ms" } ?? "unknown")")
+        }
         lines.append("  total     \(Self.time(report.totalMS / 1000))")
         var disks = "  disks     \(Self.bytes(disk)) sent"
         if let phase = report.phasesMS["disks"], phase > 0, disk > 0 {
