@@ -103,7 +103,9 @@ extension IncomingMigration {
                     reasons.append("The image \(path) is a block device, which can only be raw; use --format raw")
                 } else if size < disk.size {
                     reasons.append("The block device \(path) has \(size) bytes, the disk needs \(disk.size)")
-                } else if !DeviceHolder.isHeld(path, for: offer.guest, agent.migrations), let holder = Self.deviceHolder(path) {
+                } else if !DeviceHolder.isHeld(path, for: offer.guest, agent.migrations),
+                    let holder = Self.deviceHolder(path)
+                {
                     reasons.append("The block device \(path) cannot be used: \(holder)")
                 }
             } else if DurableFile.exists(path) {
@@ -242,9 +244,10 @@ extension IncomingMigration {
     ) async throws {
         let migrations = agent.migrations
         let paths = offer.disks.map { imagePath($0, offer) }
-        if let problem = try await BlockingPool.shared.run({ try DeviceHolder.letGo(paths, of: offer.guest, migrations) })
-            .first
-        {
+        if let problem = try await BlockingPool.shared.run({
+            try DeviceHolder.letGo(paths, of: offer.guest, migrations)
+        })
+        .first {
             throw GuestError(problem)
         }
         for disk in offer.disks {

@@ -173,6 +173,9 @@ final class ControlConnection: @unchecked Sendable {
         }
     }
 
+    /// Whether it has said what nobody has asked for yet.
+    var hasUnread: Bool { !inbox.isEmpty }
+
     func send(data: [UInt8]) async throws { try await connection.send(data: data) }
 
     /// The next message that is no answer to a ping.

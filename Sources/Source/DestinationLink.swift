@@ -18,6 +18,8 @@ final class DestinationLink: @unchecked Sendable {
     var isResumable = false
     private(set) var isReconnecting = false
     private var isInterruptible = true
+    /// Whether the destination was asked to prepare: before that nobody can have taken the guest for it.
+    var mayBePrepared: () -> Bool = { true }
     /// The values of the guest's secrets: a destination agent keeps them in memory only, so each new one has to be told.
     var secrets: [String: SecretBytes] = [:]
     /// Is told where the NBD server is when another connection was made.
@@ -97,7 +99,7 @@ final class DestinationLink: @unchecked Sendable {
         guard context.fault == nil, context.mayBeInterrupted() else { return next.close() }
         guard welcome.state == .offered || welcome.state == .prepared else {
             next.close()
-            if let by = welcome.takenBy { throw Self.overruled(plan, by) }
+            if let by = welcome.takenBy, mayBePrepared() { throw Self.overruled(plan, by) }
             throw MigrationError(.failed, "The destination has given the migration up meanwhile")
         }
         do { try await sendSecrets(next) } catch {
@@ -185,6 +187,9 @@ final class DestinationLink: @unchecked Sendable {
                     _ = try await connect()
                 }
                 guard let control else { continue }
+                guard !control.hasUnread else {
+                    throw MigrationError(.failed, "it said something before it was asked")
+                }
                 let answer = try await control.ask(.release(release), timeout: patience)
                 switch answer {
                 case .owned, .refused: return answer

@@ -10,6 +10,8 @@ struct GuestRestoration {
     let monitor: QMPClient
     /// What the guest was doing.
     let guest: RunState
+    /// Its images. A QEMU that has completed a migration opens them by their names when it goes on.
+    var fence: ImageFence?
 
     private var loop: EventLoop { monitor.loop }
 
@@ -97,6 +99,7 @@ struct GuestRestoration {
 
     /// - Returns: why the guest stays as it is; nil when it is on its way.
     private func leavePostmigrate() async -> String? {
+        if let displaced = fence?.displaced(), !displaced.isEmpty { return displaced.joined(separator: "; ") }
         switch guest {
         case .paused, .prelaunch:
             // In one breath: the guest runs for less than a millisecond.

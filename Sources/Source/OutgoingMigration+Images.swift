@@ -51,11 +51,15 @@ extension OutgoingMigration {
 
     /// Gives the images their names back and has QEMU go on, in this order: it opens them by their names again when it resumes
     /// the guest.
-    func liftFence() async {
+    ///
+    /// - Returns: why QEMU must not go on yet: something else has an image's name.
+    func liftFence() async -> String? {
         if let fence {
-            for problem in await BlockingPool.shared.value({ fence.lift() }) { context.warn(problem) }
+            let problems = await BlockingPool.shared.value { fence.lift() }
+            if !problems.isEmpty { return problems.joined(separator: "; ") }
         }
-        do { try record?.process?.thaw() } catch { context.warn("\(error)") }
+        do { try record?.process?.thaw() } catch { return "\(error)" }
+        return nil
     }
 
     /// Notes for people and for the deletion of the old images; the journal has decided already, so that this need not

@@ -30,14 +30,14 @@ extension OutgoingMigration {
             await mirrors.closeRelays()
             return .restored(true)
         }
-        await liftFence()
-        let problem = await restoreGuest()
+        var problem = await liftFence()
+        if problem == nil { problem = await restoreGuest() }
         // The rest may take as long as the destination is away.
         if problem == nil { watchdog?.guestRuns() }
         await mirrors.closeRelays()
         if let problem {
             context.warn(
-                "Guest '\(plan.guest)' may not be as it was: \(problem); run 'crossdock recover \(plan.id)' once its monitor answers"
+                "Guest '\(plan.guest)' may not be as it was: \(problem). Run 'crossdock recover \(plan.id)' once that is settled"
             )
         }
         return .restored(problem == nil)
@@ -51,7 +51,7 @@ extension OutgoingMigration {
         }
         var problem: String? = "its monitor does not answer"
         if let monitor, monitor.isConnected {
-            problem = await GuestRestoration(monitor: monitor, guest: watch?.guest ?? notedGuest).run()
+            problem = await GuestRestoration(monitor: monitor, guest: watch?.guest ?? notedGuest, fence: fence).run()
             await memory.forgetSettings(monitor)
         }
         // The monitor of a QEMU that ends is gone a moment before it is.
@@ -72,7 +72,8 @@ extension OutgoingMigration {
             }
         switch await link.tell(rollBack.reason.message, patience: patience) {
         case .acknowledged: return .told(true)
-        case .overruled(let by): return .overruled(by: by)
+        // Who was never asked to prepare cannot have been taken.
+        case .overruled(let by): return rollBack.telling == .needed ? .overruled(by: by) : .told(true)
         case .silent:
             // Before it was asked to prepare it gives up by itself.
             guard rollBack.telling == .needed else { return .told(true) }

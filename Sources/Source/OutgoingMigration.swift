@@ -67,6 +67,7 @@ public final class OutgoingMigration: @unchecked Sendable {
         mirrors = DiskMirrors(context, link)
         memory = MemoryTransfer(context, link, mirrors)
         context.mayBeInterrupted = { [unowned self] in handover.mayBeInterrupted }
+        link.mayBePrepared = { [unowned self] in handover.mayBePrepared }
         context.onFault = { [unowned self] in link.interrupt($0) }
         link.onReconnect = { [unowned self] in mirrors.move(to: $0) }
         mirrors.onOutage = { [unowned self] in

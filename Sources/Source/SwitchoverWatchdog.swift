@@ -179,14 +179,19 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
         }
         // The agent may have fenced the images on its way to the release, and frozen QEMU, whose monitor says nothing then.
         let process = ((try? GuestStore(stateDirectory: plan.stateDirectory).load(plan.guest)) ?? nil)?.process
-        _ = ImageFence(recovering: plan.id, guest: plan.guest, process: process, in: migrations).lift()
+        let fence = ImageFence(recovering: plan.id, guest: plan.guest, process: process, in: migrations)
+        guard fence.lift().isEmpty else {
+            // It would go on with what has taken an image's name. The recovery says so.
+            close(monitor)
+            return true
+        }
         try? process?.thaw()
         let guest = OutgoingMigration.noted(migrations.files(of: plan.id))
         try? await loop.run {
             let channel = try SocketChannel(adopting: monitor, on: loop, peerName: "QEMU's monitor")
             let client = try await QMPClient.resume(over: channel)
             defer { client.close() }
-            _ = await GuestRestoration(monitor: client, guest: guest).resume()
+            _ = await GuestRestoration(monitor: client, guest: guest, fence: fence).resume()
         }
         return true
     }

@@ -183,15 +183,17 @@ struct SourceHandoverTests {
         #expect(pause.guest == .ioError && pause.since == nil)
     }
 
-    @Test func anOperatorOfTheDestinationEndsItInEveryState() {
+    /// A destination that was never asked to prepare cannot have been taken, whatever it says.
+    @Test func anOperatorOfTheDestinationIsBelievedOnlyAfterPrepared() {
         for kind in SourceHandover.Kind.allCases where kind != .over {
-            var handover = Self.example(kind)
-            handover.take(.overruled(by: "root"))
-            guard case .over(.overruled(let by)) = handover else {
-                Issue.record("\(kind)")
-                continue
+            for telling in [SourceHandover.RollBack.Telling.needed, .helpful, .needless] {
+                let rollBack = SourceHandover.RollBack(reason: Self.reason, hasTouchedGuest: true, telling: telling)
+                var handover = SourceHandover.example(kind, Self.pause, rollBack)
+                handover.take(.overruled(by: "root"))
+                let isOverruled = if case .over(.overruled) = handover { true } else { false }
+                let isBelieved = [.inDoubt, .released].contains(kind) || kind == .telling && telling == .needed
+                #expect(isOverruled == isBelieved, "\(kind) \(telling)")
             }
-            #expect(by == "root" && handover.isReleased)
         }
     }
 

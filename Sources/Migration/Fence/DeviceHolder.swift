@@ -164,7 +164,9 @@ public struct DeviceHolder: Sendable {
         let wanted = Set(devices.compactMap(number))
         return processes().contains { process in
             let descriptors = "/proc/\(process.pid)/fd"
-            return DurableFile.list(descriptors).contains { number("\(descriptors)/\($0)").map(wanted.contains) ?? false }
+            return DurableFile.list(descriptors).contains {
+                number("\(descriptors)/\($0)").map(wanted.contains) ?? false
+            }
         }
     }
 

@@ -36,8 +36,16 @@ public enum JournalRecord: Sendable, Hashable, Codable {
 
     /// A record of bounded length, whatever the reason was.
     var bounded: JournalRecord {
+        // What a peer or a program has said is shown to people, a line each.
         func cut(_ text: String) -> String {
-            text.utf8.count <= 1024 ? text : String(decoding: text.utf8.prefix(1024), as: UTF8.self)
+            let line =
+                text.unicodeScalars.contains { $0.value < 32 || (127..<160).contains($0.value) }
+                ? String(
+                    String.UnicodeScalarView(
+                        text.unicodeScalars.map { $0.value < 32 || (127..<160).contains($0.value) ? " " : $0 }
+                    )
+                ) : text
+            return line.utf8.count <= 1024 ? line : String(decoding: line.utf8.prefix(1024), as: UTF8.self)
         }
         switch self {
         case .reclaimed(let reason): return .reclaimed(reason: cut(reason))

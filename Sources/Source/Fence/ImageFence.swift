@@ -76,7 +76,7 @@ public struct ImageFence: Sendable {
     /// A QEMU that takes its images up again after a completed migration opens them by their names: what stands there then is
     /// what the guest goes on with. So this is asked before QEMU lets go of them.
     public func displaced() -> [String] {
-        images.filter { $0.identity != nil && ImageIdentity(of: $0.realPath) != $0.identity }.map { image in
+        images.filter { $0.identity != nil && !$0.canBe(ImageIdentity(of: $0.realPath)) }.map { image in
             "The image \(image.path) was moved or replaced under guest '\(guest)'; put the right one back under this name"
         }
     }

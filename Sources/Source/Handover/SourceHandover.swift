@@ -216,6 +216,15 @@ enum SourceHandover: Sendable {
         }
     }
 
+    /// Whether the destination may have everything, and keep it until it hears a word.
+    var mayBePrepared: Bool {
+        switch self {
+        case .asking, .continuing, .completed, .fenced, .frozen, .releasing, .inDoubt, .released: true
+        case .restoring(let rollBack), .telling(let rollBack): rollBack.telling == .needed
+        default: false
+        }
+    }
+
     /// Whether the guest must not run here.
     var isReleased: Bool {
         switch self {
@@ -250,7 +259,10 @@ enum SourceHandover: Sendable {
         switch (self, event) {
         case (_, .failed(let reason)): return failed(reason)
         case (.over, _): return self
-        case (_, .overruled(let by)): return .over(.overruled(by: by))
+        // Before PREPARED was asked for nobody can have taken the guest for the destination, whatever that says.
+        case (.inDoubt, .overruled(let by)), (.released, .overruled(let by)): return .over(.overruled(by: by))
+        case (.telling(let rollBack), .overruled(let by)):
+            return rollBack.telling == .needed ? .over(.overruled(by: by)) : .closing(rollBack)
         case (.checking, .checked): return .offering
         case (.offering, .rehearsed): return .readying
         case (.offering, .rehearsalIsOver): return .over(.rehearsed)

@@ -65,7 +65,7 @@ extension OutgoingMigration {
             try await journal.write(.rolledBack(reason: Self.superseded))
             return true
         case .overruled(let by):
-            try await journal.write(.overruled(by: MigrationContext.said(by)))
+            // It stays open: 'crossdock recover' says what that means.
             throw DestinationLink.overruled(plan, by)
         case .silent:
             context.warn(

@@ -108,12 +108,12 @@ extension OutgoingMigration {
             return
         case .open, .reclaimed:
             // Its images first: QEMU opens them by their names when it goes on.
-            await liftFence()
+            try await giveImagesBack()
             // Without its monitor nothing can be said about the guest, so nothing is decided about it.
             try await connectMonitor()
         case .taken(let by):
             overruler = by
-            await liftFence()
+            try await giveImagesBack()
             try await connectMonitor()
         // QEMU is frozen, and is not to be used before the guest belongs to this host again.
         case .released: break
@@ -130,6 +130,14 @@ extension OutgoingMigration {
         handover = resumed
         await carryOut()
         await settleReport()
+    }
+
+    private func giveImagesBack() async throws {
+        guard let problem = await liftFence() else { return }
+        throw MigrationError(
+            .failed,
+            "Guest '\(plan.guest)' belongs to this host and must not go on yet: \(problem). Then run 'crossdock recover \(plan.id)' again"
+        )
     }
 
     /// The roll-back is what was asked for; what is left of it is in the warnings.

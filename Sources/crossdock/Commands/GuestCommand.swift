@@ -2,6 +2,7 @@ import ArgumentParser
 import Emulator
 import IO
 import Migration
+import Source
 
 struct GuestCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
@@ -29,6 +30,7 @@ struct GuestCommand: AsyncParsableCommand {
                 }
                 defer { withExtendedLifetime(lock) {} }
                 if let bar = try common.migrations.startBar(of: name) { throw GuestError(bar.sentence(guest: name)) }
+                if let stray = StrayImages.obstacles(of: name, common.migrations).first { throw GuestError(stray) }
                 let known = try common.guests.load(name)
                 if let known, let process = known.process, process.isRunning {
                     throw GuestError("Guest '\(name)' runs already, as process \(process.pid)")

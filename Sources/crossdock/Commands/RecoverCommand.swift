@@ -76,7 +76,11 @@ struct RecoverCommand: AsyncParsableCommand {
                 return
             }
             let ids = try recovery.pending()
-            if ids.isEmpty { output("There is nothing to recover on this host, or somebody is at it already; see 'crossdock status'.\n") }
+            if ids.isEmpty {
+                output(
+                    "There is nothing to recover on this host, or somebody is at it already; see 'crossdock status'.\n"
+                )
+            }
             // One destination may be away for long, and the other guests are none of its business.
             let code = await withTaskGroup(of: Int32.self) { group in
                 for id in ids {

@@ -114,7 +114,9 @@ struct ProgressRenderer: EventRenderer {
         let disk = report.disks.reduce(0) { $0 + Double($1.bytesSent) }
         var lines: [String] = []
         if let state = report.guestState {
-            lines.append("Guest '\(report.guest)' is on \(destination), and stands there as it did here: \(state.sentence).")
+            lines.append(
+                "Guest '\(report.guest)' is on \(destination), and stands there as it did here: \(state.sentence)."
+            )
         } else {
             lines.append("Guest '\(report.guest)' runs on \(destination).")
             lines.append("  blackout  \(report.blackoutMS.map { "\(Int($0.rounded())) ms" } ?? "unknown")")
