@@ -47,6 +47,25 @@ struct OwnershipEndToEnd {
         return undecided
     }
 
+    /// While the guest was away something else has taken its image's name.
+    @Test func aGuestNeverGoesOnWithWhatHasTakenItsImagesName() async throws {
+        let undecided = try await makeUndecided()
+        let lab = undecided.lab
+        try await undecided.endDestination()
+        let other = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
+        #expect(other == undecided.disk)
+        let taken = try await undecided.recover("--take-ownership", "--other-host-was-erased", "localhost")
+        #expect(taken.code != 0 && taken.errors.contains("is in the way"), "\(taken.all)")
+        let started = try await lab.crossdock(["guest", "start", "web1", "--state-dir", lab.state("a")])
+        #expect(started.code == 10 && started.errors.contains("is still called"), "\(started.all)")
+        #expect(unlink(other) == 0)
+        let recovered = try await undecided.recover()
+        #expect(recovered.code == 0 && recovered.output.contains("belongs to this host"), "\(recovered.all)")
+        #expect(DurableFile.exists(undecided.disk))
+        let again = try await lab.crossdock(["guest", "start", "web1", "--state-dir", lab.state("a")])
+        #expect(again.code == 0, "\(again.all)")
+    }
+
     @Test func silenceIsNoProofAndTheOperatorVouches() async throws {
         let undecided = try await makeUndecided()
         // In a network that loses every packet the other host, which is well, says nothing; nor in one without a route.

@@ -163,6 +163,34 @@ struct SwitchoverEndToEnd {
         #expect(try await lab.monitor("a") { try await $0.status() } == "running")
     }
 
+    /// A destination that was asked to prepare keeps its copy, and refuses the guest, until it is told.
+    @Test func whatADestinationCouldNotBeToldItIsToldBeforeTheNextMigration() async throws {
+        let paused = try await pause(deadline: 4000)
+        let lab = paused.lab
+        let ports = (control: lab.controlPort, nbd: lab.nbdPort)
+        let store = MigrationStore(stateDirectory: lab.state("b"))
+        let id = DurableFile.list(store.directory).first ?? ""
+        try await eventually("the destination is prepared") {
+            try Journal.read(store.journal(of: id)).contains(.prepared)
+        }
+        lab.destination?.signal(SIGKILL)
+        _ = try await lab.destination?.finish()
+        let result = try await paused.migration.finish(seconds: 120)
+        #expect(result.code != 0 && result.errors.contains("could not be told of the roll-back"), "\(result.all)")
+        #expect(try await lab.monitor("a") { try await $0.status() } == "running")
+        // What fails before anybody is asked forgets nothing.
+        let failed = try await lab.migrate(port: 1)
+        #expect(failed.code == MigrationError.Code.unreachable.rawValue, "\(failed.all)")
+        let source = MigrationStore(stateDirectory: lab.state("a"))
+        #expect(try source.reading(of: id)?.standing == .source(.open))
+        try await lab.startDestination(ports: ports)
+        let again = try await lab.migrate()
+        #expect(again.code == 0, "\(again.all)")
+        guard case .source(.rolledBack) = try source.reading(of: id)?.standing,
+            case .destination(.rolledBack) = try store.reading(of: id)?.standing
+        else { throw TestFailure("The first migration is not closed on both hosts") }
+    }
+
     /// The journal of the destination is the only thing that says why a released guest is paused there.
     @Test func whatAPreparedDestinationSaysAndDoesWithoutItsSource() async throws {
         let paused = try await pause(deadline: 4000)
