@@ -69,7 +69,7 @@ final class ControlConnection: @unchecked Sendable {
         } catch {
             throw MigrationError(
                 .unreachable,
-                "\(error); is 'crossdock destination' running on \(plan.host), on port \(plan.port)?"
+                "\(error); see that 'crossdock destination' runs on \(plan.host), on port \(plan.port)"
             )
         }
         if hello.role == .stream { socket.limitUnsent(256 << 10) }

@@ -12,6 +12,8 @@ struct GuestRestoration {
     let guest: RunState
     /// Its images. A QEMU that has completed a migration opens them by their names when it goes on.
     var fence: ImageFence?
+    /// Is told what is not quite as it was, and cannot be.
+    var say: @Sendable (String) -> Void = { _ in }
 
     private var loop: EventLoop { monitor.loop }
 
@@ -88,7 +90,11 @@ struct GuestRestoration {
             switch state {
             case .finishMigrate: break
             case .postmigrate:
-                if let lasting = await leavePostmigrate() { return lasting }
+                switch await leavePostmigrate() {
+                case .onItsWay: break
+                case .asItWas: return nil
+                case .held(let why): return why
+                }
             // Whoever stopped it, or let it run, meanwhile: it is as they left it.
             default: return nil
             }
@@ -97,22 +103,33 @@ struct GuestRestoration {
         return "QEMU does not answer, or does not leave the state of its migration"
     }
 
-    /// - Returns: why the guest stays as it is; nil when it is on its way.
-    private func leavePostmigrate() async -> String? {
-        if let displaced = fence?.displaced(), !displaced.isEmpty { return displaced.joined(separator: "; ") }
+    /// What became of a guest in the state `postmigrate`.
+    private enum Departure {
+        /// QEMU was told to let it go on.
+        case onItsWay
+        /// It stands still as it did; only the name of its state is another one.
+        case asItWas
+        /// It must not go on, for this reason.
+        case held(String)
+    }
+
+    private func leavePostmigrate() async -> Departure {
+        if let displaced = fence?.displaced(), !displaced.isEmpty { return .held(displaced.joined(separator: "; ")) }
         switch guest {
         case .paused, .prelaunch:
             // In one breath: the guest runs for less than a millisecond.
             async let resumed: Void? = try? monitor.resume()
             async let stopped: Void? = try? monitor.pause()
             _ = await (resumed, stopped)
-            return nil
+            return .onItsWay
         case .panicked, .watchdog, .shutdown, .internalError:
-            return
-                "\(guest.sentence), which this QEMU has forgotten: it stands still ('postmigrate'), and 'cont' would revive it"
+            say(
+                "\(guest.sentence), which its QEMU has forgotten: it stands still in the state 'postmigrate', and 'cont' would revive it"
+            )
+            return .asItWas
         default:
             _ = try? await monitor.resume()
-            return nil
+            return .onItsWay
         }
     }
 }

@@ -51,7 +51,12 @@ extension OutgoingMigration {
         }
         var problem: String? = "its monitor does not answer"
         if let monitor, monitor.isConnected {
-            problem = await GuestRestoration(monitor: monitor, guest: watch?.guest ?? notedGuest, fence: fence).run()
+            problem = await GuestRestoration(
+                monitor: monitor,
+                guest: watch?.guest ?? notedGuest,
+                fence: fence,
+                say: { self.context.warn("Guest '\(self.plan.guest)': \($0)") }
+            ).run()
             await memory.forgetSettings(monitor)
         }
         // The monitor of a QEMU that ends is gone a moment before it is.

@@ -72,7 +72,14 @@ struct GuestView: Codable {
             return view
         }
         guard record.process?.isRunning == true else {
-            return GuestView(record, state: await store.state(of: record, on: loop))
+            var view = GuestView(record, state: await store.state(of: record, on: loop))
+            // What it waits for, or why it must not be started, is not on record.
+            guard record.released == nil, let bar = (try? migrations.startBar(of: record.name)) ?? nil else {
+                return view
+            }
+            if case .arriving = bar { view.state = "arriving" } else { view.state = "released" }
+            view.detail = bar.sentence(guest: record.name)
+            return view
         }
         let state = await store.state(of: record, on: loop)
         if state == "arriving" { return GuestView(record, state: state) }
