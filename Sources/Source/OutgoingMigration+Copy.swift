@@ -178,6 +178,10 @@ extension OutgoingMigration {
                 "Guest '\(plan.guest)' cannot be released: \(displaced.joined(separator: "; "))"
             )
         }
+        try await compareDescription(extent)
+    }
+
+    func compareDescription(_ extent: GuestDescriptionWatch.Extent) async throws {
         guard let differences = try await description?.differences(extent), !differences.isEmpty else { return }
         throw MigrationError(
             .guest,
