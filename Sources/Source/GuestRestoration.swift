@@ -23,7 +23,7 @@ struct GuestRestoration {
     func run() async -> String? {
         await endMigration()
         await removeLeftovers()
-        return await resume()
+        return await bringBack()
     }
 
     /// Cancels the migration only: the disks go on being mirrored, and another attempt may follow.
@@ -43,6 +43,10 @@ struct GuestRestoration {
     /// - Returns: as `run`.
     func resume() async -> String? {
         await endMigration()
+        return await bringBack()
+    }
+
+    private func bringBack() async -> String? {
         guard monitor.isConnected else { return "its monitor is gone" }
         return await restoreGuest()
     }

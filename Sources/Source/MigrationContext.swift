@@ -59,9 +59,6 @@ final class MigrationContext: @unchecked Sendable {
         changed.signal()
     }
 
-    /// The reasons so far have been acted on: what is done now is not to be ended by them.
-    func forgetInterruptions() { (fault, memoryLoss) = (nil, nil) }
-
     /// The memory has to be sent again.
     func loseMemory(_ reason: String) {
         if memoryLoss == nil { memoryLoss = MemoryLost(reason: reason) }

@@ -110,11 +110,8 @@ struct GuestCommand: AsyncParsableCommand {
                     throw MigrationError(.busy, "Guest '\(name)' is being migrated; see 'crossdock status'")
                 }
                 defer { withExtendedLifetime(lock) {} }
-                if case .arriving? = try common.migrations.startBar(of: name),
-                    let bar = try common.migrations.startBar(of: name)
-                {
-                    throw GuestError(bar.sentence(guest: name))
-                }
+                let bar = try common.migrations.startBar(of: name)
+                if let bar, case .arriving = bar { throw GuestError(bar.sentence(guest: name)) }
                 let socket = DurableFile.resolve(qmp, in: currentDirectory)
                 let store = common.guests
                 let name = name
@@ -125,7 +122,7 @@ struct GuestCommand: AsyncParsableCommand {
                     return try await GuestView.make(record, state: nil, monitor: monitor)
                 }
                 output("Guest '\(name)' is process \(view.process ?? 0); it was not touched.\n")
-                if let bar = try common.migrations.startBar(of: name) {
+                if let bar {
                     printError(
                         "crossdock: \(bar.sentence(guest: name)). If this QEMU is the same guest, it must not run"
                     )
