@@ -245,6 +245,12 @@ final class Lab: @unchecked Sendable {
         try await startDestination(ports: ports, more: more)
     }
 
+    /// Takes the last record out of a journal: the word of the destination is lost.
+    static func forgetLastRecord(of journal: String) throws {
+        let lines = (try DurableFile.read(journal) ?? []).split(separator: UInt8(ascii: "\n"))
+        try DurableFile.write(Array(lines.dropLast().joined(separator: [UInt8(ascii: "\n")])) + [10], to: journal)
+    }
+
     /// The source agent of the only migration of host a.
     func sourceAgent() throws -> EmulatorProcess {
         let id = DurableFile.list("\(state("a"))/migrations").first ?? ""

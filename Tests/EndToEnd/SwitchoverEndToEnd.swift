@@ -126,19 +126,12 @@ struct SwitchoverEndToEnd {
         #expect(try await lab.migrate().code == 0)
         let store = MigrationStore(stateDirectory: lab.state("a"))
         let id = DurableFile.list(store.directory).first ?? ""
-        let lines = (try DurableFile.read(store.journal(of: id)) ?? []).split(separator: UInt8(ascii: "\n"))
-        try DurableFile.write(
-            Array(lines.dropLast().joined(separator: [UInt8(ascii: "\n")])) + [10],
-            to: store.journal(of: id)
-        )
+        try Lab.forgetLastRecord(of: store.journal(of: id))
         let asked = try await lab.crossdock(["recover", id, "--take-ownership", "--state-dir", lab.state("a")])
         // It is there after all, and has the guest.
         #expect(asked.code == 0 && asked.output.contains("belongs to localhost"), "\(asked.all)")
         #expect(try Journal.read(store.journal(of: id)).last == .confirmed)
-        try DurableFile.write(
-            Array(lines.dropLast().joined(separator: [UInt8(ascii: "\n")])) + [10],
-            to: store.journal(of: id)
-        )
+        try Lab.forgetLastRecord(of: store.journal(of: id))
         lab.destination?.signal(SIGKILL)
         try lab.guests("b").load("web1")?.process?.signal(SIGKILL)
         let early = try await lab.crossdock(["guest", "start", "web1", "--state-dir", lab.state("a")])
