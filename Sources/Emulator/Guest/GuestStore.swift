@@ -41,13 +41,21 @@ public struct GuestStore: Sendable {
         on loop: EventLoop,
         timeout: Duration = .seconds(10)
     ) async throws -> QMPClient {
-        if let process = record.process, process.isFrozen {
+        func refuseFrozen() throws {
+            guard let process = record.process, process.isFrozen else { return }
             throw GuestError(
                 "QEMU of guest '\(record.name)' (process \(process.pid)) is frozen and answers nobody; 'crossdock guest list' says why"
             )
         }
+        try refuseFrozen()
         let path = monitor == .agent ? agentMonitor(of: record) : statusMonitor(of: record)
-        return try await QMPClient.connect(to: path, on: loop, timeout: timeout)
+        do {
+            return try await QMPClient.connect(to: path, on: loop, timeout: timeout)
+        } catch {
+            // Its threads stop one after the other: it may have been frozen already when it did not look so yet.
+            try refuseFrozen()
+            throw error
+        }
     }
 
     /// Where the sockets of a guest are that is on its way to this host and does not belong to it yet.
@@ -238,12 +246,14 @@ public struct GuestStore: Sendable {
                 throw GuestError("The QEMU behind \(socket) is guest '\(other)' already")
             }
         }
-        guard !emulator.process.isFrozen else {
+        func refuseFrozen() throws {
+            guard emulator.process.isFrozen else { return }
             throw GuestError(
                 "The QEMU behind \(socket) (process \(emulator.process.pid)) is frozen and answers nobody; 'crossdock status' says "
                     + "whether a migration did that"
             )
         }
+        try refuseFrozen()
         var record = GuestRecord(
             name: name,
             commandLine: GuestCommandLine(arguments: emulator.arguments, directory: emulator.directory)
@@ -259,8 +269,9 @@ public struct GuestStore: Sendable {
                 record.adopted = path
             } catch { failure = failure ?? error }
         }
-        if let failure = failure as? QMPError, found == nil, failure.code == .malformed {
-            throw GuestError(failure.message)
+        if found == nil {
+            try refuseFrozen()
+            if let failure = failure as? QMPError, failure.code == .malformed { throw GuestError(failure.message) }
         }
         do {
             try save(record)
@@ -289,10 +300,10 @@ public struct GuestStore: Sendable {
         }
         if process.isFrozen { return "frozen" }
         if DurableFile.exists(arrivals(of: record.name)) { return "arriving" }
-        guard let monitor = try? await connect(to: record, .status, on: loop, timeout: .seconds(2)) else {
-            return "unknown"
+        if let monitor = try? await connect(to: record, .status, on: loop, timeout: .seconds(2)) {
+            defer { monitor.close() }
+            if let status = try? await monitor.status(timeout: .seconds(2)) { return status }
         }
-        defer { monitor.close() }
-        return (try? await monitor.status(timeout: .seconds(2))) ?? "unknown"
+        return process.isFrozen ? "frozen" : "unknown"
     }
 }

@@ -64,13 +64,7 @@ struct GuestView: Codable {
         _ migrations: MigrationStore,
         on loop: EventLoop
     ) async throws -> GuestView {
-        if let sentence = migrations.frozenSentence(of: record) {
-            var view = GuestView(record, state: "frozen")
-            view.detail = sentence
-            view.blockers = [sentence]
-            view.migratable = false
-            return view
-        }
+        if let view = frozen(record, migrations) { return view }
         guard record.process?.isRunning == true else {
             var view = GuestView(record, state: await store.state(of: record, on: loop))
             // What it waits for, or why it must not be started, is not on record.
@@ -85,7 +79,18 @@ struct GuestView: Codable {
         if state == "arriving" { return GuestView(record, state: state) }
         let monitor = try? await store.connect(to: record, .status, on: loop, timeout: .seconds(2))
         defer { monitor?.close() }
+        if monitor == nil, let view = frozen(record, migrations) { return view }
         return try await make(record, state: "unknown", monitor: monitor)
+    }
+
+    /// What is told of a guest whose QEMU is frozen; nil for another.
+    private static func frozen(_ record: GuestRecord, _ migrations: MigrationStore) -> GuestView? {
+        guard let sentence = migrations.frozenSentence(of: record) else { return nil }
+        var view = GuestView(record, state: "frozen")
+        view.detail = sentence
+        view.blockers = [sentence]
+        view.migratable = false
+        return view
     }
 
     /// Tells what a monitor says; without one only what is on record.
