@@ -131,6 +131,19 @@ struct GuestRestoration {
                 "\(guest.sentence), which its QEMU has forgotten: it stands still in the state 'postmigrate', and 'cont' would revive it"
             )
             return .asItWas
+        case .ioError:
+            // Of a request that fails again, QEMU's IDE tells the guest instead of keeping it.
+            if let drives = try? await monitor.failedDrives(),
+                let drive = drives.first(where: { $0.type.hasPrefix("ide-") })
+            {
+                say(
+                    "\(guest.sentence), which its QEMU has forgotten: it stands still in the state 'postmigrate'; "
+                        + "'cont' makes the request of drive '\(drive.name)' again, once the cause is gone"
+                )
+                return .asItWas
+            }
+            _ = try? await monitor.resume()
+            return .onItsWay
         default:
             _ = try? await monitor.resume()
             return .onItsWay

@@ -19,6 +19,7 @@ class Expectation:
     boots: int = 0  # how often the guest may boot again
     image: str = ""  # where the source's image is, when somebody has moved it
     recovery: tuple = ()  # what `crossdock recover` has to be told
+    repair: object = None  # what an operator does first when the guest does not go on by itself
     follows_up: bool = False  # whether a decision of the operator may have to be told to the other host
     checks: list = dataclasses.field(default_factory=list)  # called with the scene and the home; sentences
     found: list = dataclasses.field(default_factory=list)  # violations that were seen on the way

@@ -2,7 +2,7 @@
 """Injects faults into real migrations of a real guest, and judges what became of the guest.
 
     faults.py CROSSDOCK GUEST-FILES [--fast] [--only POINT:FAULT[,...]] [--list] [--selftest] [--json FILE]
-              [--markdown FILE] [--jobs N] [--keep DIR] [--keep-all] [--patience SECONDS]
+              [--again] [--markdown FILE] [--jobs N] [--keep DIR] [--keep-all] [--patience SECONDS]
 """
 import argparse
 import collections
@@ -27,7 +27,7 @@ import report  # noqa: E402
 import selftest  # noqa: E402
 import shim  # noqa: E402
 from lab import Pair, Site  # noqa: E402
-from run import Run  # noqa: E402
+from run import Result, Run  # noqa: E402
 
 
 def choose(options):
@@ -51,6 +51,15 @@ def choose(options):
     if options.fast:
         return [(points.BY_NAME[point], injection.BY_NAME[fault]) for point, fault in injection.FAST]
     return injection.matrix()
+
+
+def earlier(options):
+    """The good results of an earlier matrix, by the names of point and fault."""
+    if not options.again or not options.json or not os.path.exists(options.json):
+        return {}
+    with open(options.json) as file:
+        results = [Result(**one) for one in json.load(file)]
+    return {(one.point, one.fault): one for one in results if one.is_good}
 
 
 def show(runs):
@@ -122,7 +131,8 @@ def main():
     parser.add_argument("--only", metavar="POINT:FAULT[,...]", help="these runs; * stands for anything")
     parser.add_argument("--list", action="store_true", help="show points, faults and runs")
     parser.add_argument("--selftest", action="store_true", help="test the judge with evidence that was tampered with")
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--json", metavar="FILE", help="where the results are written, also when the matrix is stopped")
+    parser.add_argument("--again", action="store_true", help="keep the good results that FILE has, and make the other runs")
     parser.add_argument("--markdown", metavar="FILE")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--keep", metavar="DIR", help="where the evidence of failed runs is kept")
@@ -140,20 +150,23 @@ def main():
         sys.exit(1 if wrong else 0)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
+    known = earlier(options)
+    runs = [(point, fault) for point, fault in runs if (point.name, fault.name) not in known]
     site = Site(options.crossdock, options.files, options.patience)
+    keep = options.keep or tempfile.mkdtemp(prefix="xf-evidence-")
+    matrix = Matrix(site, runs, os.path.abspath(keep), options.keep_all)
+    results = []
     try:
-        keep = options.keep or tempfile.mkdtemp(prefix="xf-evidence-")
-        matrix = Matrix(site, runs, os.path.abspath(keep), options.keep_all)
         matrix.carry_out(max(1, options.jobs))
     finally:
         site.close()
         if not options.keep and not os.listdir(keep):
             os.rmdir(keep)
-    results = sorted(matrix.results, key=lambda result: report.order(result))
+        results = sorted([*known.values(), *matrix.results], key=lambda result: report.order(result))
+        if options.json:
+            with open(options.json, "w") as file:
+                json.dump([dataclasses.asdict(result) for result in results], file, indent=1)
     print(report.summary(results, time.monotonic() - began))
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump([dataclasses.asdict(result) for result in results], file, indent=1)
     if options.markdown:
         with open(options.markdown, "w") as file:
             file.write(report.markdown(results))

@@ -96,6 +96,13 @@ def moving(scene, gate):
     scene.note("the image was renamed")
     scene.expects.image = path
     expect_the_file_itself(scene, path)
+
+    def put_back():
+        os.rename(path, scene.disk)
+        scene.expects.image = ""
+        scene.note("the image has its name again")
+
+    scene.expects.repair = put_back
     gate.go()
 
 
@@ -108,9 +115,18 @@ def replacing(scene, gate):
     scene.expects.image = path
     expect_the_file_itself(scene, path)
     stranger = identity(scene.disk)
+    aside = scene.disk + ".aside"
+
+    def put_back():
+        os.rename(scene.disk, aside)
+        os.rename(path, scene.disk)
+        scene.expects.image = ""
+        scene.note("the image has its name again")
+
+    scene.expects.repair = put_back
 
     def check(scene, home):
-        if os.path.exists(scene.disk) and identity(scene.disk) == stranger:
+        if any(os.path.exists(one) and identity(one) == stranger for one in (scene.disk, aside)):
             return []
         return ["the file that was put in the place of the image is not there any more"]
 

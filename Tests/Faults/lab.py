@@ -575,7 +575,9 @@ class Scene:
     def _files_of_a_guest_that_left(self):
         left = []
         for name in os.listdir(os.path.dirname(self.disk)):
-            if name == os.path.basename(self.disk) and not self.expects.image:
+            # A symbolic link that leads nowhere is no image.
+            is_there = name == os.path.basename(self.disk) and os.path.exists(self.disk)
+            if is_there and not self.expects.image:
                 left.append("host a still has the image under its old name, not fenced")
         record = os.path.join(self.state("a"), "guests", guest.NAME, "guest.json")
         try:

@@ -11,8 +11,8 @@ import points
 from fault import DESTINATION_AGENT, SOURCE_AGENT, WATCHDOG, Fault, hit
 from points import OWNED, RELEASED
 
-# How long a command may take that finds nobody who answers; `recover` alone asks until somebody does.
-LIMIT, ASKING = 60, 20
+# How long a command may take that finds nobody who answers; `recover` alone asks for 30 s.
+LIMIT, ASKING = 60, 45
 # Before the release the guest is the source's without anybody's word.
 COMMANDS = {
     "recover": [],
@@ -43,14 +43,15 @@ def accept(scene):
     start_agent(scene)
 
 
-def hold(scene):
-    scene.link.hold()
-    scene.note("the link forwards nothing")
+def vanish(scene):
+    scene.link.vanish()
+    scene.note("the other host is silent, as if it were off")
 
 
-def let_go(scene):
+def appear(scene):
     scene.link.reset()
     scene.link.let_go()
+    scene.link.listen()
     scene.note("the link forwards again")
 
 
@@ -98,7 +99,7 @@ ANSWERS = {
     "answering": ("the destination agent answers", nothing, nothing),
     "refused": ("connections are refused", refuse, accept),
     "reset": ("connections are reset", stop_agent, start_agent),
-    "silent": ("nothing is answered", hold, let_go),
+    "silent": ("nothing is answered", vanish, appear),
     "other-certificate": ("the other host has another certificate", change_certificate, restore_certificate),
     "other-list": ("the other host's authorisation list is another", close_list, open_list),
     "erased": ("the other host was installed anew", erase, nothing),
@@ -124,7 +125,7 @@ def recovering(command, answer):
         if point.role == points.DESTINATION and answer not in ("silent", "answering"):
             # It does not take the next step either.
             hit(scene, signal.SIGKILL, DESTINATION_AGENT)
-        if begin is hold:
+        if begin is vanish:
             begin(scene)
             gate.go()
         else:

@@ -64,6 +64,7 @@ class Link(threading.Thread):
         self.target, self.ports, self.recordings = target, ports, recordings
         self.numbers = {port: itertools.count() for port in ports}
         self.address, self.listeners = listen, {}
+        self.walls = []  # sockets that keep others from connecting
         self._listen()
         self.lock = threading.Lock()
         self.connections = []
@@ -102,9 +103,28 @@ class Link(threading.Thread):
                 self._drop(connection, abort=True)
         self._changed()
 
+    def vanish(self):
+        """As if the host were off: nothing comes back any more, also not to who connects."""
+        self.hold()
+        with self.lock:
+            # The kernel drops what asks for a connection when the queue of those that nobody has accepted is full.
+            for server, port in self.listeners.values():
+                server.listen(0)
+                self.walls.append(server)
+                for _ in range(4):
+                    brick = socket.socket()
+                    brick.setblocking(False)
+                    brick.connect_ex((self.address, port))
+                    self.walls.append(brick)
+            self.listeners.clear()
+        self._changed()
+
     def listen(self):
         """Accepts connections again."""
         with self.lock:
+            for wall in self.walls:
+                wall.close()
+            self.walls.clear()
             if not self.listeners:
                 self._listen()
         self._changed()
@@ -184,7 +204,7 @@ class Link(threading.Thread):
                 if self.is_over:
                     for connection in list(self.connections):
                         self._drop(connection, abort=True)
-                    for server, _ in self.listeners.values():
+                    for server in [server for server, _ in self.listeners.values()] + self.walls:
                         server.close()
                     return
                 poll, actions, timeout = self._prepare()
@@ -240,8 +260,8 @@ class Link(threading.Thread):
         return poll, actions, timeout
 
     def _accept(self, server, port):
-        if server.fileno() < 0:
-            return  # closed since the poll
+        if server.fileno() not in self.listeners:
+            return  # closed, or full, since the poll
         near, _ = server.accept()
         near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.connections.append(Connection(port, near))

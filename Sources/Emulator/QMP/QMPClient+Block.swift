@@ -85,6 +85,19 @@ extension QMPClient {
     /// Forgets a job that has concluded (`job-dismiss`).
     public func dismiss(_ job: String) async throws { try await execute("job-dismiss", ["id": .string(job)]) }
 
+    /// The drives with a request that failed and that QEMU keeps until `cont` (`query-block`, `io-status`), with the type of
+    /// their device: "ide-hd", "virtio-blk-pci".
+    public func failedDrives() async throws -> [(name: String, type: String)] {
+        var found: [(name: String, type: String)] = []
+        for drive in try await execute("query-block").array where drive["io-status"]?.string ?? "ok" != "ok" {
+            guard let path = drive["qdev"]?.string, !path.isEmpty else { continue }
+            let name = drive["device"]?.string ?? ""
+            let type = try await property("type", of: path.hasPrefix("/") ? path : "/machine/peripheral/\(path)")
+            found.append((name.isEmpty ? path : name, type?.string ?? ""))
+        }
+        return found
+    }
+
     /// A job by name; nil when there is none.
     public func job(_ name: String) async throws -> BlockJob? {
         let jobs = try await execute("query-jobs").array
