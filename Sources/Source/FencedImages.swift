@@ -58,10 +58,40 @@ public enum FencedImages {
             for path in record.paths where path.hasSuffix(".released-\(id)") {
                 if unlink(path) == 0 { deleted.append(path) }
             }
-            // The record stays: it says that the time is over.
-            record.paths = []
-            try? write(record, id, migrations)
+            forget(&record, id, migrations)
         }
         return deleted
+    }
+
+    /// Deletes the images of one migration before their time, also those of one that nobody has written a record of.
+    ///
+    /// - Returns: the deleted paths, and what could not be deleted, a sentence each.
+    static func delete(
+        _ id: String,
+        _ files: MigrationFiles,
+        _ migrations: MigrationStore
+    ) -> (deleted: [String], problems: [String]) {
+        var record =
+            read(id, migrations)
+            ?? Record(
+                paths: SavedDisk.load(files).compactMap { $0.image }.filter { !$0.isDevice }.map { $0.fencedPath(id) }
+            )
+        var (deleted, problems) = ([String](), [String]())
+        for path in record.paths where path.hasSuffix(".released-\(id)") {
+            if unlink(path) == 0 {
+                deleted.append(path)
+            } else if errno != ENOENT {
+                problems.append("Cannot delete the image \(path): \(String(cString: strerror(errno)))")
+            }
+        }
+        record.deleteAfter = 0
+        if problems.isEmpty { forget(&record, id, migrations) }
+        return (deleted, problems)
+    }
+
+    /// The record stays: it says that the time is over.
+    private static func forget(_ record: inout Record, _ id: String, _ migrations: MigrationStore) {
+        record.paths = []
+        try? write(record, id, migrations)
     }
 }

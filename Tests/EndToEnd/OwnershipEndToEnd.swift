@@ -195,6 +195,8 @@ struct OwnershipEndToEnd {
         let waiting = try ChildProcess([Lab.crossdock, "recover", id, "--state-dir", lab.state("a")])
         try await waiting.wait(for: "a word of the recovery") { waiting.errors.contains("--take-ownership") }
         #expect(emulator.isFrozen)
+        let status = try await lab.crossdock(["status", "--state-dir", lab.state("a")])
+        #expect(status.output.contains("its QEMU, process \(emulator.pid), is frozen"), "\(status.all)")
         waiting.signal(SIGKILL)
         _ = try await waiting.finish()
         let port = lab.controlPort
@@ -245,6 +247,29 @@ struct OwnershipEndToEnd {
         #expect(!unknown.errors.contains("stays"), "\(unknown.all)")
         let running = try await lab.crossdock(["guest", "stop", "web1", "--state-dir", lab.state("b")])
         #expect(running.output == "Guest 'web1' is stopped.\n", "\(running.all)")
+    }
+
+    @Test func whatAGuestHasLeftIsForgottenOnceItBelongsToTheOtherHostAndNotBefore() async throws {
+        let undecided = try await makeUndecided()
+        let lab = undecided.lab
+        let old = "\(undecided.disk).released-\(undecided.id)"
+        let forget = ["guest", "forget", "web1", "--state-dir"]
+        let early = try await lab.crossdock(forget + [lab.state("a")])
+        #expect(early.code == MigrationError.Code.guest.rawValue, "\(early.all)")
+        #expect(early.errors.contains("has not confirmed") && DurableFile.exists(old), "\(early.all)")
+        #expect(try await undecided.recover().code == 0)
+        let owned = try await lab.crossdock(forget + [lab.state("b")])
+        #expect(owned.code == MigrationError.Code.guest.rawValue, "\(owned.all)")
+        #expect(owned.errors.contains("belongs to this host"), "\(owned.all)")
+        let forgotten = try await lab.crossdock(forget + [lab.state("a")])
+        #expect(forgotten.code == 0 && forgotten.output.contains("deleted \(old)"), "\(forgotten.all)")
+        #expect(!DurableFile.exists(old))
+        #expect(try lab.guests("a").load("web1") == nil)
+        let start = try await lab.crossdock(["guest", "start", "web1", "--state-dir", lab.state("a")])
+        #expect(start.errors.contains("has moved to localhost"), "\(start.all)")
+        let taken = try await undecided.recover("--take-ownership")
+        #expect(taken.code == MigrationError.Code.guest.rawValue, "\(taken.all)")
+        #expect(taken.errors.contains("there is nothing to take"), "\(taken.all)")
     }
 }
 

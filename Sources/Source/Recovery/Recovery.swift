@@ -69,13 +69,7 @@ public struct Recovery: Sendable {
             if let message = event.message { say(message) }
         }
         guard let claim else { return try await outgoing.recover() }
-        guard reading.standing == .source(.released) else {
-            throw MigrationError(
-                .guest,
-                "Who owns guest '\(reading.guest)' is known: run 'crossdock recover \(id)' without --take-ownership, or see "
-                    + "'crossdock status'"
-            )
-        }
+        if let owner = Self.owner(reading, id) { throw MigrationError(.guest, owner) }
         say("asking \(reading.peer) at every address that it has, before guest '\(reading.guest)' is taken from it")
         let inquiry = try await outgoing.inquire()
         var author: String?
@@ -93,6 +87,25 @@ public struct Recovery: Sendable {
             return report(now, order.plan)
         }
         return try await outgoing.recover(takenBy: now.standing == .source(.released) ? author : nil)
+    }
+
+    /// Whose a guest is that nobody has to be asked about; nil when it was released and nothing more is known.
+    private static func owner(_ reading: JournalReading, _ id: String) -> String? {
+        guard case .source(let standing) = reading.standing else { return nil }
+        let (guest, here) = ("Guest '\(reading.guest)'", "'crossdock recover \(id)' without --take-ownership")
+        switch standing {
+        case .released: return nil
+        case .open: return "\(guest) was not released and belongs to this host; \(here) brings it back"
+        case .reclaimed:
+            return "\(guest) belongs to this host, \(reading.peer) will never run it; \(here) brings it back"
+        case .taken(let by):
+            return
+                "\(guest) belongs to this host already, by the word of \(by); \(here) brings it back and tells \(reading.peer)"
+        case .confirmed: return "\(guest) belongs to \(reading.peer), which has taken it over; there is nothing to take"
+        case .overruled(let by): return "\(guest) belongs to \(reading.peer) by the word of \(by); it must not run here"
+        case .rolledBack:
+            return "\(guest) belongs to this host, the migration was rolled back; there is nothing to take"
+        }
     }
 
     private func source(_ id: String) throws -> JournalReading {

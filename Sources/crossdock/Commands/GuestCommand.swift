@@ -7,8 +7,8 @@ import Source
 struct GuestCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "guest",
-        abstract: "Starts, adopts, lists and stops guests on this host.",
-        subcommands: [Start.self, Adopt.self, List.self, Show.self, Stop.self]
+        abstract: "Starts, adopts, lists and stops guests on this host, and forgets those that have left.",
+        subcommands: [Start.self, Adopt.self, List.self, Show.self, Stop.self, Forget.self]
     )
 
     struct Start: AsyncParsableCommand {
@@ -231,6 +231,28 @@ struct GuestCommand: AsyncParsableCommand {
             let loop = EventLoop(name: "guest")
             try await loop.run { await store.stop(record, on: loop) }
             return true
+        }
+    }
+
+    struct Forget: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Removes at once what a guest has left here that belongs to another host for good.",
+            discussion: """
+                Its old images are deleted, which are kept for --keep-source otherwise, its block devices are no longer held, and its \
+                record goes. A guest that may belong to this host is refused.
+                """
+        )
+        @OptionGroup var common: CommonOptions
+        @Argument(help: "The guest's name.")
+        var name: String
+
+        func run() async throws {
+            try await failing {
+                let (deleted, remarks) = try LeftGuest(name, stateDirectory: common.stateDirectory).forget()
+                for path in deleted { output("deleted \(path)\n") }
+                for remark in remarks { printError("crossdock: \(remark)") }
+                if remarks.isEmpty { output("Nothing of guest '\(name)' is kept on this host.\n") }
+            }
         }
     }
 }

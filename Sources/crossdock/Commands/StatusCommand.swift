@@ -56,12 +56,18 @@ struct StatusCommand: AsyncParsableCommand {
         switch reading.standing {
         case .source(let standing):
             role = "source"
-            (state, detail) = describe(standing, id, to: reading.peer)
+            let (known, words) = describe(standing, id, to: reading.peer)
+            (state, detail) = (known, words + (standing.isOver ? "" : frozen(reading.guest)))
         case .destination(let standing):
             role = "destination"
             (state, detail) = describe(standing, from: reading.peer)
         }
         return Row(migration: id, guest: reading.guest, role: role, state: state, detail: detail)
+    }
+
+    private func frozen(_ guest: String) -> String {
+        guard let process = (try? common.guests.load(guest))??.process, process.isFrozen else { return "" }
+        return "; its QEMU, process \(process.pid), is frozen"
     }
 
     private func describe(_ standing: SourceStanding, _ id: String, to destination: String) -> (String, String) {
