@@ -148,17 +148,6 @@ final class MigrationContext: @unchecked Sendable {
         emit(event)
     }
 
-    /// What the other side said, as it may be shown: of bounded length, without control characters.
-    static func said(_ text: String) -> String {
-        let most = 1000
-        var shown = String(
-            String.UnicodeScalarView(
-                text.unicodeScalars.prefix(most).map { scalar in
-                    scalar.value < 32 || (127..<160).contains(scalar.value) ? "?" : scalar
-                }
-            )
-        )
-        if text.unicodeScalars.count > most { shown += "..." }
-        return shown
-    }
+    /// What the other side said, as it may be shown.
+    static func said(_ text: String) -> String { text.shown(most: 1000) }
 }

@@ -26,6 +26,16 @@ struct TextTests {
         #expect(error?.description == message)
     }
 
+    @Test(arguments: [
+        ("plain \u{e9}", "plain \u{e9}"), ("two\nl\u{1b}[2J", "two?l?[2J"), ("\u{85}\u{7f}\u{9b}", "???"),
+        ("a\u{202e}b\u{2066}c\u{2028}", "a?b?c?"), ("\r\n", "??"), ("0123456789", "0123456789"),
+        ("0123456789a", "0123456..."), ("\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}x", "\u{e9}\u{e9}\u{e9}..."), ("", ""),
+    ])
+    func whatOthersSayIsShownInOneLineOfBoundedLength(_ text: String, _ shown: String) {
+        #expect(text.shown(most: 10) == shown)
+        #expect(text.shown(most: 10).utf8.count <= 10)
+    }
+
     /// RFC 4648, section 10.
     @Test func base64HoldsItsVectorsAndRefusesWhatIsNone() {
         let vectors = [

@@ -1,3 +1,5 @@
+internal import IO
+
 /// What a side of a migration has decided, durably. Who may run the guest follows from these records alone.
 public enum JournalRecord: Sendable, Hashable, Codable {
     /// Source: a migration of this guest began.
@@ -37,16 +39,7 @@ public enum JournalRecord: Sendable, Hashable, Codable {
     /// A record of bounded length, whatever the reason was.
     var bounded: JournalRecord {
         // What a peer or a program has said is shown to people, a line each.
-        func cut(_ text: String) -> String {
-            let line =
-                text.unicodeScalars.contains { $0.value < 32 || (127..<160).contains($0.value) }
-                ? String(
-                    String.UnicodeScalarView(
-                        text.unicodeScalars.map { $0.value < 32 || (127..<160).contains($0.value) ? " " : $0 }
-                    )
-                ) : text
-            return line.utf8.count <= 1024 ? line : String(decoding: line.utf8.prefix(1024), as: UTF8.self)
-        }
+        func cut(_ text: String) -> String { text.shown(most: 1024) }
         switch self {
         case .reclaimed(let reason): return .reclaimed(reason: cut(reason))
         case .taken(let by): return .taken(by: cut(by))

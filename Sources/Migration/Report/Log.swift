@@ -1,4 +1,5 @@
 internal import Glibc
+internal import IO
 
 /// Sentences for the operator of an agent, on standard error, one a line.
 public struct Log: Sendable {
@@ -37,7 +38,6 @@ public struct Log: Sendable {
     /// Says something; control characters, which a peer may have sent, are replaced.
     public func callAsFunction(_ level: Level, _ message: @autoclosure () -> String) {
         guard level >= self.level else { return }
-        let text = message().unicodeScalars.prefix(4096).map { $0.value < 32 || $0.value == 127 ? "?" : String($0) }
-        write("crossdock: \(level): \(text.joined())")
+        write("crossdock: \(level): \(message().shown(most: 4096))")
     }
 }

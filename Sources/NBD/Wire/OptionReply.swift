@@ -1,3 +1,5 @@
+internal import IO
+
 /// An option reply (NBD specification, "Newstyle negotiation").
 struct OptionReply {
     static func encode(option: UInt32, type: UInt32, payload: [UInt8] = []) -> [UInt8] {
@@ -15,17 +17,6 @@ struct OptionReply {
         encode(option: option, type: type, payload: Array(sanitize(text).utf8))
     }
 
-    /// Cuts a text to 800 bytes and replaces control characters. QEMU's client gives a connection up at an error of more than 1000.
-    static func sanitize(_ text: some StringProtocol) -> String {
-        var result = ""
-        for scalar in text.unicodeScalars {
-            if result.utf8.count >= 800 { break }
-            if scalar.value < 32 || (127..<160).contains(scalar.value) {
-                result.unicodeScalars.append("?")
-            } else {
-                result.unicodeScalars.append(scalar)
-            }
-        }
-        return result
-    }
+    /// What may be shown, in at most 800 bytes: QEMU's client gives a connection up at an error of more than 1000.
+    static func sanitize(_ text: some StringProtocol) -> String { text.shown(most: 800) }
 }
