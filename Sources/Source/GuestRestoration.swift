@@ -93,7 +93,8 @@ struct GuestRestoration {
             guard let state = try? await monitor.runState() else { break }
             switch state {
             case .finishMigrate: break
-            case .postmigrate:
+            // A reset makes QEMU forget that its migration has stopped the guest.
+            case .postmigrate, .prelaunch where guest.verdict == .runs:
                 switch await leavePostmigrate() {
                 case .onItsWay: break
                 case .asItWas: return nil

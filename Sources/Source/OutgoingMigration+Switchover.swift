@@ -54,8 +54,8 @@ extension OutgoingMigration {
         guard try await monitor.runState() == .postmigrate else {
             throw MigrationError(.failed, "QEMU left the state 'postmigrate' before the guest was released")
         }
-        // Until it is frozen a disc can be changed.
-        try await compareDescription(.drives)
+        // Until it is frozen a disc can be changed; with its migration over, QEMU takes and gives devices again.
+        try await compareDescription(.everything)
         guard let process = record.process else { throw MigrationError(.failed, "QEMU's process is not known") }
         guard try await BlockingPool.shared.run({ try process.freeze() }) else {
             throw MigrationError(.failed, "Somebody else has stopped QEMU (process \(process.pid)) with a signal")

@@ -269,5 +269,6 @@ FAST = [
     ("released", "journal-sync-error"), ("released", "kill-source-agent"), ("own-due", "kill-destination-agent"),
     ("owner", "kill-both-agents"), ("check", "paused-before"), ("copy-source", "io-error"), ("copy-source", "stop"),
     ("copy-source", "image-replaced"), ("release-written", "cont"), ("released", "take-off-refused"),
+    ("fenced", "hot-plug"), ("fenced", "reset"),
 ]  # fmt: skip
 

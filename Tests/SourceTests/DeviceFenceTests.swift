@@ -175,6 +175,33 @@ struct DeviceFenceTests {
         #expect(lab.holder().recorded == nil)
     }
 
+    /// The guest has come back to this host; whether to the device that it left shows in its description.
+    @Test(arguments: [false, true])
+    func aDeviceThatAGuestLeftIsHeldAgainUnlessItCameBackToIt(_ toTheSame: Bool) async throws {
+        let device = try await device()
+        try lab.record(
+            [.init(device.path)],
+            [.offered(guest: "web1", destination: "host-b", order: 0), .released, .confirmed]
+        )
+        try DurableFile.makeDirectory(lab.migrations.directory(of: "2-a"))
+        let journal = try Journal(creating: lab.migrations.journal(of: "2-a"))
+        for record: JournalRecord in [
+            .accepted(guest: "web1", source: "CN=host-b", order: 1), .prepared, .owner(digests: [:]),
+        ] {
+            try journal.append(record)
+        }
+        let disk = toTheSame ? device.path : try lab.image("other.raw")
+        let line = GuestCommandLine(
+            arguments: ["qemu-system-x86_64", "-drive", "file=\(disk),format=raw"],
+            directory: "/"
+        )
+        try GuestStore(stateDirectory: lab.migrations.stateDirectory).save(GuestRecord(name: "web1", commandLine: line))
+        #expect(DeviceHolder.holdAgain(lab.migrations, program: Tool.crossdock) == [])
+        let holder = lab.holder().recorded
+        #expect((holder == nil) == toTheSame)
+        holder?.signal(SIGKILL)
+    }
+
     @Test func aDeviceThatIsNotThereIsNamed() async throws {
         var disk = SavedDisk("/dev/loop-that-is-not-there")
         let device = try await device()

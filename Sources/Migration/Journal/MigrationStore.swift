@@ -5,11 +5,16 @@ internal import IO
 
 /// The migrations of a state directory: `migrations/ID/` with the journal, the events and the report.
 public struct MigrationStore: Sendable {
+    /// The state directory.
+    public let stateDirectory: String
     /// The directory with one directory for each migration.
     public let directory: String
 
     /// Makes a store under a state directory.
-    public init(stateDirectory: String) { directory = "\(stateDirectory)/migrations" }
+    public init(stateDirectory: String) {
+        self.stateDirectory = stateDirectory
+        directory = "\(stateDirectory)/migrations"
+    }
 
     /// A migration's directory.
     public func directory(of id: String) -> String { "\(directory)/\(id)" }
