@@ -60,7 +60,8 @@ extension IncomingMigration {
             throw GuestError("Guest '\(offer.guest)' is being migrated on this host already")
         }
         guestLock = lock
-        try checkJournals(of: offer.guest)
+        // Sources decide how many journals there are.
+        try await BlockingPool.shared.run { try self.checkJournals(of: offer.guest) }
         if offer.isRehearsal { return }
         guard !DurableFile.exists(files.journal) else {
             throw GuestError("The migration \(id) has been here before")

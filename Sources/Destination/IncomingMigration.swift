@@ -157,9 +157,10 @@ final class IncomingMigration: @unchecked Sendable {
         case .message(.file(let index)): try await receiver?.begin(index)
         case .message(let message):
             let bytes = connection.messageBytes
-            try agent.accounts.hold(bytes, for: peer.name)
-            do { try conversation.enqueue() } catch {
-                agent.accounts.release(bytes, for: peer.name)
+            do { try enqueue(bytes) } catch {
+                // An ABORT in answer to ABORT would say that this migration is over, durably.
+                if case .abort = message { throw error }
+                try? await connection.send(.abort("\(error)"))
                 throw error
             }
             if case .abort = message { abandon() }
@@ -171,6 +172,14 @@ final class IncomingMigration: @unchecked Sendable {
                     self.agent.accounts.release(bytes, for: self.peer.name)
                 }
             }
+        }
+    }
+
+    private func enqueue(_ bytes: Int) throws {
+        try agent.accounts.hold(bytes, for: peer.name)
+        do { try conversation.enqueue() } catch {
+            agent.accounts.release(bytes, for: peer.name)
+            throw error
         }
     }
 

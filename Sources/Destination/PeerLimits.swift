@@ -40,6 +40,8 @@ enum PeerLimits {
 
     // MARK: Of a migration
 
+    /// Messages that wait for one that is being handled.
+    static let waitingMessages = 8
     /// Secrets.
     static let secrets = 256
     /// Bytes of the secrets with their ids.
