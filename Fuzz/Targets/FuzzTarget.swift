@@ -31,6 +31,8 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
     case qmp
     /// QEMU command lines: one word a line.
     case commandLine = "command-line"
+    /// Everything that a source may say to a destination, in every state of a migration.
+    case control
 
     /// Runs the decoder on an input.
     public func run(_ input: UnsafeRawBufferPointer) {
@@ -46,6 +48,7 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
         case .nbdClient: NBDFuzz.client(input)
         case .nbdURI: NBDFuzz.uri(input)
         case .qmp: EmulatorFuzz.monitor(Array(input))
+        case .control: ControlFuzz.conversation(input)
         case .commandLine: EmulatorFuzz.commandLine(String(decoding: input, as: UTF8.self))
         }
     }

@@ -5,9 +5,6 @@ internal import Migration
 final class Conversation: @unchecked Sendable {
     // Unchecked: confined to the agent's control loop.
 
-    /// How many messages may wait for one that is being handled.
-    private static let limit = 8
-
     private var connections: [MessageConnection] = []
     private var waiting = 0
     /// Bytes of a PROBE that are still to come.
@@ -42,7 +39,12 @@ final class Conversation: @unchecked Sendable {
 
     /// Counts a message that has to wait for others.
     func enqueue() throws {
-        guard waiting < Self.limit else { throw ChannelError(.protocolViolation, "too many messages at once") }
+        guard waiting < PeerLimits.waitingMessages else {
+            throw ChannelError(
+                .protocolViolation,
+                "The limit of \(PeerLimits.waitingMessages) messages that wait is reached"
+            )
+        }
         waiting += 1
     }
 

@@ -54,8 +54,8 @@ public final class DestinationAgent: @unchecked Sendable {
         }
     }
 
-    /// How many connections may be in the TLS handshake or before HELLO at once.
-    private static let pendingLimit = 64
+    /// How many connections are accepted before others on the loop have their turn.
+    private static let acceptedAtOnce = 16
     /// How long an agent that ends may keep the state directory's lock.
     private static let takeOverPatience = Duration.seconds(10)
 
@@ -72,8 +72,10 @@ public final class DestinationAgent: @unchecked Sendable {
     private var nbd: Listener?
     private var socket: ControlSocket?
     private var incoming: [String: IncomingMigration] = [:]
-    /// Connections that have not said HELLO, the oldest first.
-    private var pending: [SocketChannel] = []
+    /// What each identity holds.
+    let accounts = PeerAccounts()
+    /// Connections that have not said HELLO.
+    private var unproven = UnprovenConnections(limit: PeerLimits.unprovenConnections)
     private var refusals = LogLimit()
     private let stateLock: FileLock
 
@@ -150,11 +152,16 @@ public final class DestinationAgent: @unchecked Sendable {
         self.control = control
         let nbd = try await listener("nbd", or: configuration.nbdListen)
         self.nbd = nbd
+        var limits = NBDServer.Limits()
+        limits.connections = PeerLimits.allDiskConnections
+        limits.connectionsForPeer = PeerLimits.diskConnections
+        limits.connectionsToExport = PeerLimits.connectionsToExport
         let server = NBDServer(
             exports: exports,
             credentials: configuration.credentials,
             access: access,
             loops: dataLoops,
+            limits: limits,
             log: { [log] in log(.warning, $0) },
             note: { [log] in log(.debug, $0) }
         )
@@ -205,16 +212,18 @@ public final class DestinationAgent: @unchecked Sendable {
     }
 
     private func accept(_ listener: Listener) async {
+        var accepted = 0
         while let channel = try? await listener.accept() {
-            if pending.count >= Self.pendingLimit {
-                // Whoever holds connections open without a word must not keep others out: an honest peer needs milliseconds.
-                let oldest = pending.removeFirst()
+            accepted += 1
+            if accepted.isMultiple(of: Self.acceptedAtOnce) { await Task.yield() }
+            // Whoever holds connections open without a word must not keep others out: an honest peer needs milliseconds.
+            if let victim = unproven.add(channel) {
                 note(
-                    "Dropped \(oldest.peerName): \(Self.pendingLimit) other connections have not said HELLO yet"
+                    "Dropped \(victim.peerName): the limit of \(PeerLimits.unprovenConnections) connections that have not said HELLO "
+                        + "is reached, and its network has the most of them"
                 )
-                oldest.abort(ChannelError(.closed, "Too many connections have not said HELLO"))
+                victim.abort(ChannelError(.closed, "Too many connections have not said HELLO"))
             }
-            pending.append(channel)
             Task(executorPreference: loop) {
                 do {
                     try await self.serve(channel)
@@ -234,10 +243,13 @@ public final class DestinationAgent: @unchecked Sendable {
     private func serve(_ base: SocketChannel) async throws {
         let opened: (TLSChannel, MessageConnection, Message.Hello)
         do {
-            defer { pending.removeAll { $0 === base } }
-            opened = try await base.withDeadline(.seconds(10), for: "The greeting") {
+            defer { unproven.remove(base) }
+            opened = try await base.withDeadline(PeerLimits.greeting, for: "The greeting") {
+                // Who says nothing costs no session.
+                try await base.waitReadable()
                 let channel = try await TLSChannel.handshake(over: base, credentials: configuration.credentials)
                 let connection = MessageConnection(channel)
+                connection.limit = PeerLimits.helloBytes
                 do {
                     try access.check(channel.session.peer)
                 } catch {
@@ -246,10 +258,7 @@ public final class DestinationAgent: @unchecked Sendable {
                     )
                     throw error
                 }
-                guard case .hello(let hello) = try await connection.receiveMessage() else {
-                    throw ChannelError(.protocolViolation, "the first message is not HELLO")
-                }
-                return (channel, connection, hello)
+                return (channel, connection, try await Self.hello(connection))
             }
         } catch {
             base.close()
@@ -257,6 +266,16 @@ public final class DestinationAgent: @unchecked Sendable {
         }
         let (channel, connection, hello) = opened
         defer { channel.close() }
+        let peer = channel.session.peer
+        do {
+            try accounts.connect(peer.name)
+        } catch {
+            try await connection.send(.abort("\(error)"))
+            throw error
+        }
+        defer { accounts.disconnect(peer.name) }
+        connection.limit = MessageConnection.maximumMessage
+        connection.turns = .init(accounts.longMessages, key: peer.name, deadline: PeerLimits.longMessage)
         guard hello.versions.contains(1) else {
             try await connection.send(.abort("This agent speaks version 1 of the protocol only"))
             return
@@ -265,7 +284,6 @@ public final class DestinationAgent: @unchecked Sendable {
             try await connection.send(.abort("The migration's id is malformed"))
             return
         }
-        let peer = channel.session.peer
         switch hello.role {
         case .control:
             if incoming[hello.migration] == nil,
@@ -286,7 +304,7 @@ public final class DestinationAgent: @unchecked Sendable {
             }
             incoming[hello.migration] = migration
             await migration.serve(connection, Feature.known(hello.features))
-            if migration.handover.isOver { incoming[hello.migration] = nil }
+            if migration.handover.isOver { forget(migration) }
         case .stream:
             guard let migration = incoming[hello.migration], migration.peer.name == peer.name else {
                 try await connection.send(.abort("There is no such migration here"))
@@ -295,6 +313,24 @@ public final class DestinationAgent: @unchecked Sendable {
             base.limitUnsent(256 << 10)
             try await migration.serveStream(connection)
         }
+    }
+
+    /// The first message of a connection; a peer that says something else is told what is wrong.
+    private static func hello(_ connection: MessageConnection) async throws -> Message.Hello {
+        do {
+            guard case .hello(let hello) = try await connection.receiveMessage() else {
+                throw ChannelError(.protocolViolation, "the first message is not HELLO")
+            }
+            return hello
+        } catch let error as ChannelError where error.code == .protocolViolation {
+            try? await connection.send(.abort("\(error)"))
+            throw error
+        }
+    }
+
+    /// Nothing is left to do for a migration.
+    func forget(_ migration: IncomingMigration) {
+        if incoming[migration.id] === migration { incoming[migration.id] = nil }
     }
 
     /// Why a peer has no part in a migration that is known from its journal only; nil when there is no reason.

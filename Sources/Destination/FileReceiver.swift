@@ -32,14 +32,14 @@ final class FileReceiver: @unchecked Sendable {
     /// Where a file is until it is complete.
     func path(_ index: Int) -> String { "\(store)/.new-\(migration)-\(index)" }
 
-    func begin(_ index: Int) throws {
+    func begin(_ index: Int) async throws {
         guard current == nil, missing.first == index else {
             throw ChannelError(.protocolViolation, "A file that was not asked for")
         }
         let fd = open(path(index), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0o600)
         guard fd >= 0 else { return fail(FileError.system("create \(path(index))", errno)) }
         current = (index, fd, files[index].size)
-        try finishIfComplete()
+        await finishIfComplete()
     }
 
     /// Ends the receiving for whoever waits for it.
@@ -65,15 +65,18 @@ final class FileReceiver: @unchecked Sendable {
         }
         current = (index, fd, rest - UInt64(bytes.count))
         progress.signal()
-        try finishIfComplete()
+        await finishIfComplete()
     }
 
-    private func finishIfComplete() throws {
+    private func finishIfComplete() async {
         guard let (_, fd, rest) = current, rest == 0 else { return }
-        let synced = fsync(fd) == 0
+        isWriting = true
+        let number = await BlockingPool.shared.value { fsync(fd) == 0 ? 0 : errno }
+        isWriting = false
         close(fd)
         current = nil
-        if !synced { return fail(FileError.system("store a file of the guest", errno)) }
+        if failure != nil { return }
+        if number != 0 { return fail(FileError.system("store a file of the guest", number)) }
         missing.removeFirst()
         progress.signal()
     }

@@ -4,7 +4,7 @@ internal import Glibc
 internal import IO
 
 /// What a command line wants of this host besides files: ports that must be free, interfaces that must be there.
-struct HostResources {
+struct HostResources: Sendable {
     private let ports: [GuestCommandLine.HostPort]
     private let interfaces: [String]
 
@@ -13,10 +13,12 @@ struct HostResources {
         interfaces = try commandLine.bridges()
     }
 
-    /// Why the guest cannot have what it wants; empty when it can.
-    func problems() -> [String] {
+    /// Why the guest cannot have what it wants; empty when it can. Blocks: it resolves names.
+    ///
+    /// - Parameter abandonment: when that has happened nobody wants to know any more.
+    func problems(until abandonment: Abandonment) -> [String] {
         var problems: [String] = []
-        for port in ports {
+        for port in ports where !abandonment.hasHappened {
             if let reason = Self.refusal(port) {
                 problems.append("The port \(port.port) of \(port.option) cannot be opened on this host: \(reason)")
             }

@@ -76,17 +76,18 @@ final class IncomingDisks: @unchecked Sendable {
         await images.closeExports()
         try await images.flush()
         proofs = prepared.proofs
-        let bytes = try JSONText.encode(prepared)
         // A host that falls takes QEMU with it, and then nothing is compared: this need not be durable.
-        try? save(bytes)
+        let path = proofsFile
+        try? await BlockingPool.shared.run { try Self.save(prepared, to: path) }
         if prepared.isFull { images.markAll() }
     }
 
-    private func save(_ bytes: [UInt8]) throws {
-        let fd = Glibc.open(proofsFile, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
-        guard fd >= 0 else { throw FileError.system("create \(proofsFile)", errno) }
+    private static func save(_ prepared: Message.Prepared, to path: String) throws {
+        let bytes = try JSONText.encode(prepared)
+        let fd = Glibc.open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
+        guard fd >= 0 else { throw FileError.system("create \(path)", errno) }
         defer { close(fd) }
-        try DurableFile.append(bytes, to: fd, path: proofsFile)
+        try DurableFile.append(bytes, to: fd, path: path)
     }
 
     /// Takes up what an earlier agent was told.

@@ -58,7 +58,8 @@ final class IncomingImages: @unchecked Sendable {
         header: String?,
         for peer: TLSPeerName
     ) async throws {
-        try DurableFile.makeDirectory(directory)
+        let directory = directory
+        try await BlockingPool.shared.run { try DurableFile.makeDirectory(directory) }
         var status = stat()
         guard lstat(directory, &status) == 0, status.st_mode & S_IFMT == S_IFDIR else {
             throw GuestError("\(directory) is no directory of its own; a link would lead the images elsewhere")
@@ -202,7 +203,7 @@ final class IncomingImages: @unchecked Sendable {
             try await ImageMaker.make(path, format: disk.format, size: disk.size, options: options, secret: secret)
             chmod(path, 0o600)
         }
-        try DurableFile.syncDirectory(of: path)
+        try await BlockingPool.shared.run { try DurableFile.syncDirectory(of: path) }
     }
 
     /// Takes up an image that an earlier agent made: nothing is known about its contents.

@@ -23,6 +23,17 @@ extension IncomingMigration {
             offer.files.allSatisfy({ $0.digest.utf8.count == 64 && $0.digest.allSatisfy(\.isHexDigit) }),
             offer.files.allSatisfy({ !$0.path.hasPrefix("header:") || $0.size <= 64 << 20 })
         else { throw GuestError("The offer is malformed") }
+        let line = offer.commandLine.arguments.reduce(0) { $0 + $1.utf8.count + 1 }
+        guard line <= PeerLimits.commandLineBytes else {
+            throw GuestError(
+                "The limit of \(PeerLimits.commandLineBytes >> 10) KiB of a command line is exceeded: it has \(line) bytes"
+            )
+        }
+        guard offer.files.count <= PeerLimits.files else {
+            throw GuestError(
+                "The limit of \(PeerLimits.files) files of a guest is exceeded: it has \(offer.files.count)"
+            )
+        }
     }
 
     /// Whether another migration of a guest of this name is undecided here. Called with the guest's lock, before anything is written.
@@ -162,7 +173,7 @@ extension IncomingMigration {
             let stored = "\(store)/\(file.digest)"
             let candidates = file.path.hasPrefix("/") ? [stored, file.path] : [stored]
             for candidate in candidates where found[file.path] == nil {
-                if await Self.matches(candidate, file) { found[file.path] = candidate }
+                if try await fileDigests.matches(candidate, file) { found[file.path] = candidate }
             }
             if found[file.path] == nil {
                 // Two paths may lead to the same contents.
@@ -172,7 +183,7 @@ extension IncomingMigration {
         }
         if missing.isEmpty { return found }
         if conversation.isEmpty { throw ChannelError(.closed, "The connection to the source was lost") }
-        try DurableFile.makeDirectory(store)
+        try await BlockingPool.shared.run { try DurableFile.makeDirectory(store) }
         let receiver = FileReceiver(offer.files, missing, store: store, migration: id)
         self.receiver = receiver
         defer { self.receiver = nil }
@@ -188,7 +199,7 @@ extension IncomingMigration {
         for index in missing {
             let file = offer.files[index]
             let temporary = receiver.path(index)
-            guard await Self.matches(temporary, file) else {
+            guard try await fileDigests.matches(temporary, file) else {
                 unlink(temporary)
                 throw GuestError("The file \(file.path) arrived damaged")
             }
@@ -197,14 +208,6 @@ extension IncomingMigration {
             }
         }
         return found
-    }
-
-    static func matches(_ path: String, _ file: Message.Offer.File) async -> Bool {
-        var status = stat()
-        guard stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFREG, UInt64(status.st_size) == file.size else {
-            return false
-        }
-        return (try? await BlockingPool.shared.run { try ChunkDigests.digest(of: path) }) == file.digest
     }
 
     /// Where a disk is here, and how the command line speaks of it.
@@ -279,10 +282,29 @@ extension IncomingMigration {
         _ secrets: [String: SecretBytes]
     ) async throws -> GuestRecord {
         let run = "\(agent.guests.directory(of: offer.guest))/run"
-        try DurableFile.makeDirectory(run)
-        var outputs: Set<String> = []
+        try await BlockingPool.shared.run { try DurableFile.makeDirectory(run) }
         let facts = try await facts(offer)
-        let relocation = try offer.commandLine.relocated(for: facts, origin: offer.origin) { reference in
+        // How long a command line takes is up to the source.
+        let relocation = try await BlockingPool.decoding.run { try self.relocate(offer, for: facts, files: files) }
+        var arguments = relocation.arguments
+        arguments[0] = localProgram(arguments[0]) ?? arguments[0]
+        for id in relocation.secrets where secrets[id] == nil {
+            throw GuestError("The secret '\(id)' of the guest did not come")
+        }
+        var record = GuestRecord(
+            name: offer.guest,
+            commandLine: GuestCommandLine(arguments: arguments, directory: run)
+        )
+        if !relocation.secrets.isEmpty { record.secrets = relocation.secrets.sorted() }
+        return record
+    }
+
+    /// The command line of the guest with every file in its place here. Blocks.
+    private func relocate(_ offer: Message.Offer, for facts: EmulatorFacts, files: [String: String]) throws
+        -> GuestCommandLine.Relocation
+    {
+        var outputs: Set<String> = []
+        return try offer.commandLine.relocated(for: facts, origin: offer.origin) { reference in
             switch reference.kind {
             case .disk:
                 guard offer.disks.contains(where: { $0.path == reference.path }) else {
@@ -310,16 +332,5 @@ extension IncomingMigration {
                 return .init(path: reference.path)
             }
         }
-        var arguments = relocation.arguments
-        arguments[0] = localProgram(arguments[0]) ?? arguments[0]
-        for id in relocation.secrets where secrets[id] == nil {
-            throw GuestError("The secret '\(id)' of the guest did not come")
-        }
-        var record = GuestRecord(
-            name: offer.guest,
-            commandLine: GuestCommandLine(arguments: arguments, directory: run)
-        )
-        if !relocation.secrets.isEmpty { record.secrets = relocation.secrets.sorted() }
-        return record
     }
 }

@@ -10,24 +10,12 @@ extension IncomingMigration {
     // MARK: the rehearsal
 
     func startShadow(_ offer: Message.Offer) async throws -> Message.Shadow {
-        var sizes = offer.sizes
-        var outputs: Set<String> = []
         let facts = try await facts(offer)
-        let relocation = try offer.commandLine.relocated(for: facts, origin: offer.origin) { reference in
-            var placement = GuestCommandLine.Placement(path: reference.path)
-            switch reference.kind {
-            case .disk: placement = self.placement(offer, reference, keepsBacking: [])
-            case .file:
-                let file = offer.files.first { $0.path == reference.path }
-                placement.path = "\(agent.configuration.imageDirectory)/.files/\(file?.digest ?? "")"
-            case .output: placement.path = output(reference.path, offer, &outputs)
-            case .backing: break
-            }
-            if let size = offer.sizes[reference.path] { sizes[placement.path] = size }
-            return placement
-        }
+        // How long a command line takes is up to the source.
+        let (relocation, sizes) = try await BlockingPool.decoding.run { try self.blankLine(offer, for: facts) }
         let line = GuestCommandLine(arguments: relocation.arguments, directory: "/")
-        let problems = try HostResources(line).problems()
+        let (resources, abandonment) = (try HostResources(line), abandonment)
+        let problems = await BlockingPool.names.value { resources.problems(until: abandonment) }
         if !problems.isEmpty { throw Refusal(reasons: problems) }
         let shadow = try await ShadowEmulator.start(
             line,
@@ -63,6 +51,28 @@ extension IncomingMigration {
         )
     }
 
+    /// The command line of the guest with every file in its place here, and the sizes of what a blank copy has instead. Blocks.
+    private func blankLine(_ offer: Message.Offer, for facts: EmulatorFacts) throws
+        -> (GuestCommandLine.Relocation, sizes: [String: UInt64])
+    {
+        var sizes = offer.sizes
+        var outputs: Set<String> = []
+        let relocation = try offer.commandLine.relocated(for: facts, origin: offer.origin) { reference in
+            var placement = GuestCommandLine.Placement(path: reference.path)
+            switch reference.kind {
+            case .disk: placement = self.placement(offer, reference, keepsBacking: [])
+            case .file:
+                let file = offer.files.first { $0.path == reference.path }
+                placement.path = "\(agent.configuration.imageDirectory)/.files/\(file?.digest ?? "")"
+            case .output: placement.path = output(reference.path, offer, &outputs)
+            case .backing: break
+            }
+            if let size = offer.sizes[reference.path] { sizes[placement.path] = size }
+            return placement
+        }
+        return (relocation, sizes)
+    }
+
     /// Ends the blank copy.
     ///
     /// - Returns: why it did not take the stream; nil when it did.
@@ -71,6 +81,7 @@ extension IncomingMigration {
         self.shadow = nil
         let reason = await outcome(of: shadow)
         await shadow.stop()
+        endTurn()
         return reason
     }
 
@@ -78,6 +89,7 @@ extension IncomingMigration {
         // A stream is taken in a second; on a host under load it takes what it takes.
         let end = ContinuousClock.now + ShadowEmulator.patience
         while true {
+            if abandonment.hasHappened { return "The source has given up" }
             let state: String
             do {
                 state = try await shadow.monitor.migrationState(timeout: ShadowEmulator.patience).status
@@ -105,18 +117,19 @@ extension IncomingMigration {
     }
 
     /// The disks whose backing images are here with the same contents.
-    func findKeptBacking(_ offer: Message.Offer, _ rehearsed: Message.Rehearsed) async -> Set<String> {
+    func findKeptBacking(_ offer: Message.Offer, _ rehearsed: Message.Rehearsed) async throws -> Set<String> {
         var kept: Set<String> = []
+        let own = DurableFile.resolve(agent.configuration.imageDirectory, in: "/") + "/"
         for disk in offer.disks where !disk.backing.isEmpty {
             // What a source could have put here itself is not taken for an image of this host.
             let isOwn = disk.backing.allSatisfy {
-                DurableFile.resolve($0.path, in: "/").hasPrefix(agent.configuration.imageDirectory + "/") == false
+                !DurableFile.resolve($0.path, in: "/").hasPrefix(own)
             }
             var isSame = isOwn && disk.backing.last.map { ImageHeader.isAlone($0.path) } ?? false
             for file in disk.backing where isSame {
                 var known = file
                 known.digest = rehearsed.backing[file.path] ?? ""
-                if await !Self.matches(file.path, known) {
+                if try await !fileDigests.matches(file.path, known) {
                     isSame = false
                     break
                 }

@@ -13,6 +13,9 @@ extension IncomingMigration {
             case .begin: try await begin()
             case .judge:
                 guard let offer else { throw GuestError("There is no offer") }
+                let turn = agent.accounts.blankCopies.request(peer.name)
+                self.turn = turn
+                try await turn.wait()
                 let reasons = await check(offer)
                 if !reasons.isEmpty { throw Refusal(reasons: reasons) }
                 sketch = try await startShadow(offer)
@@ -51,12 +54,14 @@ extension IncomingMigration {
 
     private func begin() async throws {
         guard let offer else { throw GuestError("There is no offer") }
+        try countGuest()
         try judgeForm(of: offer)
         guard let lock = try agent.migrations.lock(guest: offer.guest) else {
             throw GuestError("Guest '\(offer.guest)' is being migrated on this host already")
         }
         guestLock = lock
-        try checkJournals(of: offer.guest)
+        // Sources decide how many journals there are.
+        try await BlockingPool.shared.run { try self.checkJournals(of: offer.guest) }
         if offer.isRehearsal { return }
         guard !DurableFile.exists(files.journal) else {
             throw GuestError("The migration \(id) has been here before")
@@ -77,7 +82,7 @@ extension IncomingMigration {
         if offer.isRehearsal { return }
         guard let connection else { throw ChannelError(.closed, "The connection to the source was lost") }
         let found = try await findFiles(offer, connection)
-        keptBacking = await findKeptBacking(offer, rehearsed)
+        keptBacking = try await findKeptBacking(offer, rehearsed)
         // Before anything is made: a later agent finds here what it has to clean up.
         try await save(isReady: false)
         let disks = makeDisks(offer)
@@ -248,6 +253,7 @@ extension IncomingMigration {
         let shadow = shadow
         self.shadow = nil
         await shadow?.stop()
+        endTurn()
         // Without the lock nothing here is this migration's.
         if let offer, journal != nil, guestLock != nil {
             await guest?.remove(restoring: previous)

@@ -11,7 +11,7 @@ final class IncomingMigration: @unchecked Sendable {
     // Unchecked: confined to the agent's control loop.
 
     /// What a later agent needs to take this migration up.
-    struct Saved: Codable {
+    struct Saved: Codable, Sendable {
         var peer: TLSPeer
         var offer: Message.Offer
         /// What this host knew of a guest of the same name, which had left it earlier.
@@ -51,6 +51,16 @@ final class IncomingMigration: @unchecked Sendable {
     var sketch: Message.Shadow?
     /// What the journal says of the disks of a guest that came earlier.
     var ownedDigests: [String: String] = [:]
+    /// Set once nobody waits for what is being checked.
+    let abandonment = Abandonment()
+    /// The right to start a blank copy, and to keep it.
+    var turn: KeyedSemaphore.Permit?
+    /// The digests of files that the offer names.
+    private(set) lazy var fileDigests = FileDigests(agent.accounts.digests, key: peer.name, abandonment)
+    /// Bytes of what is kept of the source's messages, by the kind of message.
+    private var kept: [String: Int] = [:]
+    /// Whether the guest is one of those that its source has on the way.
+    private var isCounted = false
     private let order = AsyncLock()
     /// Ends the wait for a source that was lost.
     var absence: LoopTimer?
@@ -115,7 +125,7 @@ final class IncomingMigration: @unchecked Sendable {
                     // A step that is under way must not wait for what will never come.
                     if conversation.isEmpty {
                         receiver?.abandon(error)
-                        if case .offered = handover.state { disks?.interrupt() }
+                        if case .offered = handover.state { abandon() }
                     }
                     throw error
                 }
@@ -144,17 +154,32 @@ final class IncomingMigration: @unchecked Sendable {
             guard receiver == nil else { throw ChannelError(.protocolViolation, "PROBE is not due") }
             try await conversation.beginProbe(count, connection)
         case .message(.ping): try await connection.send(.pong)
-        case .message(.file(let index)): try receiver?.begin(index)
+        case .message(.file(let index)): try await receiver?.begin(index)
         case .message(let message):
-            try conversation.enqueue()
-            if case .abort = message { disks?.interrupt() }
+            let bytes = connection.messageBytes
+            do { try enqueue(bytes) } catch {
+                // An ABORT in answer to ABORT would say that this migration is over, durably.
+                if case .abort = message { throw error }
+                try? await connection.send(.abort("\(error)"))
+                throw error
+            }
+            if case .abort = message { abandon() }
             // A long step must not keep pings from being answered.
             group.addTask(executorPreference: agent.loop) {
                 await self.exclusively {
-                    await self.answer(message, connection)
+                    await self.answer(message, bytes, connection)
                     self.conversation.dequeue()
+                    self.agent.accounts.release(bytes, for: self.peer.name)
                 }
             }
+        }
+    }
+
+    private func enqueue(_ bytes: Int) throws {
+        try agent.accounts.hold(bytes, for: peer.name)
+        do { try conversation.enqueue() } catch {
+            agent.accounts.release(bytes, for: peer.name)
+            throw error
         }
     }
 
@@ -164,50 +189,91 @@ final class IncomingMigration: @unchecked Sendable {
         await body()
     }
 
-    private func answer(_ message: Message, _ connection: MessageConnection) async {
+    private func answer(_ message: Message, _ bytes: Int, _ connection: MessageConnection) async {
         do {
-            guard let event = try event(message) else { return }
+            guard let event = try event(message, bytes) else { return }
             await perform(event, message.name, for: connection)
         } catch {
             await perform(.failed("\(error)"), message.name, for: connection)
         }
     }
 
-    /// What a message means here; nil when it changes nothing.
-    private func event(_ message: Message) throws -> DestinationHandover.Event? {
+    /// What a message of so many bytes means here; nil when it changes nothing.
+    private func event(_ message: Message, _ bytes: Int) throws -> DestinationHandover.Event? {
         switch message {
-        case .secrets(let values):
-            for (id, text) in values {
-                guard secrets.count < 256, var bytes = Base64.decode(text.utf8) else {
-                    throw GuestError("A secret of the offer is not Base64")
-                }
-                secrets[id] = try SecretBytes(wiping: &bytes)
-            }
-            return nil
+        case .secrets(let values): try keepSecrets(values)
         case .offer(let offer):
-            if handover.state == .new { self.offer = offer }
-            return .offer(isRehearsal: offer.isRehearsal)
+            if handover.state == .new {
+                try keep(bytes, of: message.name)
+                self.offer = offer
+            }
         case .rehearsed(let rehearsed):
             guard shadow != nil else {
                 throw ChannelError(.protocolViolation, "REHEARSED is not due: there is no blank copy")
             }
+            try keep(bytes, of: message.name)
             self.rehearsed = rehearsed
-            return .rehearsed
-        case .mirrored: return .mirrored
-        case .stream: return .stream
         case .prepared(let prepared):
-            if handover.state == .ready { self.prepared = prepared }
-            return .prepare
-        case .release(let release): return .release(release)
-        case .done: return .done
-        case .abort(let reason): return .abort(reason)
-        case .overruled(let by): return .overruled(by: by)
-        default:
-            throw ChannelError(
-                .protocolViolation,
-                "\(message.name) is not due in state \(handover.onWire.rawValue): it is a message of the destination"
-            )
+            if handover.state == .ready {
+                try keep(bytes, of: message.name)
+                self.prepared = prepared
+            }
+        default: break
         }
+        return try DestinationHandover.Event(message, in: handover.onWire)
+    }
+
+    private func keepSecrets(_ values: [String: String]) throws {
+        var total = secrets.reduce(0) { $0 + $1.key.utf8.count + $1.value.count }
+        for (id, text) in values {
+            guard var bytes = Base64.decode(text.utf8) else { throw GuestError("A secret of the offer is not Base64") }
+            if let earlier = secrets[id] { total -= id.utf8.count + earlier.count }
+            total += id.utf8.count + bytes.count
+            guard secrets[id] != nil || secrets.count < PeerLimits.secrets, total <= PeerLimits.secretBytes else {
+                throw GuestError(
+                    "The limit of \(PeerLimits.secrets) secrets of \(PeerLimits.secretBytes >> 10) KiB together is reached"
+                )
+            }
+            secrets[id] = try SecretBytes(wiping: &bytes)
+        }
+    }
+
+    // MARK: - What the source holds here
+
+    /// Counts the bytes of a message that is kept, in the place of an earlier one of its kind.
+    private func keep(_ bytes: Int, of kind: String) throws {
+        agent.accounts.release(kept.removeValue(forKey: kind) ?? 0, for: peer.name)
+        try agent.accounts.hold(bytes, for: peer.name)
+        kept[kind] = bytes
+    }
+
+    /// Counts the guest among those that its source has on the way.
+    func countGuest() throws {
+        guard !isCounted else { return }
+        try agent.accounts.beginGuest(peer.name)
+        isCounted = true
+    }
+
+    private func closeAccount() {
+        agent.accounts.release(kept.values.reduce(0, +), for: peer.name)
+        kept = [:]
+        if isCounted { agent.accounts.endGuest(peer.name) }
+        isCounted = false
+        endTurn()
+    }
+
+    /// The blank copy is gone, or will not come.
+    func endTurn() {
+        turn?.end()
+        turn = nil
+    }
+
+    /// Nobody waits any more for what is being checked or read.
+    private func abandon() {
+        disks?.interrupt()
+        abandonment.happen()
+        fileDigests.leave()
+        turn?.leave()
     }
 
     /// Carries one of QEMU's connections.
@@ -243,7 +309,7 @@ final class IncomingMigration: @unchecked Sendable {
     /// Lets a step that is under way end early.
     private func interrupt(_ reason: String) async {
         receiver?.abandon(ChannelError(.closed, reason))
-        disks?.interrupt()
+        abandon()
         if case .offered = handover.state { guest?.interrupt() }
         let shadow = shadow
         self.shadow = nil
@@ -275,6 +341,10 @@ final class IncomingMigration: @unchecked Sendable {
             if case .complain(let reason) = action { complaint = reason }
             guard let next = await carryOut(action, question, connection) else { continue }
             actions += handover.handle(next)
+        }
+        if handover.isOver {
+            closeAccount()
+            if conversation.isEmpty { agent.forget(self) }
         }
         return complaint
     }
@@ -395,7 +465,7 @@ final class IncomingMigration: @unchecked Sendable {
     func save(isReady: Bool, runState: RunState? = nil) async throws {
         guard let offer else { return }
         let saved = Saved(peer: peer, offer: offer, previous: previous, isReady: isReady, runState: runState)
-        let (bytes, path) = (try JSONText.encode(saved), files.incoming)
-        try await BlockingPool.shared.run { try DurableFile.write(bytes, to: path) }
+        let path = files.incoming
+        try await BlockingPool.shared.run { try DurableFile.write(try JSONText.encode(saved), to: path) }
     }
 }

@@ -1,13 +1,13 @@
 internal import Emulator
-internal import Migration
+package import Migration
 
 /// Whether this host may run the guest that is coming to it: what it has promised, what it has written, what it waits for.
 ///
 /// A value without I/O. An event goes in, what is to be done comes out, and what became of that is the next event; whoever drives it
 /// lets one event and all that follows from it end before the next. `docs/model/README.md` has the rules, R1 to R16.
-struct DestinationHandover: Sendable, Hashable {
+package struct DestinationHandover: Sendable, Hashable {
     /// Where it stands.
-    indirect enum State: Sendable, Hashable {
+    package indirect enum State: Sendable, Hashable {
         /// An earlier agent has left a migration that is not taken up yet.
         case stuck
         /// Nothing is known but the migration's id.
@@ -49,7 +49,7 @@ struct DestinationHandover: Sendable, Hashable {
     }
 
     /// What a refusal has left in the journal.
-    enum Trace: Sendable, Hashable {
+    package enum Trace: Sendable, Hashable {
         /// `rolledBack`.
         case durable
         /// It could not be written.
@@ -59,7 +59,7 @@ struct DestinationHandover: Sendable, Hashable {
     }
 
     /// Why the guest shall run here.
-    enum Claim: Sendable, Hashable {
+    package enum Claim: Sendable, Hashable {
         /// The source has released it.
         case release(Message.Release)
         /// An operator says that the source will never run it.
@@ -67,7 +67,7 @@ struct DestinationHandover: Sendable, Hashable {
     }
 
     /// A guest that is about to belong to this host.
-    struct Ownership: Sendable, Hashable {
+    package struct Ownership: Sendable, Hashable {
         /// Who took it; nil when the source has released it.
         var takenBy: String?
         /// What is known of its disks.
@@ -79,7 +79,7 @@ struct DestinationHandover: Sendable, Hashable {
     }
 
     /// That this host will never run the guest.
-    struct Refusal: Sendable, Hashable {
+    package struct Refusal: Sendable, Hashable {
         /// The record that says so.
         var record: JournalRecord
         /// What is said once that is durable.
@@ -101,7 +101,7 @@ struct DestinationHandover: Sendable, Hashable {
     }
 
     /// What can happen.
-    enum Event: Sendable, Hashable {
+    package enum Event: Sendable, Hashable {
         // Messages of the source.
         case offer(isRehearsal: Bool)
         case rehearsed
@@ -137,7 +137,7 @@ struct DestinationHandover: Sendable, Hashable {
     }
 
     /// Work that ends with `carriedOut`, `refused` or `failed`, or with what its comment says.
-    enum Step: Sendable, Hashable {
+    package enum Step: Sendable, Hashable {
         /// Takes the guest's lock and writes `accepted`.
         case begin
         /// Checks all that can be checked, and starts a blank copy.
@@ -163,7 +163,7 @@ struct DestinationHandover: Sendable, Hashable {
     }
 
     /// An answer to whoever has asked.
-    enum Answer: Sendable, Hashable {
+    package enum Answer: Sendable, Hashable {
         case shadow
         case ready([String])
         case mirrored
@@ -177,7 +177,7 @@ struct DestinationHandover: Sendable, Hashable {
     }
 
     /// What is to be done.
-    enum Action: Sendable, Hashable {
+    package enum Action: Sendable, Hashable {
         case carryOut(Step)
         /// Writes a record and makes it durable: `durable`, `notWritten` or `doubtful`.
         case append(JournalRecord)
@@ -207,16 +207,16 @@ struct DestinationHandover: Sendable, Hashable {
         case tryLater
     }
 
-    private(set) var state: State
+    package private(set) var state: State
     /// Whether a connection of the source stands.
     private(set) var isSourceHere = false
 
-    init(_ state: State = .new) { self.state = state }
+    package init(_ state: State = .new) { self.state = state }
 
     // MARK: - Events
 
     /// Takes an event in, and says what is to be done, in this order.
-    mutating func handle(_ event: Event) -> [Action] {
+    package mutating func handle(_ event: Event) -> [Action] {
         switch event {
         case .connected:
             isSourceHere = true
@@ -563,7 +563,7 @@ struct DestinationHandover: Sendable, Hashable {
 
 extension DestinationHandover {
     /// What WELCOME says.
-    var onWire: DestinationState {
+    package var onWire: DestinationState {
         switch state {
         case .stuck, .new: .new
         case .offered, .ready, .settling, .writingPrepared: .offered

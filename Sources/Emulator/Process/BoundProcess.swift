@@ -64,11 +64,15 @@ final class BoundProcess: Sendable {
         let words =
             ((try? DurableFile.read("\(directory)/log")) ?? nil).map { String(decoding: $0, as: UTF8.self) } ?? ""
         // QEMU puts its name and the option before what it has to say.
-        return words.split(separator: "\n").last.map(String.init)
+        return words.split(separator: "\n").last.map(String.init) ?? exitCode().flatMap(ProcessEnd.signal)
     }
 
-    /// Everything that it said, as one line.
-    var words: String { EmulatorProcess.tail(of: "\(directory)/log") }
+    /// Everything that it said, as one line, and the signal when one has ended it.
+    var words: String {
+        let words = EmulatorProcess.tail(of: "\(directory)/log")
+        guard let signal = exitCode().flatMap(ProcessEnd.signal) else { return words }
+        return words.isEmpty ? signal : "\(words); \(signal)"
+    }
 
     /// Connects to its monitor, once it is there.
     ///

@@ -28,6 +28,12 @@ public final class BlockingPool: Sendable {
     /// shared one.
     public static let background = BlockingPool(width: 4)
 
+    /// A pool for decoding long texts of peers, which takes processor time.
+    public static let decoding = BlockingPool(width: 4)
+
+    /// A pool for names that peers want to have resolved, which may take many seconds for each of them.
+    public static let names = BlockingPool(width: 16)
+
     /// A pool for what may as well be done later: its threads only get what processor time nobody else wants.
     public static let idle = BlockingPool(width: 2, isIdle: true)
 

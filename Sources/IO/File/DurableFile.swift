@@ -77,7 +77,7 @@ public enum DurableFile {
         return String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
     }
 
-    /// Makes a directory and its parents, private to their owner; existing ones stay as they are.
+    /// Makes a directory and its parents, durably and private to their owner; existing ones stay as they are.
     public static func makeDirectory(_ path: String) throws {
         var status = stat()
         if stat(path, &status) == 0 {
@@ -89,9 +89,11 @@ public enum DurableFile {
         if let slash = path.lastIndex(of: "/"), slash != path.startIndex {
             try makeDirectory(String(path[..<slash]))
         }
-        guard mkdir(path, 0o700) == 0 || errno == EEXIST else {
+        guard mkdir(path, 0o700) == 0 else {
+            if errno == EEXIST { return }
             throw FileError.system("make the directory \(path)", errno)
         }
+        try syncDirectory(of: path)
     }
 
     /// The names in a directory, sorted; none when it does not exist.

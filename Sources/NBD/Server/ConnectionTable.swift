@@ -1,27 +1,24 @@
 internal import IO
 
-/// The connections of a server, and which of them have not negotiated yet.
-///
-/// Negotiation is where strangers are, so its places are few. When they are all taken, the oldest negotiation of the address
-/// that has the most gives way to a new one: who connects and stays silent crowds out itself, and a good client, which needs
-/// a place for milliseconds only, gets one.
+/// The connections of a server: which of them have not negotiated yet, and how many each peer has of the others.
 final class ConnectionTable: Sendable {
-    private struct Pending {
-        let channel: any Channel
-        let source: String
-    }
     private struct State {
         var channels: [ObjectIdentifier: any Channel] = [:]
-        /// Those that use an export.
-        var settled: Set<ObjectIdentifier> = []
-        /// In the order of their arrival.
-        var pending: [Pending] = []
+        /// Those that use an export, with the name of the peer if it has one.
+        var settled: [ObjectIdentifier: String?] = [:]
+        /// How many of them each name has.
+        var counts: [String: Int] = [:]
+        /// Negotiation is where strangers are.
+        var pending: UnprovenConnections
         var waiting: [UnsafeContinuation<Void, Never>] = []
     }
-    private let state = Guarded(State())
+    private let state: Guarded<State>
     private let limits: NBDServer.Limits
 
-    init(limits: NBDServer.Limits) { self.limits = limits }
+    init(limits: NBDServer.Limits) {
+        self.limits = limits
+        state = Guarded(State(pending: UnprovenConnections(limit: limits.negotiating)))
+    }
 
     /// How many connections there are.
     var count: Int { state.withLock { $0.channels.count } }
@@ -31,50 +28,42 @@ final class ConnectionTable: Sendable {
 
     /// Adds a connection that begins to negotiate; false when there are too many that do more than that.
     func add(_ channel: any Channel) -> Bool {
-        let source = Self.source(channel)
         let (isAdmitted, victim) = state.withLock { state -> (Bool, (any Channel)?) in
             if state.settled.count >= limits.connections { return (false, nil) }
-            var victim: (any Channel)?
-            if state.pending.count >= limits.negotiating {
-                let index = Self.victim(state.pending)
-                victim = state.pending.remove(at: index).channel
-            }
             state.channels[ObjectIdentifier(channel)] = channel
-            state.pending.append(Pending(channel: channel, source: source))
-            return (true, victim)
+            return (true, state.pending.add(channel))
         }
         victim?.abort(ChannelError(.timedOut, "Dropped a negotiation that made no haste while others waited"))
         return isAdmitted
     }
 
-    private static func source(_ channel: any Channel) -> String {
-        channel.peerAddress?.host ?? "local"
-    }
-
-    private static func victim(_ pending: [Pending]) -> Int {
-        var counts: [String: Int] = [:]
-        for entry in pending { counts[entry.source, default: 0] += 1 }
-        let most = counts.values.max() ?? 0
-        return pending.firstIndex { counts[$0.source] == most } ?? 0
-    }
-
-    /// The connection has negotiated; false when it has just given way to another, or there are too many.
-    func settle(_ channel: any Channel) -> Bool {
+    /// The connection has negotiated.
+    ///
+    /// - Parameter peer: the name that it has proved; nil for one that has none.
+    /// - Returns: why there is no place for it; nil when there is.
+    func settle(_ channel: any Channel, for peer: String?) -> String? {
         state.withLock { state in
-            guard state.settled.count < limits.connections,
-                let index = state.pending.firstIndex(where: { $0.channel === channel })
-            else { return false }
-            state.pending.remove(at: index)
-            state.settled.insert(ObjectIdentifier(channel))
-            return true
+            guard state.settled.count < limits.connections else {
+                return "The limit of \(limits.connections) connections to this server is reached"
+            }
+            if let peer, let most = limits.connectionsForPeer, state.counts[peer, default: 0] >= most {
+                return "The limit of \(most) connections for one peer is reached"
+            }
+            guard state.pending.remove(channel) else { return "The negotiation has given way to another one" }
+            state.settled[ObjectIdentifier(channel)] = .some(peer)
+            if let peer { state.counts[peer, default: 0] += 1 }
+            return nil
         }
     }
 
     func remove(_ channel: any Channel) {
         let waiting = state.withLock { state in
             state.channels[ObjectIdentifier(channel)] = nil
-            state.pending.removeAll { $0.channel === channel }
-            state.settled.remove(ObjectIdentifier(channel))
+            state.pending.remove(channel)
+            if let peer = state.settled.removeValue(forKey: ObjectIdentifier(channel)) ?? nil {
+                let rest = state.counts[peer, default: 1] - 1
+                state.counts[peer] = rest == 0 ? nil : rest
+            }
             guard state.channels.isEmpty else { return [UnsafeContinuation<Void, Never>]() }
             defer { state.waiting = [] }
             return state.waiting

@@ -134,12 +134,21 @@ public final class Export: Sendable {
         predecessor.withLock { $0 = nil }
     }
 
-    /// Counts a connection; false when none is admitted.
-    func enter(_ channel: any Channel) -> Bool {
+    /// Counts a connection.
+    ///
+    /// - Parameter limit: how many there may be; nil for any number.
+    /// - Returns: why it is not admitted; nil when it is.
+    func enter(_ channel: any Channel, limit: Int? = nil) -> String? {
         users.withLock { users in
-            if users.closed || isExclusive && !users.channels.isEmpty { return false }
+            if users.closed { return "The export is being closed" }
+            if isExclusive, !users.channels.isEmpty {
+                return "The export is in use, and only one connection may use it"
+            }
+            if let limit, users.channels.count >= limit {
+                return "The limit of \(limit) connections to one export is reached"
+            }
             users.channels[ObjectIdentifier(channel)] = channel
-            return true
+            return nil
         }
     }
 

@@ -9,8 +9,12 @@ public final class NBDServer: Sendable {
     public struct Limits: Sendable {
         /// How many connections may use exports at once; further ones are closed at once.
         public var connections = 1024
+        /// How many of them one peer may have, by the name that it proved; nil for as many as there are places.
+        public var connectionsForPeer: Int?
+        /// How many may use the same export at once; nil for as many as there are places.
+        public var connectionsToExport: Int?
         /// How many more may be in the negotiation, where nobody has proved anything yet. When all places are taken, the oldest
-        /// negotiation of the address that has the most gives way.
+        /// negotiation of the network that has the most gives way; see `UnprovenConnections`.
         public var negotiating = 128
         /// The time from accept to the end of the negotiation; nothing is timed after that.
         public var handshake = Duration.seconds(10)
@@ -208,7 +212,8 @@ public final class NBDServer: Sendable {
                 channel = secure
                 handshake.startedTLS(secure.session.peer, denial: denial(secure.session.peer, channel))
             case .transmit(let bytes, let negotiated):
-                if let reason = admit(base, to: negotiated.export) {
+                let peer = (channel as? TLSChannel)?.session.peer.name
+                if let reason = admit(base, peer, to: negotiated.export) {
                     guard option == NBDOption.go.rawValue else { throw dropped(channel, reason) }
                     try await channel.write(OptionReply.error(option: option, type: NBDOptionReply.policy, reason))
                     continue
@@ -227,13 +232,11 @@ public final class NBDServer: Sendable {
     }
 
     /// Counts a connection among those that use an export; the reason when there is no place for it.
-    private func admit(_ base: any Channel, to export: Export) -> String? {
-        guard export.enter(base) else { return "The export is in use, and only one connection may use it" }
-        guard connections.settle(base) else {
-            export.leave(base)
-            return "Too many connections are open"
-        }
-        return nil
+    private func admit(_ base: any Channel, _ peer: String?, to export: Export) -> String? {
+        if let reason = export.enter(base, limit: limits.connectionsToExport) { return reason }
+        guard let reason = connections.settle(base, for: peer) else { return nil }
+        export.leave(base)
+        return reason
     }
 
     /// Why a peer may use nothing here; it is told in these words, and the log has them too.

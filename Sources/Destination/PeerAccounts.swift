@@ -1,0 +1,86 @@
+internal import IO
+internal import Migration
+
+/// What each identity holds of an agent, and the queues for what it may have only so much of at once.
+final class PeerAccounts: @unchecked Sendable {
+    // Unchecked: confined to the agent's control loop.
+
+    private struct Account {
+        var connections = 0
+        var guests = 0
+        var bytes = 0
+
+        var isEmpty: Bool { connections == 0 && guests == 0 && bytes == 0 }
+    }
+    private var accounts: [String: Account] = [:]
+    /// The reading of long messages.
+    let longMessages = KeyedSemaphore(limit: PeerLimits.longMessages)
+    /// The starting and standing of blank copies.
+    let blankCopies = KeyedSemaphore(limit: PeerLimits.blankCopies)
+    /// The reckoning of digests of files that offers name.
+    let digests = KeyedSemaphore(limit: PeerLimits.digests)
+
+    private func change(_ identity: String, _ body: (inout Account) throws -> Void) rethrows {
+        var account = accounts[identity] ?? Account()
+        try body(&account)
+        accounts[identity] = account.isEmpty ? nil : account
+    }
+
+    /// How many identities hold anything.
+    var count: Int { accounts.count }
+
+    /// Counts a connection to the control port.
+    ///
+    /// - Throws: `ChannelError` that names the limit.
+    func connect(_ identity: String) throws {
+        try change(identity) { account in
+            guard account.connections < PeerLimits.connections else {
+                throw ChannelError(
+                    .protocolViolation,
+                    "The limit of \(PeerLimits.connections) connections to the control port for one source is reached"
+                )
+            }
+            account.connections += 1
+        }
+    }
+
+    /// A connection has ended.
+    func disconnect(_ identity: String) { change(identity) { $0.connections -= 1 } }
+
+    /// Counts a guest that is offered.
+    ///
+    /// - Throws: `MigrationError` that names the limit.
+    func beginGuest(_ identity: String) throws {
+        try change(identity) { account in
+            guard account.guests < PeerLimits.guests else {
+                throw MigrationError(
+                    .refused,
+                    "The limit of \(PeerLimits.guests) guests that are on their way from one source is reached; try again when "
+                        + "one of them has arrived"
+                )
+            }
+            account.guests += 1
+        }
+    }
+
+    /// A guest has arrived or was given up.
+    func endGuest(_ identity: String) { change(identity) { $0.guests -= 1 } }
+
+    /// Counts bytes of messages.
+    ///
+    /// - Throws: `ChannelError` that names the limit.
+    func hold(_ bytes: Int, for identity: String) throws {
+        try change(identity) { account in
+            guard bytes <= PeerLimits.messageBytes - account.bytes else {
+                throw ChannelError(
+                    .protocolViolation,
+                    "The limit of \(PeerLimits.messageBytes >> 20) MiB of messages for one source is reached"
+                )
+            }
+            account.bytes += bytes
+        }
+    }
+
+    /// Bytes of messages are not kept any more.
+    func release(_ bytes: Int, for identity: String) { change(identity) { $0.bytes -= bytes } }
+}

@@ -1,0 +1,53 @@
+import IO
+import TestSupport
+import Testing
+
+struct KeyedSemaphoreTests {
+    @Test func whatOneKeyHoldsKeepsNoOtherKeyWaitingAndTurnsComeInOrder() async throws {
+        try await onLoop { loop in
+            let semaphore = KeyedSemaphore(limit: 2)
+            let held = [semaphore.request("a"), semaphore.request("a")]
+            for permit in held { try await permit.wait() }
+            let order = Guarded<[Int]>([])
+            let waiting = (0..<3).map { _ in semaphore.request("a") }
+            let tasks = waiting.enumerated().map { index, permit in
+                Task(executorPreference: loop) {
+                    try await permit.wait()
+                    order.withLock { $0.append(index) }
+                    permit.end()
+                }
+            }
+            try await semaphore.request("b").wait()
+            #expect(order.withLock { $0 } == [])
+            #expect(semaphore.held("a") == 2 && semaphore.waiting("a") == 3 && semaphore.held("b") == 1)
+            held[0].end()
+            for task in tasks { try await task.value }
+            #expect(order.withLock { $0 } == [0, 1, 2])
+            // Only what is held is given back, and only once.
+            held[0].end()
+            #expect(semaphore.held("a") == 1 && semaphore.waiting("a") == 0)
+            held[1].end()
+            #expect(semaphore.held("a") == 0)
+        }
+    }
+
+    @Test func whoLeavesTheQueueIsToldAndWhoHoldsAPermitKeepsIt() async throws {
+        try await onLoop { loop in
+            let semaphore = KeyedSemaphore(limit: 1)
+            let first = semaphore.request("a")
+            let second = semaphore.request("a")
+            let third = semaphore.request("a")
+            let wait = Task(executorPreference: loop) { try await second.wait() }
+            // The task has its turn on the loop before this goes on.
+            await loop.sleep(for: .milliseconds(1))
+            first.leave()
+            #expect(semaphore.held("a") == 1 && semaphore.waiting("a") == 2)
+            second.leave()
+            await #expect(throws: ChannelError.self) { try await wait.value }
+            await #expect(throws: ChannelError.self) { try await second.wait() }
+            first.end()
+            try await third.wait()
+            #expect(semaphore.held("a") == 1 && semaphore.waiting("a") == 0)
+        }
+    }
+}
