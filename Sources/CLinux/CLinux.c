@@ -5,6 +5,7 @@
 #include <linux/unix_diag.h>
 #include <sys/mman.h>
 #include "CLinux.h"
+#include "Confinement.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -333,20 +334,20 @@ static void close_others(const int *keep, int count) {
 }
 
 static void run_child(char *const argv[], char *const envp[], const char *directory, int in, int out, int err,
-                      const int *keep, int keep_count, int report, pid_t parent) {
+                      const int *keep, int keep_count, int report, pid_t parent, const xd_confinement *confinement) {
     reset_signals();
-    if (parent) {
-        prctl(PR_SET_PDEATHSIG, SIGTERM);
-        if (getppid() != parent) _exit(127);
-    }
     /* The sources may overlap 0..2, so they are moved out of the way first. */
     int a = fcntl(in, F_DUPFD, 64), b = fcntl(out, F_DUPFD, 64), c = fcntl(err, F_DUPFD, 64);
     int r = fcntl(report, F_DUPFD_CLOEXEC, 64);
     dup2(a, 0);
     dup2(b, 1);
     dup2(c, 2);
-    int all[XD_MAX_KEPT + 1];
+    int all[XD_MAX_KEPT + 2];
     int count = 0;
+    int step = 0;
+    /* Where the descriptors of the standard streams do not reach. */
+    int rules = confinement && confinement->landlock >= 0 ? fcntl(confinement->landlock, F_DUPFD_CLOEXEC, 64) : -1;
+    if (rules >= 0) all[count++] = rules;
     for (int i = 0; i < keep_count && count < XD_MAX_KEPT; i++) {
         fcntl(keep[i], F_SETFD, 0);
         all[count++] = keep[i];
@@ -354,16 +355,24 @@ static void run_child(char *const argv[], char *const envp[], const char *direct
     all[count++] = r;
     close_others(all, count);
     if (directory && chdir(directory) < 0) goto fail;
+    if (confinement && (step = xd_confine_process(confinement)) != 0) goto fail;
+    if (parent) {
+        /* Not earlier: a change of user forgets it. */
+        prctl(PR_SET_PDEATHSIG, SIGTERM);
+        if (getppid() != parent) _exit(127);
+    }
+    if (confinement && (step = xd_confine_files(rules)) != 0) goto fail;
     execvpe(argv[0], argv, envp);
 fail:;
-    int code = errno;
-    (void)!write(r, &code, sizeof code);
+    int message[3] = {-2, step, errno};
+    (void)!write(r, message, sizeof message);
     _exit(127);
 }
 
 static pid_t spawn(char *const argv[], char *const envp[], const char *directory, int in, int out, int err,
-                   const int *keep, int keep_count, int detached, int bound) {
+                   const int *keep, int keep_count, int detached, int bound, const xd_confinement *confinement, int *step) {
     int report[2];
+    if (step) *step = 0;
     pid_t parent = bound ? getpid() : 0;
     if (pipe2(report, O_CLOEXEC) < 0) return -1;
     pid_t child = fork();
@@ -375,11 +384,11 @@ static pid_t spawn(char *const argv[], char *const envp[], const char *directory
     if (child == 0) {
         if (!detached) {
             setpgid(0, 0);
-            run_child(argv, envp, directory, in, out, err, keep, keep_count, report[1], parent);
+            run_child(argv, envp, directory, in, out, err, keep, keep_count, report[1], parent, confinement);
         }
         setsid();
         pid_t grandchild = fork();
-        if (grandchild == 0) run_child(argv, envp, directory, in, out, err, keep, keep_count, report[1], 0);
+        if (grandchild == 0) run_child(argv, envp, directory, in, out, err, keep, keep_count, report[1], 0, confinement);
         int message[2] = {-1, (int)grandchild};
         if (grandchild < 0) message[1] = -errno;
         (void)!write(report[1], message, sizeof message);
@@ -388,7 +397,7 @@ static pid_t spawn(char *const argv[], char *const envp[], const char *directory
     close(report[1]);
     pid_t result = child;
     int failure = 0;
-    /* A detached start reports its pid as the pair {-1, pid}; an exec failure is one positive errno. */
+    /* A detached start reports its pid as the pair {-1, pid}; a failure before exec is {-2, step, errno}. */
     int word;
     while (read(report[0], &word, sizeof word) == (ssize_t)sizeof word) {
         if (word == -1) {
@@ -398,8 +407,12 @@ static pid_t spawn(char *const argv[], char *const envp[], const char *directory
                 else
                     result = (pid_t)word;
             }
-        } else {
-            failure = word;
+        } else if (word == -2) {
+            int failed[2];
+            if (read(report[0], failed, sizeof failed) == (ssize_t)sizeof failed) {
+                if (step) *step = failed[0];
+                failure = failed[1];
+            }
         }
     }
     close(report[0]);
@@ -417,16 +430,17 @@ static pid_t spawn(char *const argv[], char *const envp[], const char *directory
 }
 
 pid_t xd_spawn_detached(char *const argv[], char *const envp[], const char *directory, int in, int out, int err,
-                        const int *keep, int keep_count) {
-    return spawn(argv, envp, directory, in, out, err, keep, keep_count, 1, 0);
+                        const int *keep, int keep_count, const xd_confinement *confinement, int *step) {
+    return spawn(argv, envp, directory, in, out, err, keep, keep_count, 1, 0, confinement, step);
 }
 
 pid_t xd_spawn_child(char *const argv[], char *const envp[], const char *directory, int in, int out, int err) {
-    return spawn(argv, envp, directory, in, out, err, NULL, 0, 0, 0);
+    return spawn(argv, envp, directory, in, out, err, NULL, 0, 0, 0, NULL, NULL);
 }
 
-pid_t xd_spawn_bound(char *const argv[], char *const envp[], const char *directory, int in, int out, int err) {
-    return spawn(argv, envp, directory, in, out, err, NULL, 0, 0, 1);
+pid_t xd_spawn_bound(char *const argv[], char *const envp[], const char *directory, int in, int out, int err,
+                     const xd_confinement *confinement, int *step) {
+    return spawn(argv, envp, directory, in, out, err, NULL, 0, 0, 1, confinement, step);
 }
 
 int xd_wait_nohang(pid_t pid, int *status) { return (int)waitpid(pid, status, WNOHANG); }

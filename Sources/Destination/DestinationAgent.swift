@@ -1,5 +1,5 @@
 internal import CLinux
-internal import Emulator
+public import Emulator
 internal import Glibc
 public import IO
 public import Migration
@@ -29,6 +29,8 @@ public final class DestinationAgent: @unchecked Sendable {
         public var authorization: String?
         /// How long a source that was lost in the middle of its copy is waited for.
         public var patience = Duration.seconds(300)
+        /// How everything is confined that is started for guests.
+        public var confinement = ConfinementPolicy()
         /// What the operator reads.
         public var log: Log
 
@@ -102,6 +104,7 @@ public final class DestinationAgent: @unchecked Sendable {
     /// - Throws: `MigrationError`, `FileError` or `ChannelError` naming the directory or the address that cannot be used.
     public static func start(_ configuration: Configuration) async throws -> DestinationAgent {
         xd_raise_descriptor_limit()
+        try checkConfinement(configuration)
         try DurableFile.makeDirectory(configuration.stateDirectory)
         try DurableFile.makeDirectory(configuration.imageDirectory)
         let lock = try await stateLock(configuration)
@@ -116,6 +119,26 @@ public final class DestinationAgent: @unchecked Sendable {
             throw error
         }
         return agent
+    }
+
+    /// Says once what this host lacks, or ends here.
+    private static func checkConfinement(_ configuration: Configuration) throws {
+        let log = configuration.log
+        let missing = ConfinementPolicy.missing()
+        switch configuration.confinement.strictness {
+        case .off:
+            log(.warning, "guests are not confined: only QEMU's filter of system calls is between them and this host")
+        case .available:
+            for sentence in missing + ConfinementPolicy.limits() { log(.warning, "confinement: \(sentence)") }
+        case .required:
+            guard missing.isEmpty else {
+                throw MigrationError(
+                    .failed,
+                    "This host cannot confine guests as --require-confinement asks: \(missing.joined(separator: ". "))"
+                )
+            }
+            for sentence in ConfinementPolicy.limits() { log(.warning, "confinement: \(sentence)") }
+        }
     }
 
     /// The lock on the state directory. An agent that was killed keeps it until the last of its threads has ended, which a

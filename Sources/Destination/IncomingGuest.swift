@@ -55,7 +55,7 @@ final class IncomingGuest: @unchecked Sendable {
     }
 
     /// Where QEMU takes the stream.
-    private var incomingSocket: String { "\(store.directory(of: name))/incoming.sock" }
+    private var incomingSocket: String { "\(store.arrivals(of: name))/incoming.sock" }
     /// Where a stream goes to; nil when none is due.
     var streamSocket: String? { monitor != nil && hasListened ? incomingSocket : nil }
     var isRunning: Bool { record?.process?.isRunning == true }

@@ -30,8 +30,17 @@ final class IncomingImages: @unchecked Sendable {
     private let isPassUnwanted = Atomic<Bool>(false)
     /// Changes with every agent: what an earlier one acknowledged and did not make durable may be gone.
     private let generation: String
+    /// How the programs are confined that make and open images.
+    private let policy: ConfinementPolicy
 
-    init(directory: String, generation: String, exports: ExportTable, loops: EventLoopGroup) {
+    init(
+        directory: String,
+        generation: String,
+        exports: ExportTable,
+        loops: EventLoopGroup,
+        policy: ConfinementPolicy
+    ) {
+        self.policy = policy
         self.directory = directory
         self.generation = generation
         self.exports = exports
@@ -69,9 +78,11 @@ final class IncomingImages: @unchecked Sendable {
             throw FileError.system("create the image \(path)", EEXIST)
         }
         do {
-            if !isDevice { try await Self.make(disk, path, backing, secret, header) }
+            if !isDevice { try await Self.make(disk, path, backing, secret, header, policy) }
             var image = StorageDaemon.Image(path: path, format: disk.format)
             image.secret = secret
+            image.policy = policy
+            if backing != nil { image.backing = disk.backing.map(\.path) }
             let digests = try ChunkDigests(size: disk.size, isBlank: !isDevice && backing == nil)
             let open: DiskImage
             let served: any BackEnd
@@ -131,8 +142,20 @@ final class IncomingImages: @unchecked Sendable {
 
     /// Goes on with an image that an earlier agent made and was still filling.
     ///
+    /// - Parameters:
+    ///   - disk: what was offered.
+    ///   - path: the image.
+    ///   - name: the export.
+    ///   - kept: the images under the guest's disks; nil when that is not known.
+    ///   - peer: who may write to it.
     /// - Throws: `FileError` or `GuestError` that names the file.
-    func reopen(_ disk: Message.Offer.Disk, at path: String, export name: String, for peer: TLSPeerName) async throws {
+    func reopen(
+        _ disk: Message.Offer.Disk,
+        at path: String,
+        export name: String,
+        keeping kept: [String]?,
+        for peer: TLSPeerName
+    ) async throws {
         guard disk.keySecret == nil else {
             throw GuestError("The secret of the image \(path) ended with the agent that knew it")
         }
@@ -142,11 +165,16 @@ final class IncomingImages: @unchecked Sendable {
             let file = try Self.openRaw(disk, path, isDevice, digests)
             add(disk, path, name, file, isDevice, DiskImage(file), digests, peer)
         } else {
+            var image = StorageDaemon.Image(path: path, format: disk.format)
+            if let kept {
+                image.policy = policy
+                image.backing = disk.backing.map(\.path).filter(kept.contains)
+            }
             // The daemon of the earlier agent ends with it, but not at the same moment.
             var attempts = 0
             while true {
                 do {
-                    let open = try await DiskImage.open(.init(path: path, format: disk.format), on: loops)
+                    let open = try await DiskImage.open(image, on: loops)
                     let served = ObservedBackEnd(open.contents, observer: digests)
                     return add(disk, path, name, served, isDevice, open, digests, peer)
                 } catch let error as GuestError {
@@ -172,7 +200,8 @@ final class IncomingImages: @unchecked Sendable {
         _ path: String,
         _ backing: String?,
         _ secret: SecretBytes?,
-        _ header: String?
+        _ header: String?,
+        _ policy: ConfinementPolicy
     ) async throws {
         if disk.format == "raw" || disk.isContainer {
             let fd = xd_open_create_exclusive(path)
@@ -200,7 +229,14 @@ final class IncomingImages: @unchecked Sendable {
             let fd = xd_open_create_exclusive(path)
             guard fd >= 0 else { throw FileError.system("create the image \(path)", errno) }
             close(fd)
-            try await ImageMaker.make(path, format: disk.format, size: disk.size, options: options, secret: secret)
+            try await ImageMaker.make(
+                path,
+                format: disk.format,
+                size: disk.size,
+                options: options,
+                secret: secret,
+                policy: policy
+            )
             chmod(path, 0o600)
         }
         try await BlockingPool.shared.run { try DurableFile.syncDirectory(of: path) }

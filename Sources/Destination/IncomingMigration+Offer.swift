@@ -147,7 +147,14 @@ extension IncomingMigration {
         guard let program = localProgram(offer.commandLine.program) else {
             throw GuestError("The QEMU program '\(offer.commandLine.program)' is not installed on this host")
         }
-        return try await EmulatorFacts.of(program, for: offer.commandLine, on: agent.loop)
+        let policy = agent.configuration.confinement
+        let facts = try await EmulatorFacts.of(program, for: offer.commandLine, policy: policy, on: agent.loop)
+        guard facts.hasSystemCallFilter || policy.strictness != .required else {
+            throw GuestError(
+                "\(program) was built without a filter of system calls (seccomp), which --require-confinement asks for"
+            )
+        }
+        return facts
     }
 
     private static func lastComponent(_ path: String) -> String {
@@ -296,6 +303,12 @@ extension IncomingMigration {
             commandLine: GuestCommandLine(arguments: arguments, directory: run)
         )
         if !relocation.secrets.isEmpty { record.secrets = relocation.secrets.sorted() }
+        record.confinement = GuestConfinement(
+            policy: agent.configuration.confinement,
+            imageDirectory: imageDirectory(offer),
+            files: offer.disks.filter { keptBacking.contains($0.name) }.flatMap(\.backing).map(\.path),
+            filtersSystemCalls: facts.hasSystemCallFilter
+        )
         return record
     }
 

@@ -22,6 +22,7 @@ extension IncomingMigration {
             program: localProgram(offer.commandLine.program),
             .init(sizes: sizes, memory: offer.memory, memoryID: offer.memoryID),
             isIncoming: true,
+            policy: agent.configuration.confinement,
             on: agent.loop
         )
         self.shadow = shadow

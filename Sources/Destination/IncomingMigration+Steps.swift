@@ -104,7 +104,8 @@ extension IncomingMigration {
             directory: imageDirectory(offer),
             generation: agent.generation,
             exports: agent.exports,
-            loops: agent.dataLoops
+            loops: agent.dataLoops,
+            policy: agent.configuration.confinement
         )
         return IncomingDisks(images, proofsFile: files.proofs, on: agent.loop)
     }
@@ -214,12 +215,14 @@ extension IncomingMigration {
     /// Exports the images of an earlier agent again, so that the source can go on. QEMU is started when it is needed.
     private func reopen() async throws {
         guard let offer, let disks else { return }
+        let kept = guest?.record?.confinement?.files
         do {
             for disk in offer.disks {
                 try await disks.images.reopen(
                     disk,
                     at: imagePath(disk, offer),
                     export: exportName(disk),
+                    keeping: kept,
                     for: peer.name
                 )
             }

@@ -143,7 +143,7 @@ final class Rehearsal: @unchecked Sendable {
                 socket: shadow.outgoingSocket,
                 plan: plan,
                 credentials: context.credentials,
-                client: nil,
+                client: shadow.pid,
                 on: context.dataLoops.next()
             ) { _ in }
             defer { stream.abort("The rehearsal is over") }

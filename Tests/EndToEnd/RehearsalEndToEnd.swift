@@ -31,7 +31,7 @@ struct RehearsalEndToEnd {
         let temporary = lab.directory.directory("tmp")
         lab.prefix = ["env", "TMPDIR=\(temporary)"]
         let tools = try lab.makeEmulator(#"echo "$@" >> \#(calls); exec /usr/bin/qemu-system-x86_64 "$@""#)
-        try await lab.startDestination(environment: ["PATH": tools])
+        try await lab.startDestination(environment: ["PATH": tools], more: ["--no-confinement"])
         try await eventually("the display is there") { DurableFile.exists(lab.directory.file("vnc.sock")) }
         let before = try lab.snapshot()
         let result = try await lab.migrate(more: ["--dry-run", "--qmp", lab.directory.file("foreign.sock")])
@@ -143,7 +143,10 @@ struct RehearsalEndToEnd {
             set --; while IFS= read -r word; do set -- "$@" "$word"; done < \(lab.directory.path)/$$.args
             exec \(mutation.program) "$@" \(mutation.more.replacing("FIRMWARE", with: firmware))
             """
-        try await lab.startDestination(environment: ["PATH": try lab.makeEmulator(script)])
+        try await lab.startDestination(
+            environment: ["PATH": try lab.makeEmulator(script)],
+            more: ["--no-confinement"]
+        )
         for more in [["--dry-run"], []] {
             let result = try await lab.migrate(more: more + ["--qmp", lab.directory.file("foreign.sock")])
             #expect(result.code == MigrationError.Code.refused.rawValue, "\(result.all)")

@@ -315,6 +315,9 @@ class Scene:
         command += self.credentials("b", self.agent_credentials) + self.agent_options
         if self.site.patience is not None:
             command += ["--patience", str(self.site.patience)]
+        if guest.IS_MIXED:
+            # Its QEMU is brought by a program that makes a namespace first.
+            command += ["--no-confinement"]
         with open(os.path.join(self.directory, "b", "agent.log"), "ab") as output:
             self.agent = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self.environment("b"),

@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "Confinement.h"
+
 enum {
     XD_READABLE = 1,
     XD_WRITABLE = 2,
@@ -83,16 +85,18 @@ int xd_is_zero(const void *bytes, size_t length);
 /* How many descriptors a detached program can inherit. */
 enum { XD_MAX_KEPT = 64 };
 /* Starts argv[0] detached: new session, the three descriptors as standard streams, everything else closed,
-   signals reset. Returns the pid, or -1 with errno; exec failures are reported through errno too. */
+   signals reset, and confined when `confinement` is given. Returns the pid, or -1 with errno; failures in the child are
+   reported through errno too, and `step`, where given, says in which step of its confinement (0: in none). */
 pid_t xd_spawn_detached(char *const argv[], char *const envp[], const char *directory, int in, int out, int err,
-                        const int *keep, int keep_count);
+                        const int *keep, int keep_count, const xd_confinement *confinement, int *step);
 /* Starts argv[0] as an ordinary child in its own process group. */
 pid_t xd_spawn_child(char *const argv[], char *const envp[], const char *directory, int in, int out, int err);
-/* The same, ended with SIGTERM when the thread that started it ends. */
+/* The same, ended with SIGTERM when the thread that started it ends, and confined when `confinement` is given. */
+pid_t xd_spawn_bound(char *const argv[], char *const envp[], const char *directory, int in, int out, int err,
+                     const xd_confinement *confinement, int *step);
 /* How many bytes wait to be read from a socket or pipe; negative when that cannot be known. */
 int xd_unread(int fd);
 
-pid_t xd_spawn_bound(char *const argv[], char *const envp[], const char *directory, int in, int out, int err);
 int xd_wait_nohang(pid_t pid, int *status);
 int xd_exit_code(int status);
 int xd_pidfd_open(pid_t pid);

@@ -13,6 +13,9 @@ public struct GuestRecord: Sendable, Codable {
     /// The ids of secrets that the command line needs and that are kept nowhere.
     public var secrets: [String]?
 
+    /// How it is confined, if it came from another host; nil for a guest that was described here.
+    public var confinement: GuestConfinement?
+
     /// That the guest has left.
     public struct Release: Sendable, Codable {
         /// The migration.

@@ -65,6 +65,8 @@ public struct GuestStore: Sendable {
     public func arrivals(of name: String) -> String { "\(directory.dropLast("/guests".count))/new/guests/\(name)" }
     /// The monitor that an agent uses while the guest is on its way.
     public func arrivalMonitor(of name: String) -> String { "\(arrivals(of: name))/qmp.sock" }
+    /// The directory of what a guest makes: logs, sockets, and what is made for it later.
+    public func runDirectory(of name: String) -> String { "\(directory)/\(name)/run" }
     /// The lock of whoever exports the guest's disks.
     public func exportLock(of name: String) -> String { "\(directory)/\(name)/export.lock" }
     /// Where an export's private directory is noted while the export is there.
@@ -126,7 +128,8 @@ public struct GuestStore: Sendable {
     ///   - record: the guest; its process is filled in and the record saved.
     ///   - extra: further arguments of this start only: `-incoming defer`.
     ///   - key: the guest's secrets.
-    ///   - isArriving: whether the guest belongs to another host still, so that its sockets are kept away from others.
+    ///   - isArriving: whether the guest belongs to another host still, so that its sockets are kept away from others. A guest that
+    ///     came confined is confined again.
     ///   - loop: the caller's loop.
     /// - Returns: the agent's monitor, connected.
     /// - Throws: `GuestError` with QEMU's own words when it ends at once.
@@ -146,17 +149,32 @@ public struct GuestStore: Sendable {
         guard statusMonitor(of: name).utf8.count < 104 else {
             throw GuestError("The path \(statusMonitor(of: name)) is too long for a socket; use a shorter --state-dir")
         }
-        var commandLine = record.commandLine
+        // QEMU may make sockets where the record is not, so that it cannot put another one in its place.
+        let isHidden = isArriving || record.confinement?.isInForce == true
+        var commandLine = try confined(record)
         var sockets = directory(of: name)
         // What is there belongs to a QEMU that has ended.
         removeArrivals(of: name)
-        if isArriving {
+        if isHidden {
+            guard "\(arrivals(of: name))/incoming.sock".utf8.count < 108 else {
+                throw GuestError(
+                    "The path \(arrivals(of: name)) is too long for a socket in it; use a shorter --state-dir"
+                )
+            }
             sockets = arrivals(of: name)
             try DurableFile.makeDirectory(sockets)
             commandLine = commandLine.placingSockets { index, _ in "\(sockets)/\(index)" }
         }
+        let confinement = try record.confinement?.confinement(
+            commandLine,
+            run: runDirectory(of: name),
+            sockets: sockets
+        )
         let agentMonitor = "\(sockets)/qmp.sock"
         var arguments = commandLine.arguments + extra
+        if let confinement = record.confinement, confinement.filtersSystemCalls {
+            arguments += ["-sandbox", ConfinementPolicy.systemCallFilter]
+        }
         // What follows may refer to the secrets.
         if let key { arguments.insert(contentsOf: key.arguments(), at: 1) }
         for (id, path) in [("crossdock-qmp", agentMonitor), ("crossdock-status", "\(sockets)/status.sock")] {
@@ -169,7 +187,8 @@ public struct GuestStore: Sendable {
             arguments,
             directory: record.commandLine.directory,
             log: log(of: name),
-            keep: key.map { [$0.descriptor] } ?? []
+            keep: key.map { [$0.descriptor] } ?? [],
+            confinement: confinement
         )
         record.process = process
         do {
@@ -183,6 +202,7 @@ public struct GuestStore: Sendable {
                 if DurableFile.exists(agentMonitor),
                     let monitor = try? await QMPClient.connect(to: agentMonitor, on: loop)
                 {
+                    if isHidden, !isArriving { try openMonitors(of: record) }
                     return monitor
                 }
                 guard ContinuousClock.now < end else { throw GuestError("QEMU's monitor did not answer within 30 s") }
@@ -191,6 +211,23 @@ public struct GuestStore: Sendable {
         } catch {
             await process.terminate()
             throw error
+        }
+    }
+
+    /// The command line of a guest as its QEMU gets it: without what it says about its own confinement, and with its files of
+    /// memory in a directory of its own.
+    private func confined(_ record: GuestRecord) throws -> GuestCommandLine {
+        guard let confinement = record.confinement else { return record.commandLine }
+        return try record.commandLine.confined { path in
+            guard confinement.isInForce else { return path }
+            var status = stat()
+            let isDirectory = stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFDIR
+            let parent = isDirectory ? path : path.split(separator: "/").dropLast().reduce("") { "\($0)/\($1)" }
+            // QEMU says best what it cannot find.
+            guard isDirectory || DurableFile.exists(parent) else { return path }
+            let own = "\(parent)/crossdock-\(record.name)"
+            try DurableFile.makeDirectory(own)
+            return own
         }
     }
 

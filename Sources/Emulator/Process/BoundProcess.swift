@@ -7,7 +7,8 @@ internal import IO
 final class BoundProcess: Sendable {
     /// Where its sockets are; nobody else may enter.
     let directory: String
-    private let pid: pid_t
+    /// Its process number.
+    let pid: pid_t
     /// How it ended, once that was noticed: then its number may be somebody else's.
     private let ended = Guarded<Int32?>(nil)
 
@@ -23,7 +24,8 @@ final class BoundProcess: Sendable {
     ///   - arguments: the program, looked up in PATH, and its arguments.
     ///   - directory: from `makeDirectory`; removed here when the program cannot be started.
     ///   - input: what it reads; nothing when nil.
-    init(_ arguments: [String], directory: String, input: Int32? = nil) throws {
+    ///   - confinement: what it may reach; everything when nil.
+    init(_ arguments: [String], directory: String, input: Int32? = nil, confinement: Confinement? = nil) throws {
         self.directory = directory
         let null = open("/dev/null", O_RDONLY | O_CLOEXEC)
         let output = open("\(directory)/log", O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o600)
@@ -33,11 +35,13 @@ final class BoundProcess: Sendable {
             close(output)
             for pointer in argv { free(pointer) }
         }
-        pid = xd_spawn_bound(&argv, environ, nil, input ?? null, output, output)
-        guard pid > 0 else {
-            let number = errno
+        do {
+            pid = try ConfinedStart.run(confinement, arguments[0]) { confinement, environment, step in
+                xd_spawn_bound(&argv, environment, nil, input ?? null, output, output, confinement, step)
+            }
+        } catch {
             DurableFile.remove(directory)
-            throw GuestError("Cannot start \(arguments[0]): \(String(cString: strerror(number)))")
+            throw error
         }
     }
 
@@ -74,6 +78,13 @@ final class BoundProcess: Sendable {
         return words.isEmpty ? signal : "\(words); \(signal)"
     }
 
+    /// How it ended, when it said nothing.
+    private var ending: String {
+        guard let code = exitCode(), code > 128 else { return "it said nothing" }
+        let filtered = code - 128 == SIGSYS ? ", which a filter of system calls sends" : ""
+        return "it said nothing and was ended by the signal \(code - 128)\(filtered)"
+    }
+
     /// Connects to its monitor, once it is there.
     ///
     /// - Parameters:
@@ -84,9 +95,9 @@ final class BoundProcess: Sendable {
         let end = ContinuousClock.now + .seconds(60)
         while true {
             if hasEnded() {
-                let words = words
+                let words = words.isEmpty ? ending : words
                 clear()
-                throw GuestError("\(failure): \(words.isEmpty ? "it said nothing" : words)")
+                throw GuestError("\(failure): \(words)")
             }
             if DurableFile.exists(socket), let monitor = try? await QMPClient.connect(to: socket, on: loop) {
                 return monitor

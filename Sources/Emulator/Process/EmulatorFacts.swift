@@ -19,6 +19,9 @@ public struct EmulatorFacts: Sendable {
     /// Whether they take it in seconds, `reconnect` (until QEMU 10).
     var hasReconnectSeconds: Bool { members.contains("reconnect") }
 
+    /// Whether it was built with a filter of system calls (`-sandbox`).
+    public let hasSystemCallFilter: Bool
+
     /// Whether it is of an older release than a version, "10.0.13"; false for a version that cannot be read.
     func isOlder(than other: String) -> Bool {
         guard let mine = QMPClient.release(of: version), let others = QMPClient.release(of: other) else { return false }
@@ -39,11 +42,15 @@ public struct EmulatorFacts: Sendable {
     /// - Parameters:
     ///   - program: its path.
     ///   - line: the guest that it is asked for: its processor model, and the types of its devices.
+    ///   - policy: how it is confined while it is asked; not at all when nil.
     ///   - loop: the caller's loop.
     /// - Throws: `GuestError` with the program's own words when it does not start.
-    public static func of(_ program: String, for line: GuestCommandLine, on loop: EventLoop) async throws
-        -> EmulatorFacts
-    {
+    public static func of(
+        _ program: String,
+        for line: GuestCommandLine,
+        policy: ConfinementPolicy? = nil,
+        on loop: EventLoop
+    ) async throws -> EmulatorFacts {
         let processor = line.processorModel
         let devices = line.deviceTypes
         var status = stat()
@@ -59,11 +66,11 @@ public struct EmulatorFacts: Sendable {
         if let facts = known.withLock({ $0[key] }) { return facts }
         let read: EmulatorFacts
         do {
-            read = try await ask(program, processor, devices, on: loop)
+            read = try await ask(program, processor, devices, policy, on: loop)
         } catch let error as QMPError where error.code == .disconnected && !devices.isEmpty {
             // There are types that QEMU cannot tell of without ending itself (7.2: `virtio-vga-gl` without its module). It has the
             // last word on the devices then.
-            read = try await ask(program, processor, [], on: loop)
+            read = try await ask(program, processor, [], policy, on: loop)
         }
         known.withLock { known in
             // An offer names the model: what is kept does not grow with what is asked.
@@ -77,18 +84,27 @@ public struct EmulatorFacts: Sendable {
         _ program: String,
         _ processor: String?,
         _ devices: [String],
+        _ policy: ConfinementPolicy?,
         on loop: EventLoop
     ) async throws -> EmulatorFacts {
         let directory = try BoundProcess.makeDirectory()
         let socket = "\(directory)/qmp.sock"
-        let process = try await BlockingPool.shared.run {
-            try BoundProcess(
-                [
-                    program, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S", "-qmp",
-                    "unix:\(socket),server=on,wait=off",
-                ],
-                directory: directory
-            )
+        let process: BoundProcess
+        do {
+            let confinement = try policy?.emulator(program, directories: [directory])
+            process = try await BlockingPool.shared.run {
+                try BoundProcess(
+                    [
+                        program, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S", "-qmp",
+                        "unix:\(socket),server=on,wait=off",
+                    ],
+                    directory: directory,
+                    confinement: confinement
+                )
+            }
+        } catch {
+            DurableFile.remove(directory)
+            throw error
         }
         let monitor = try await process.monitor(at: socket, "QEMU \(program) cannot be asked about itself", on: loop)
         let facts: Result<EmulatorFacts, any Error>
@@ -104,9 +120,11 @@ public struct EmulatorFacts: Sendable {
         machines: Set<String> = [],
         processor: [DeviceProperty] = [],
         devices: [String: [DeviceProperty]] = [:],
-        members: Set<String> = []
+        members: Set<String> = [],
+        hasSystemCallFilter: Bool = true
     ) {
         self.version = version
+        self.hasSystemCallFilter = hasSystemCallFilter
         self.machines = machines
         self.processor = processor
         self.devices = devices
@@ -115,6 +133,9 @@ public struct EmulatorFacts: Sendable {
 
     private init(_ monitor: QMPClient, _ model: String?, _ types: [String]) async throws {
         version = monitor.version
+        // A QEMU without one does not know the option.
+        let known = try await monitor.execute("query-command-line-options").array
+        hasSystemCallFilter = known.contains { $0["option"]?.string == "sandbox" }
         var machines: Set<String> = []
         for machine in try await monitor.execute("query-machines").array {
             for key in ["name", "alias"] { if let name = machine[key]?.string { machines.insert(name) } }

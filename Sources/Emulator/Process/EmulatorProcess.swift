@@ -75,13 +75,15 @@ public struct EmulatorProcess: Sendable, Codable, Hashable {
     ///   - directory: its working directory.
     ///   - log: where its output goes.
     ///   - keep: descriptors that it inherits, under the same numbers.
+    ///   - confinement: what it may reach; everything when nil, with the environment of this process.
     /// - Returns: the process. It may have done its work and ended already, which `isRunning` tells.
-    /// - Throws: `FileError` that names the log, or `ChannelError` that names the program.
+    /// - Throws: `FileError` that names the log, or `GuestError` that names the program.
     public static func start(
         _ arguments: [String],
         directory: String,
         log: String,
-        keep: [Int32] = []
+        keep: [Int32] = [],
+        confinement: Confinement? = nil
     ) throws -> EmulatorProcess {
         let input = open("/dev/null", O_RDONLY | O_CLOEXEC)
         let output = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o600)
@@ -91,13 +93,22 @@ public struct EmulatorProcess: Sendable, Codable, Hashable {
         }
         guard output >= 0 else { throw FileError.system("write the log \(log)", errno) }
         var argv = arguments.map { strdup($0) } + [nil]
-        var envp = ProcessInfo.processInfo.environment.map { strdup("\($0.key)=\($0.value)") } + [nil]
-        defer {
-            for pointer in argv { free(pointer) }
-            for pointer in envp { free(pointer) }
+        defer { for pointer in argv { free(pointer) } }
+        let pid = try ConfinedStart.run(confinement, arguments[0]) { confinement, environment, step in
+            let count = Int32(keep.count)
+            return xd_spawn_detached(
+                &argv,
+                environment,
+                directory,
+                input,
+                output,
+                output,
+                keep,
+                count,
+                confinement,
+                step
+            )
         }
-        let pid = xd_spawn_detached(&argv, &envp, directory, input, output, output, keep, Int32(keep.count))
-        guard pid > 0 else { throw ChannelError.system("start \(arguments[0])", errno) }
         return EmulatorProcess(pid: pid) ?? EmulatorProcess(ended: pid)
     }
 

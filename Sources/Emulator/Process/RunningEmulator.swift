@@ -135,7 +135,8 @@ public struct RunningEmulator: Sendable {
         name.hasPrefix("qemu-system-") || ["qemu-kvm", "kvm", "qemu"].contains(name)
     }
 
-    private static func isEmulator(_ pid: Int32) -> Bool {
+    /// Whether a process runs a QEMU, as far as this one may look.
+    public static func isEmulator(_ pid: Int32) -> Bool {
         guard let path = link("/proc/\(pid)/exe") else { return false }
         return isEmulatorName(path.split(separator: "/").last.map { String($0.prefix { $0 != " " }) } ?? "")
     }

@@ -9,11 +9,17 @@ public final class ShadowEmulator: Sendable {
     /// Its monitor. Confined to the loop that it was started on.
     public let monitor: QMPClient
     private let process: BoundProcess
+    /// Where its memory is, when that is a directory of its own.
+    private let memory: String?
 
-    private init(_ monitor: QMPClient, _ process: BoundProcess) {
+    private init(_ monitor: QMPClient, _ process: BoundProcess, memory: String?) {
         self.monitor = monitor
         self.process = process
+        self.memory = memory
     }
+
+    /// Its process number.
+    public var pid: Int32 { process.pid }
 
     /// The socket on which it waits for a migration.
     public var incomingSocket: String { "\(process.directory)/incoming.sock" }
@@ -27,6 +33,7 @@ public final class ShadowEmulator: Sendable {
     ///   - program: the QEMU to start; that of the command line when nil.
     ///   - material: sizes and memory.
     ///   - isIncoming: whether it waits for a migration.
+    ///   - policy: how it is confined beyond that; not at all when nil.
     ///   - loop: where its monitor lives.
     /// - Throws: `GuestError` with QEMU's own words when it does not start.
     public static func start(
@@ -34,28 +41,30 @@ public final class ShadowEmulator: Sendable {
         program: String? = nil,
         _ material: GuestCommandLine.ShadowMaterial,
         isIncoming: Bool,
+        policy: ConfinementPolicy? = nil,
         on loop: EventLoop
     ) async throws -> ShadowEmulator {
         do {
-            return try await start(commandLine, program, material, isIncoming, isSandboxed: true, on: loop)
+            return try await start(commandLine, program, material, isIncoming, policy, isFiltered: true, on: loop)
         } catch let error as GuestError
-            where error.message.contains("seccomp") || error.message.contains("sandbox")
+            where policy?.strictness != .required
+            && (error.message.contains("seccomp") || error.message.contains("sandbox"))
         {
             // A QEMU that was built without system call filters says so.
-            return try await start(commandLine, program, material, isIncoming, isSandboxed: false, on: loop)
+            return try await start(commandLine, program, material, isIncoming, policy, isFiltered: false, on: loop)
         }
     }
-
-    /// What a blank copy never needs: it has nothing of the host's, and takes a stream from another one.
-    private static let sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
     /// Where the memory of blank copies is: files in memory, which QEMU makes, unlinks at once and never writes.
     ///
     /// QEMU leaves memory out of the stream only when it is a shared file with a name (8.1 and later; an anonymous one is
     /// enough before). On a host without such a file system they are sparse files beside the monitor.
-    private static func memoryDirectory(or directory: String) -> String {
+    ///
+    /// - Returns: nil for the place beside the monitor.
+    private static func makeMemoryDirectory() throws -> String? {
         let shared = "/dev/shm"
-        return xd_is_memory_file_system(shared) == 1 && access(shared, W_OK | X_OK) == 0 ? shared : directory
+        guard xd_is_memory_file_system(shared) == 1, access(shared, W_OK | X_OK) == 0 else { return nil }
+        return try DurableFile.makePrivateDirectory(in: shared)
     }
 
     private static func start(
@@ -63,15 +72,18 @@ public final class ShadowEmulator: Sendable {
         _ program: String?,
         _ material: GuestCommandLine.ShadowMaterial,
         _ isIncoming: Bool,
-        isSandboxed: Bool,
+        _ policy: ConfinementPolicy?,
+        isFiltered: Bool,
         on loop: EventLoop
     ) async throws -> ShadowEmulator {
         let directory = try BoundProcess.makeDirectory()
         let socket = "\(directory)/qmp.sock"
         let process: BoundProcess
+        var memory: String?
         do {
+            memory = try makeMemoryDirectory()
             var count = 0
-            let line = try commandLine.shadow(material, memory: memoryDirectory(or: directory)) { size in
+            let line = try commandLine.confined { $0 }.shadow(material, memory: memory ?? directory) { size in
                 count += 1
                 let path = "\(directory)/scratch\(count)"
                 if size > 0 {
@@ -87,15 +99,29 @@ public final class ShadowEmulator: Sendable {
             if let program { arguments[0] = program }
             arguments += ["-S", "-qmp", "unix:\(socket),server=on,wait=off"]
             if isIncoming { arguments += ["-incoming", "defer"] }
-            if isSandboxed, !line.has("sandbox") { arguments += ["-sandbox", sandbox] }
+            if isFiltered { arguments += ["-sandbox", ConfinementPolicy.systemCallFilter] }
             let words = arguments
-            process = try await BlockingPool.shared.run { try BoundProcess(words, directory: directory) }
+            let confinement = try policy?.emulator(
+                words[0],
+                directories: [directory, memory].compactMap { $0 },
+                commandLine: commandLine
+            )
+            process = try await BlockingPool.shared.run {
+                try BoundProcess(words, directory: directory, confinement: confinement)
+            }
         } catch {
             DurableFile.remove(directory)
+            if let memory { DurableFile.remove(memory) }
             throw error
         }
-        let monitor = try await process.monitor(at: socket, "QEMU does not start a blank copy of the guest", on: loop)
-        let shadow = ShadowEmulator(monitor, process)
+        let monitor: QMPClient
+        do {
+            monitor = try await process.monitor(at: socket, "QEMU does not start a blank copy of the guest", on: loop)
+        } catch {
+            if let memory { DurableFile.remove(memory) }
+            throw error
+        }
+        let shadow = ShadowEmulator(monitor, process, memory: memory)
         do {
             try await monitor.setCapabilities(["events", "return-path", "x-ignore-shared"], to: true)
             if isIncoming { try await monitor.migrateIncoming(socket: shadow.incomingSocket) }
@@ -113,5 +139,6 @@ public final class ShadowEmulator: Sendable {
     public func stop() async {
         monitor.close()
         await process.stop(grace: .seconds(2))
+        if let memory { DurableFile.remove(memory) }
     }
 }

@@ -30,6 +30,10 @@ public final class StorageDaemon: Sendable {
         public var secret: SecretBytes?
         /// Persistent dirty bitmaps to offer.
         public var bitmaps: [String] = []
+        /// How the daemon is confined to the image; not at all when nil. Only with a path.
+        public var policy: ConfinementPolicy?
+        /// What is under the image, and may be read then.
+        public var backing: [String] = []
 
         /// Describes an image.
         public init(path: String, format: String?) {
@@ -90,11 +94,21 @@ public final class StorageDaemon: Sendable {
         let directory = try BoundProcess.makeDirectory()
         let socket = "\(directory)/nbd.sock"
         let key = try image.secret.map { try MasterKey(sealing: ["key": $0]) }
-        let process = try BoundProcess(
-            [program] + (key?.arguments(file: "/dev/stdin", option: "--object") ?? []) + arguments(image, socket),
-            directory: directory,
-            input: key?.descriptor
-        )
+        let process: BoundProcess
+        do {
+            let files =
+                [Confinement.Rule(image.path, image.isReadOnly ? .read : .image.union(.control))]
+                + image.backing.map { .init($0, .read) }
+            process = try BoundProcess(
+                [program] + (key?.arguments(file: "/dev/stdin", option: "--object") ?? []) + arguments(image, socket),
+                directory: directory,
+                input: key?.descriptor,
+                confinement: try image.policy?.tool(program, directory: directory, files: files)
+            )
+        } catch {
+            DurableFile.remove(directory)
+            throw error
+        }
         let end = ContinuousClock.now + .seconds(30)
         while !isListening(socket) {
             let ended = process.hasEnded()

@@ -138,10 +138,12 @@ public final class GuestExport: @unchecked Sendable {
         // QEMU makes its socket as its own user.
         var status = stat()
         let owner = stat("/proc/\(process.pid)", &status) == 0 ? status.st_uid : geteuid()
-        directory = try Self.makeDirectory(owner: owner, in: "/tmp")
+        directory = try makeDirectory(owner: owner)
         if options.isSnapshot {
             if let wanted = options.scratchDirectory {
                 scratch = wanted
+            } else if let own = ownDirectory {
+                scratch = "\(own)/scratch"
             } else {
                 // The state directory is not for others.
                 scratch =
@@ -223,14 +225,33 @@ public final class GuestExport: @unchecked Sendable {
         let probe = try? await SocketChannel.connect(to: .unix(path: "\(directory)/nbd.sock"), on: monitor.loop)
         probe?.close()
         if probe != nil, try await monitor.blockExports().isEmpty { try await monitor.stopNBDServer() }
-        remove(directory)
+        remove(directory, of: record, store)
         if let noted, noted.hasPrefix("/var/tmp/crossdock-") { rmdir(noted) }
         unlink(path)
     }
 
+    /// The only directory in which a confined guest makes files; nil for a guest that is not confined.
+    private var ownDirectory: String? {
+        record.confinement?.isInForce == true ? store.runDirectory(of: record.name) : nil
+    }
+
+    /// A directory in which QEMU can make its socket.
+    private func makeDirectory(owner: UInt32) throws -> String {
+        guard let own = ownDirectory else { return try Self.makeDirectory(owner: owner, in: "/tmp") }
+        let path = "\(own)/x"
+        unlink("\(path)/nbd.sock")
+        try DurableFile.makeDirectory(path)
+        guard owner == geteuid() || chown(path, owner, gid_t.max) == 0 else {
+            throw FileError.system("give \(path) to the user that QEMU runs as", errno)
+        }
+        return path
+    }
+
     /// The directory belongs to QEMU's user: only what is known to be in it is removed.
-    private static func remove(_ directory: String) {
-        guard directory.hasPrefix("/tmp/crossdock-") else { return }
+    private static func remove(_ directory: String, of record: GuestRecord, _ store: GuestStore) {
+        guard directory.hasPrefix("/tmp/crossdock-") || directory == "\(store.runDirectory(of: record.name))/x" else {
+            return
+        }
         unlink("\(directory)/nbd.sock")
         rmdir(directory)
     }
@@ -380,7 +401,7 @@ public final class GuestExport: @unchecked Sendable {
     private func discardFiles() {
         snapshot?.discard()
         if scratch.hasPrefix("/var/tmp/crossdock-") { rmdir(scratch) }
-        if !directory.isEmpty { Self.remove(directory) }
+        if !directory.isEmpty { Self.remove(directory, of: record, store) }
         directory = ""
         unlink(store.exportRecord(of: record.name))
     }

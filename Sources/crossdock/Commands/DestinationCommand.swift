@@ -1,5 +1,6 @@
 import ArgumentParser
 import Destination
+import Emulator
 import Glibc
 import IO
 import Migration
@@ -46,7 +47,36 @@ struct DestinationCommand: AsyncParsableCommand {
     )
     var patience = TimeSpan.minutes(5)
 
-    func validate() throws { try patience.checkPatience() }
+    @Flag(help: "Start only if guests can be confined in every way that Crossdock knows, and refuse what cannot.")
+    var requireConfinement = false
+
+    @Flag(
+        help:
+            "Do not confine guests, but for QEMU's filter of system calls: for a QEMU that is wrapped in a program of one's own."
+    )
+    var noConfinement = false
+
+    @Option(
+        help: ArgumentHelp(
+            "A directory whose files confined guests may read, and nobody else's; may be repeated.",
+            valueName: "dir"
+        )
+    )
+    var guestDir: [String] = []
+
+    func validate() throws {
+        try patience.checkPatience()
+        if requireConfinement, noConfinement {
+            throw ValidationError("--require-confinement and --no-confinement exclude each other")
+        }
+    }
+
+    private var confinement: ConfinementPolicy {
+        ConfinementPolicy(
+            noConfinement ? .off : requireConfinement ? .required : .available,
+            directories: guestDir.map { DurableFile.resolve($0, in: currentDirectory) }
+        )
+    }
 
     func run() async throws {
         let signals = AsyncStream<Int32>.makeStream()
@@ -74,6 +104,7 @@ struct DestinationCommand: AsyncParsableCommand {
                 log: common.log
             )
             configuration.patience = .seconds(patience.seconds)
+            configuration.confinement = confinement
             let agent = try await DestinationAgent.start(configuration)
             for path in FencedImages.purge(common.migrations) {
                 common.log(.info, "deleted \(path), whose time is over")

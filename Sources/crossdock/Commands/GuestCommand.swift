@@ -70,13 +70,16 @@ struct GuestCommand: AsyncParsableCommand {
                 let store = common.guests
                 let arguments = try record.commandLine.relocated(isAtHome: true) { .init(path: $0.path) }.arguments
                 let isPaused = record.commandLine.has("S")
-                let started = GuestRecord(
+                var started = GuestRecord(
                     name: name,
                     commandLine: GuestCommandLine(arguments: arguments, directory: record.commandLine.directory)
                 )
+                // A guest whose command line another host wrote stays confined.
+                started.confinement = record.confinement
+                let again = started
                 let loop = EventLoop(name: "guest")
                 let pid = try await loop.run {
-                    var started = started
+                    var started = again
                     let monitor = try await store.start(&started, extra: isPaused ? ["-S"] : [], on: loop)
                     monitor.close()
                     return started.process?.pid ?? 0

@@ -171,7 +171,7 @@ struct NBDServeCommand: AsyncParsableCommand {
         var argv = (["/proc/self/exe"] + words.dropFirst()).map { strdup($0) } + [nil]
         let null = Glibc.open("/dev/null", O_RDONLY | O_CLOEXEC)
         // Its descriptors 0 to 2 are ours until it is ready, so that its complaints are seen.
-        let pid = xd_spawn_detached(&argv, environ, nil, null, 1, 2, [ends[1]], 1)
+        let pid = xd_spawn_detached(&argv, environ, nil, null, 1, 2, [ends[1]], 1, nil, nil)
         let number = errno
         for pointer in argv { free(pointer) }
         close(ends[1])
