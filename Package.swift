@@ -55,7 +55,7 @@ let package = Package(
         ),
         .target(
             name: "FuzzTargets",
-            dependencies: ["Emulator", "NBD", "TLS", "IO", "TestSupport"],
+            dependencies: ["Destination", "Migration", "Emulator", "NBD", "TLS", "IO", "TestSupport"],
             path: "Fuzz/Targets",
             swiftSettings: settings
         ),

@@ -31,6 +31,8 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
     case qmp
     /// QEMU command lines: one word a line.
     case commandLine = "command-line"
+    /// What another host offers, up to the command line of the blank copy.
+    case offer
 
     /// Runs the decoder on an input.
     public func run(_ input: UnsafeRawBufferPointer) {
@@ -46,6 +48,7 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
         case .nbdClient: NBDFuzz.client(input)
         case .nbdURI: NBDFuzz.uri(input)
         case .qmp: EmulatorFuzz.monitor(Array(input))
+        case .offer: OfferFuzz.offer(String(decoding: input, as: UTF8.self))
         case .commandLine: EmulatorFuzz.commandLine(String(decoding: input, as: UTF8.self))
         }
     }

@@ -29,6 +29,8 @@ public final class DestinationAgent: @unchecked Sendable {
         public var authorization: String?
         /// How long a source that was lost in the middle of its copy is waited for.
         public var patience = Duration.seconds(300)
+        /// Where guests may name files of this host.
+        public var allowedDirectories = AllowedDirectories()
         /// What the operator reads.
         public var log: Log
 

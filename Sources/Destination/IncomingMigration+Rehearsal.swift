@@ -10,29 +10,17 @@ extension IncomingMigration {
     // MARK: the rehearsal
 
     func startShadow(_ offer: Message.Offer) async throws -> Message.Shadow {
-        var sizes = offer.sizes
-        var outputs: Set<String> = []
-        let facts = try await facts(offer)
-        let relocation = try offer.commandLine.relocated(for: facts, origin: offer.origin) { reference in
-            var placement = GuestCommandLine.Placement(path: reference.path)
-            switch reference.kind {
-            case .disk: placement = self.placement(offer, reference, keepsBacking: [])
-            case .file:
-                let file = offer.files.first { $0.path == reference.path }
-                placement.path = "\(agent.configuration.imageDirectory)/.files/\(file?.digest ?? "")"
-            case .output: placement.path = output(reference.path, offer, &outputs)
-            case .backing: break
-            }
-            if let size = offer.sizes[reference.path] { sizes[placement.path] = size }
-            return placement
-        }
+        let (relocation, material) = try offered(offer).rehearsal(
+            for: try await facts(offer),
+            deviceSize: IncomingImages.deviceSize
+        )
         let line = GuestCommandLine(arguments: relocation.arguments, directory: "/")
         let problems = try HostResources(line).problems()
         if !problems.isEmpty { throw Refusal(reasons: problems) }
         let shadow = try await ShadowEmulator.start(
             line,
             program: localProgram(offer.commandLine.program),
-            .init(sizes: sizes, memory: offer.memory, memoryID: offer.memoryID),
+            material,
             isIncoming: true,
             on: agent.loop
         )
@@ -47,9 +35,17 @@ extension IncomingMigration {
                 "The image directory on the destination has \(free) bytes free; if the guest fills its disks, they need \(most)"
             )
         }
+        let allowed = agent.configuration.allowedDirectories
+        for disk in offer.disks {
+            guard let file = disk.backing.first(where: { !allowed.contain($0.path) }) else { continue }
+            warnings.append(
+                "All of \(disk.name) is copied, also what is in the image under it: on the destination \(file.path) is not there or in "
+                    + AllowedDirectories.advice(file.path, isDirectory: false)
+            )
+        }
         let backing = offer.disks.flatMap(\.backing).filter { file in
             var status = stat()
-            return stat(file.path, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
+            return allowed.contain(file.path) && stat(file.path, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
                 && UInt64(status.st_size) == file.size
         }
         return Message.Shadow(
@@ -109,8 +105,10 @@ extension IncomingMigration {
         var kept: Set<String> = []
         for disk in offer.disks where !disk.backing.isEmpty {
             // What a source could have put here itself is not taken for an image of this host.
+            let (allowed, images) = (agent.configuration.allowedDirectories, agent.configuration.imageDirectory)
             let isOwn = disk.backing.allSatisfy {
-                DurableFile.resolve($0.path, in: "/").hasPrefix(agent.configuration.imageDirectory + "/") == false
+                allowed.contain($0.path)
+                    && !DurableFile.resolve($0.path, in: "/").hasPrefix(DurableFile.resolve(images, in: "/") + "/")
             }
             var isSame = isOwn && disk.backing.last.map { ImageHeader.isAlone($0.path) } ?? false
             for file in disk.backing where isSame {

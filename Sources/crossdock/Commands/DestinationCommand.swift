@@ -46,6 +46,16 @@ struct DestinationCommand: AsyncParsableCommand {
     )
     var patience = TimeSpan.minutes(5)
 
+    @Option(
+        name: .customLong("allow-directory"),
+        help: ArgumentHelp(
+            "A directory of this host in which guests may name files: backing images, credentials, firmware. They are opened for "
+                + "reading only. May be repeated; the usual directories of firmware are listed always.",
+            valueName: "dir"
+        )
+    )
+    var allowedDirectories: [String] = []
+
     func validate() throws { try patience.checkPatience() }
 
     func run() async throws {
@@ -72,6 +82,9 @@ struct DestinationCommand: AsyncParsableCommand {
                 objects: objects,
                 authorization: tlsAuthz,
                 log: common.log
+            )
+            configuration.allowedDirectories = AllowedDirectories(
+                allowedDirectories.map { DurableFile.resolve($0, in: currentDirectory) }
             )
             configuration.patience = .seconds(patience.seconds)
             let agent = try await DestinationAgent.start(configuration)
