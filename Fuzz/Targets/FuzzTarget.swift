@@ -33,6 +33,8 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
     case commandLine = "command-line"
     /// Everything that a source may say to a destination, in every state of a migration.
     case control
+    /// What another host offers, up to the command line of the blank copy.
+    case offer
 
     /// Runs the decoder on an input.
     public func run(_ input: UnsafeRawBufferPointer) {
@@ -49,6 +51,7 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
         case .nbdURI: NBDFuzz.uri(input)
         case .qmp: EmulatorFuzz.monitor(Array(input))
         case .control: ControlFuzz.conversation(input)
+        case .offer: OfferFuzz.offer(String(decoding: input, as: UTF8.self))
         case .commandLine: EmulatorFuzz.commandLine(String(decoding: input, as: UTF8.self))
         }
     }

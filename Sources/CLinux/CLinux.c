@@ -304,6 +304,11 @@ int xd_is_memory_file_system(const char *path) {
     return statfs(path, &status) == 0 && status.f_type == TMPFS_MAGIC;
 }
 
+int xd_is_huge_page_file_system(const char *path) {
+    struct statfs status;
+    return statfs(path, &status) == 0 && status.f_type == HUGETLBFS_MAGIC;
+}
+
 int xd_is_zero(const void *bytes, size_t length) {
     const unsigned char *cursor = bytes;
     if (length == 0) return 1;

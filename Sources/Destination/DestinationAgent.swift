@@ -31,6 +31,8 @@ public final class DestinationAgent: @unchecked Sendable {
         public var patience = Duration.seconds(300)
         /// How everything is confined that is started for guests.
         public var confinement = ConfinementPolicy()
+        /// Where guests may name files of this host.
+        public var allowedDirectories = AllowedDirectories()
         /// What the operator reads.
         public var log: Log
 

@@ -7,10 +7,12 @@ internal import IO
 struct HostResources: Sendable {
     private let ports: [GuestCommandLine.HostPort]
     private let interfaces: [String]
+    private let hugePages: [String]
 
     init(_ commandLine: GuestCommandLine) throws {
         ports = try commandLine.hostPorts()
         interfaces = try commandLine.bridges()
+        hugePages = try commandLine.hugePages()
     }
 
     /// Why the guest cannot have what it wants; empty when it can. Blocks: it resolves names.
@@ -25,6 +27,9 @@ struct HostResources: Sendable {
         }
         for name in interfaces where !DurableFile.exists("/sys/class/net/\(name)") {
             problems.append("The network bridge '\(name)' is not there on this host")
+        }
+        for path in Set(hugePages).sorted() where xd_is_huge_page_file_system(path) != 1 {
+            problems.append("The directory \(path) is no file system of huge pages on this host")
         }
         return problems
     }

@@ -7,33 +7,21 @@ internal import TLS
 
 extension IncomingMigration {
     func exportName(_ disk: Message.Offer.Disk) -> String { "\(id)/\(disk.name)" }
-    func imageDirectory(_ offer: Message.Offer) -> String {
-        "\(agent.configuration.imageDirectory)/\(offer.guest)"
+    /// What the offer is, and where all of it would be on this host.
+    func offered(_ offer: Message.Offer) -> OfferedGuest {
+        OfferedGuest(
+            offer,
+            images: agent.configuration.imageDirectory,
+            run: "\(agent.guests.directory(of: offer.guest))/run",
+            allowed: agent.configuration.allowedDirectories
+        )
     }
+    func imageDirectory(_ offer: Message.Offer) -> String { offered(offer).imageDirectory }
+    func imagePath(_ disk: Message.Offer.Disk, _ offer: Message.Offer) -> String { offered(offer).imagePath(disk) }
 
-    /// Whether an offer is one that can be judged at all.
-    func judgeForm(of offer: Message.Offer) throws {
-        try GuestStore.validate(offer.guest)
-        let names = Set(offer.disks.map(\.name))
-        guard !offer.commandLine.arguments.isEmpty, offer.commandLine.arguments.count < 4096, offer.disks.count <= 64,
-            names.count == offer.disks.count, names.allSatisfy(MigrationStore.isID),
-            offer.disks.allSatisfy(Self.isPlausible), offer.disks.reduce(0, { $0 + $1.size }) <= 1 << 50,
-            offer.sizes.count < 4096, offer.sizes.values.allSatisfy({ $0 <= 1 << 50 }), offer.memory <= 1 << 46,
-            Set(offer.files.map(\.path)).count == offer.files.count,
-            offer.files.allSatisfy({ $0.digest.utf8.count == 64 && $0.digest.allSatisfy(\.isHexDigit) }),
-            offer.files.allSatisfy({ !$0.path.hasPrefix("header:") || $0.size <= 64 << 20 })
-        else { throw GuestError("The offer is malformed") }
-        let line = offer.commandLine.arguments.reduce(0) { $0 + $1.utf8.count + 1 }
-        guard line <= PeerLimits.commandLineBytes else {
-            throw GuestError(
-                "The limit of \(PeerLimits.commandLineBytes >> 10) KiB of a command line is exceeded: it has \(line) bytes"
-            )
-        }
-        guard offer.files.count <= PeerLimits.files else {
-            throw GuestError(
-                "The limit of \(PeerLimits.files) files of a guest is exceeded: it has \(offer.files.count)"
-            )
-        }
+    /// Where this migration puts the files that come with the guest.
+    func fileStore(_ offer: Message.Offer) -> String {
+        "\(imageDirectory(offer))/\(OfferedGuest.fileDirectory)/\(id)"
     }
 
     /// Whether another migration of a guest of this name is undecided here. Called with the guest's lock, before anything is written.
@@ -53,19 +41,6 @@ extension IncomingMigration {
             )
         case .released, .overruled, nil: return
         }
-    }
-
-    /// What a disk of an offer may be. Its format decides which program opens the image, so only known ones count.
-    private static func isPlausible(_ disk: Message.Offer.Disk) -> Bool {
-        let formats: Set<String> = ["raw", "qcow2", "qed", "luks"]
-        guard disk.size > 0, disk.size <= 1 << 50, disk.allocated <= disk.size, formats.contains(disk.format),
-            disk.backing.count <= 256, disk.backing.allSatisfy({ $0.path.hasPrefix("/") && $0.size <= 1 << 50 }),
-            disk.backing.isEmpty || formats.contains(disk.backingFormat ?? "")
-        else { return false }
-        // A header makes an image what it is; only a sealed container may come with one.
-        guard let container = disk.containerSize else { return disk.format != "luks" }
-        return disk.format == "luks" && disk.keySecret != nil && container >= disk.size
-            && container <= disk.size + (1 << 30)
     }
 
     /// Everything that can be known before anything is made.
@@ -135,11 +110,21 @@ extension IncomingMigration {
     }
 
     /// The program of the offer by its path, or by its name in PATH. The name must be one of QEMU's: the offer says
-    /// which machine to start, not which program of this host to run.
+    /// which machine to start, not which program of this host to run. A path counts where this host's programs are.
     func localProgram(_ program: String) -> String? {
-        let name = Self.lastComponent(program)
+        let name = OfferedGuest.lastComponent(program)
         guard name.hasPrefix("qemu-system-") || ["qemu-kvm", "kvm"].contains(name) else { return nil }
-        return (program.hasPrefix("/") ? EmulatorProcess.find(program) : nil) ?? EmulatorProcess.find(name)
+        if program.hasPrefix("/"), isProgramDirectory(of: program), let found = EmulatorProcess.find(program) {
+            return found
+        }
+        return EmulatorProcess.find(name)
+    }
+
+    private func isProgramDirectory(of program: String) -> Bool {
+        let directory = String(program.prefix(upTo: program.lastIndex(of: "/") ?? program.startIndex))
+        let search = getenv("PATH").map { String(cString: $0) } ?? ""
+        let known = search.split(separator: ":").map(String.init) + ["/usr/bin", "/usr/local/bin", "/usr/libexec"]
+        return known.contains(directory) || agent.configuration.allowedDirectories.contain(program)
     }
 
     /// What the QEMU that the guest will have here can do.
@@ -157,19 +142,11 @@ extension IncomingMigration {
         return facts
     }
 
-    private static func lastComponent(_ path: String) -> String {
-        let name = path.split(separator: "/").last.map(String.init) ?? ""
-        return name.isEmpty || name == "." || name == ".." ? "unnamed" : name
-    }
-
-    /// The image keeps the name that it has on the source; its directory is the guest's own.
-    func imagePath(_ disk: Message.Offer.Disk, _ offer: Message.Offer) -> String {
-        "\(imageDirectory(offer))/\(Self.lastComponent(disk.path))"
-    }
-
     /// Where each file of the offer is on this host; what is not here is asked for.
     func findFiles(_ offer: Message.Offer, _ connection: MessageConnection) async throws -> [String: String] {
-        let store = "\(agent.configuration.imageDirectory)/.files"
+        let store = fileStore(offer)
+        let earlier = "\(imageDirectory(offer))/\(OfferedGuest.fileDirectory)"
+        let stores = DurableFile.list(earlier).map { "\(earlier)/\($0)" }
         var found: [String: String] = [:]
         var missing: [Int] = []
         var asked: Set<String> = []
@@ -177,15 +154,15 @@ extension IncomingMigration {
             guard file.digest.utf8.count == 64, file.digest.allSatisfy(\.isHexDigit) else {
                 throw GuestError("The offer is malformed")
             }
-            let stored = "\(store)/\(file.digest)"
-            let candidates = file.path.hasPrefix("/") ? [stored, file.path] : [stored]
+            var candidates = stores.map { "\($0)/\(file.digest)" }
+            if agent.configuration.allowedDirectories.contain(file.path) { candidates.append(file.path) }
             for candidate in candidates where found[file.path] == nil {
                 if try await fileDigests.matches(candidate, file) { found[file.path] = candidate }
             }
             if found[file.path] == nil {
                 // Two paths may lead to the same contents.
                 if asked.insert(file.digest).inserted { missing.append(index) }
-                found[file.path] = stored
+                found[file.path] = "\(store)/\(file.digest)"
             }
         }
         if missing.isEmpty { return found }
@@ -217,32 +194,6 @@ extension IncomingMigration {
         return found
     }
 
-    /// Where a disk is here, and how the command line speaks of it.
-    func placement(
-        _ offer: Message.Offer,
-        _ reference: GuestCommandLine.PathReference,
-        keepsBacking: Set<String>
-    ) -> GuestCommandLine.Placement {
-        guard let disk = offer.disks.first(where: { $0.path == reference.path }) else {
-            return .init(path: reference.path)
-        }
-        let path = imagePath(disk, offer)
-        var placement = GuestCommandLine.Placement(path: path, format: disk.format)
-        placement.changesFormat = disk.format != disk.sourceFormat
-        placement.isFlattened = !keepsBacking.contains(disk.name)
-        if let size = IncomingImages.deviceSize(path) {
-            placement.isDevice = true
-            if size != disk.size { placement.size = disk.size }
-        }
-        return placement
-    }
-
-    /// Where what QEMU makes goes.
-    func output(_ path: String, _ offer: Message.Offer, _ names: inout Set<String>) -> String {
-        if path == "/dev/null" { return path }
-        var name = Self.lastComponent(path)
-        while !names.insert(name).inserted { name = "x-\(name)" }
-        return "\(agent.guests.directory(of: offer.guest))/run/\(name)"
     }
 
     /// Makes the images and their exports.
@@ -278,8 +229,11 @@ extension IncomingMigration {
                 for: peer.name
             )
         }
-        // Nobody else has a use for the headers.
-        for disk in offer.disks where disk.isContainer { if let header = files[disk.headerName] { unlink(header) } }
+        // Nothing has a use for the headers any more.
+        let kept = Set(offer.files.filter { !$0.path.hasPrefix("header:") }.map(\.digest))
+        for file in offer.files where file.path.hasPrefix("header:") && !kept.contains(file.digest) {
+            unlink("\(fileStore(offer))/\(file.digest)")
+        }
     }
 
     /// The guest's command line for this host.
@@ -291,8 +245,16 @@ extension IncomingMigration {
         let run = "\(agent.guests.directory(of: offer.guest))/run"
         try await BlockingPool.shared.run { try DurableFile.makeDirectory(run) }
         let facts = try await facts(offer)
+        let (offered, keptBacking) = (offered(offer), keptBacking)
         // How long a command line takes is up to the source.
-        let relocation = try await BlockingPool.decoding.run { try self.relocate(offer, for: facts, files: files) }
+        let relocation = try await BlockingPool.decoding.run {
+            try offered.relocation(
+                for: facts,
+                files: files,
+                keepsBacking: keptBacking,
+                deviceSize: IncomingImages.deviceSize
+            )
+        }
         var arguments = relocation.arguments
         arguments[0] = localProgram(arguments[0]) ?? arguments[0]
         for id in relocation.secrets where secrets[id] == nil {
@@ -310,40 +272,5 @@ extension IncomingMigration {
             filtersSystemCalls: facts.hasSystemCallFilter
         )
         return record
-    }
-
-    /// The command line of the guest with every file in its place here. Blocks.
-    private func relocate(_ offer: Message.Offer, for facts: EmulatorFacts, files: [String: String]) throws
-        -> GuestCommandLine.Relocation
-    {
-        var outputs: Set<String> = []
-        return try offer.commandLine.relocated(for: facts, origin: offer.origin) { reference in
-            switch reference.kind {
-            case .disk:
-                guard offer.disks.contains(where: { $0.path == reference.path }) else {
-                    throw GuestError("The disk \(reference.path) of \(reference.option) is not in the offer")
-                }
-                return self.placement(offer, reference, keepsBacking: self.keptBacking)
-            case .file:
-                guard let path = files[reference.path] else {
-                    throw GuestError("The file \(reference.path) of \(reference.option) is not in the offer")
-                }
-                guard ImageHeader.isAlone(path) else {
-                    throw GuestError(
-                        "The file \(reference.path) of \(reference.option) refers to other files of this host"
-                    )
-                }
-                return .init(path: path)
-            case .output: return .init(path: self.output(reference.path, offer, &outputs))
-            case .backing:
-                // What is under a disk is what was compared, and nothing else.
-                guard
-                    offer.disks.contains(where: { disk in
-                        self.keptBacking.contains(disk.name) && disk.backing.contains { $0.path == reference.path }
-                    })
-                else { throw GuestError("The image \(reference.path) is not under a disk of the offer") }
-                return .init(path: reference.path)
-            }
-        }
     }
 }

@@ -10,9 +10,11 @@ extension IncomingMigration {
     // MARK: the rehearsal
 
     func startShadow(_ offer: Message.Offer) async throws -> Message.Shadow {
-        let facts = try await facts(offer)
+        let (facts, offered) = (try await facts(offer), offered(offer))
         // How long a command line takes is up to the source.
-        let (relocation, sizes) = try await BlockingPool.decoding.run { try self.blankLine(offer, for: facts) }
+        let (relocation, material) = try await BlockingPool.decoding.run {
+            try offered.rehearsal(for: facts, deviceSize: IncomingImages.deviceSize)
+        }
         let line = GuestCommandLine(arguments: relocation.arguments, directory: "/")
         let (resources, abandonment) = (try HostResources(line), abandonment)
         let problems = await BlockingPool.names.value { resources.problems(until: abandonment) }
@@ -20,7 +22,7 @@ extension IncomingMigration {
         let shadow = try await ShadowEmulator.start(
             line,
             program: localProgram(offer.commandLine.program),
-            .init(sizes: sizes, memory: offer.memory, memoryID: offer.memoryID),
+            material,
             isIncoming: true,
             policy: agent.configuration.confinement,
             on: agent.loop
@@ -36,9 +38,17 @@ extension IncomingMigration {
                 "The image directory on the destination has \(free) bytes free; if the guest fills its disks, they need \(most)"
             )
         }
+        let allowed = agent.configuration.allowedDirectories
+        for disk in offer.disks {
+            guard let file = disk.backing.first(where: { !allowed.contain($0.path) }) else { continue }
+            warnings.append(
+                "All of \(disk.name) is copied, also what is in the image under it: on the destination \(file.path) is not there or in "
+                    + AllowedDirectories.advice(file.path, isDirectory: false)
+            )
+        }
         let backing = offer.disks.flatMap(\.backing).filter { file in
             var status = stat()
-            return stat(file.path, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
+            return allowed.contain(file.path) && stat(file.path, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
                 && UInt64(status.st_size) == file.size
         }
         return Message.Shadow(
@@ -50,28 +60,6 @@ extension IncomingMigration {
             clock: Int64(Date.now.timeIntervalSince1970 * 1000),
             free: free
         )
-    }
-
-    /// The command line of the guest with every file in its place here, and the sizes of what a blank copy has instead. Blocks.
-    private func blankLine(_ offer: Message.Offer, for facts: EmulatorFacts) throws
-        -> (GuestCommandLine.Relocation, sizes: [String: UInt64])
-    {
-        var sizes = offer.sizes
-        var outputs: Set<String> = []
-        let relocation = try offer.commandLine.relocated(for: facts, origin: offer.origin) { reference in
-            var placement = GuestCommandLine.Placement(path: reference.path)
-            switch reference.kind {
-            case .disk: placement = self.placement(offer, reference, keepsBacking: [])
-            case .file:
-                let file = offer.files.first { $0.path == reference.path }
-                placement.path = "\(agent.configuration.imageDirectory)/.files/\(file?.digest ?? "")"
-            case .output: placement.path = output(reference.path, offer, &outputs)
-            case .backing: break
-            }
-            if let size = offer.sizes[reference.path] { sizes[placement.path] = size }
-            return placement
-        }
-        return (relocation, sizes)
     }
 
     /// Ends the blank copy.
@@ -120,11 +108,12 @@ extension IncomingMigration {
     /// The disks whose backing images are here with the same contents.
     func findKeptBacking(_ offer: Message.Offer, _ rehearsed: Message.Rehearsed) async throws -> Set<String> {
         var kept: Set<String> = []
-        let own = DurableFile.resolve(agent.configuration.imageDirectory, in: "/") + "/"
+        let (allowed, images) = (agent.configuration.allowedDirectories, agent.configuration.imageDirectory)
+        let own = DurableFile.resolve(images, in: "/") + "/"
         for disk in offer.disks where !disk.backing.isEmpty {
             // What a source could have put here itself is not taken for an image of this host.
             let isOwn = disk.backing.allSatisfy {
-                !DurableFile.resolve($0.path, in: "/").hasPrefix(own)
+                allowed.contain($0.path) && !DurableFile.resolve($0.path, in: "/").hasPrefix(own)
             }
             var isSame = isOwn && disk.backing.last.map { ImageHeader.isAlone($0.path) } ?? false
             for file in disk.backing where isSame {

@@ -55,7 +55,7 @@ extension IncomingMigration {
     private func begin() async throws {
         guard let offer else { throw GuestError("There is no offer") }
         try countGuest()
-        try judgeForm(of: offer)
+        try offered(offer).judge()
         guard let lock = try agent.migrations.lock(guest: offer.guest) else {
             throw GuestError("Guest '\(offer.guest)' is being migrated on this host already")
         }
@@ -81,10 +81,10 @@ extension IncomingMigration {
         if let reason = await endShadow() { throw Refusal(reasons: [reason]) }
         if offer.isRehearsal { return }
         guard let connection else { throw ChannelError(.closed, "The connection to the source was lost") }
-        let found = try await findFiles(offer, connection)
-        keptBacking = try await findKeptBacking(offer, rehearsed)
         // Before anything is made: a later agent finds here what it has to clean up.
         try await save(isReady: false)
+        let found = try await findFiles(offer, connection)
+        keptBacking = try await findKeptBacking(offer, rehearsed)
         let disks = makeDisks(offer)
         self.disks = disks
         try await makeImages(offer, disks, files: found, secrets)
@@ -250,9 +250,6 @@ extension IncomingMigration {
     func cleanUp(_ reason: String) async {
         absence?.cancel()
         secrets = [:]
-        for file in offer?.files ?? [] where file.path.hasPrefix("header:") && file.digest.allSatisfy(\.isHexDigit) {
-            unlink("\(agent.configuration.imageDirectory)/.files/\(file.digest)")
-        }
         let shadow = shadow
         self.shadow = nil
         await shadow?.stop()
@@ -261,7 +258,12 @@ extension IncomingMigration {
         if let offer, journal != nil, guestLock != nil {
             await guest?.remove(restoring: previous)
             if disks?.images.images.isEmpty == true { try? adopt(isWhole: false) }
+            // Of files only those that came with this migration.
+            let store = fileStore(offer)
+            DurableFile.remove(store)
+            rmdir(String(store.dropLast(id.utf8.count + 1)))
             await disks?.delete()
+            rmdir(imageDirectory(offer))
             unlink(files.incoming)
             log(.info, "Migration \(id): gave up guest '\(offer.guest)': \(reason)")
         }

@@ -152,9 +152,6 @@ struct GuestOffering {
         }
     }
 
-    /// Formats that QEMU's tools can make and write.
-    private static let writableFormats: Set<String> = ["raw", "qcow2", "qed", "vdi", "vmdk", "vpc", "vhdx", "luks"]
-
     private static func describe(
         _ disk: GuestDisk,
         _ text: String,
@@ -168,9 +165,9 @@ struct GuestOffering {
         guard !isContainer || plan.format == nil else {
             throw GuestError("The disk \(path) is a LUKS container, which keeps its format; leave --format out")
         }
-        guard writableFormats.contains(format) else {
+        guard ImageFormat.isCarried(format) else {
             throw GuestError(
-                "The disk \(path) has the format '\(format)', which QEMU cannot write everywhere; choose one with --format"
+                "The disk \(path) has the format '\(format)', in which no destination makes images; choose one with --format"
             )
         }
         let size = disk.size

@@ -13,9 +13,15 @@ struct GuestCommandLineTests {
                 "-drive", "file=<disk:a.raw>,format=raw,if=virtio",
             ]
         )
-        #expect(try rewrite("-drive", "file=b.iso,media=cdrom") == ["-drive", "file=<file:b.iso>,media=cdrom"])
         #expect(
-            try rewrite("-drive", "file=c,readonly=on,if=pflash") == ["-drive", "file=<file:c>,readonly=on,if=pflash"]
+            try rewrite("-drive", "file=b.iso,media=cdrom") == [
+                "-drive", "file=<file:b.iso>,media=cdrom,file.read-only=on",
+            ]
+        )
+        #expect(
+            try rewrite("-drive", "file=c,readonly=on,if=pflash") == [
+                "-drive", "file=<file:c>,readonly=on,if=pflash,file.read-only=on",
+            ]
         )
         #expect(try rewrite("-kernel", "k", "-initrd", "i") == ["-kernel", "<file:k>", "-initrd", "<file:i>"])
         #expect(try rewrite("-hda", "d") == ["-hda", "<disk:d>"])

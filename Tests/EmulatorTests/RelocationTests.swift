@@ -31,8 +31,8 @@ struct RelocationTests {
             ["-drive", "file.filename=/a,,b,if=none,id=d"],
             ["-drive", "file.filename=/images/a,,b,if=none,id=d,format=raw"]
         ),
-        (["-drive", "file=/a.iso,media=cdrom"], ["-drive", "file=<file:/a.iso>,media=cdrom"]),
-        (["-drive", "file=nbds://h/x,if=none"], ["-drive", "file=nbds://h/x,if=none"]),
+        (["-drive", "file=/a.iso,media=cdrom"], ["-drive", "file=<file:/a.iso>,media=cdrom,file.read-only=on"]),
+        (["-drive", "file=nbds://h/x,if=none,format=raw"], ["-drive", "file=nbds://h/x,if=none,format=raw"]),
         (["-drive", "if=none,id=empty,media=cdrom"], ["-drive", "if=none,id=empty,media=cdrom"]),
         (["-hda", "/a.raw"], ["-drive", "index=0,media=disk,file=/images/a.raw,format=raw"]),
         (["/a.raw"], ["-drive", "index=0,media=disk,file=/images/a.raw,format=raw"]),
@@ -95,7 +95,7 @@ struct RelocationTests {
         // Kept, they are what they were.
         #expect(
             try relocate(words, format: "qcow2", flattened: false).prefix(4) == [
-                "-blockdev", "driver=file,filename=<backing:/b.qcow2>,node-name=fb",
+                "-blockdev", "driver=file,filename=<backing:/b.qcow2>,node-name=fb,read-only=on",
                 "-blockdev", "driver=qcow2,file=fb,node-name=b,read-only=on",
             ]
         )

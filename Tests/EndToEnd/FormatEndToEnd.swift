@@ -104,6 +104,8 @@ struct FormatEndToEnd {
             qemu-img create -q -f qcow2 -b \(middle) -F qcow2 \(top); qemu-io -c 'write -P 3 5M 1M' \(top) >/dev/null
             """
         )
+        let listed = ["--allow-directory", lab.directory.path]
+        try await lab.startDestination(more: listed)
         let report = try await move(lab, ["-drive", "file=\(top),format=qcow2,if=virtio"])
         let kept = try await info(image(lab, "top.qcow2"))
         #expect(kept["full-backing-filename"]?.string == middle, "\(kept)")
@@ -116,7 +118,10 @@ struct FormatEndToEnd {
         )
         try await lab.startDestination(
             "a",
-            before: Namespace.mount + ["sh", "-c", "mount --bind \(changed)/bottom.raw \(bottom) && exec \"$@\"", "sh"]
+            before: Namespace.mount + [
+                "sh", "-c", "mount --bind \(changed)/bottom.raw \(bottom) && exec \"$@\"", "sh",
+            ],
+            more: listed
         )
         let path = lab.directory.file("back.json")
         let back = try await lab.migrate(from: "b", more: ["--report", path])
@@ -124,6 +129,24 @@ struct FormatEndToEnd {
         let disk = try lab.report(path).disks[0]
         #expect(disk.digestSource == disk.digestDestination && disk.digestSource == report.disks[0].digestSource)
         let flat = try await info("\(lab.state("a"))/images/web1/top.qcow2")
+        #expect(flat["full-backing-filename"] == nil && flat["format"]?.string == "qcow2", "\(flat)")
+    }
+
+    @Test func aBackingImageInADirectoryThatIsNotListedIsCopiedWithTheDisk() async throws {
+        let lab = try Lab()
+        let (bottom, top) = (lab.directory.file("bottom.raw"), lab.directory.file("top.qcow2"))
+        _ = try await shell(
+            """
+            truncate -s 16M \(bottom); qemu-io -f raw -c 'write -P 1 0 8M' \(bottom) >/dev/null
+            qemu-img create -q -f qcow2 -b \(bottom) -F raw \(top)
+            """
+        )
+        _ = try await lab.startForeignGuest(base(["-drive", "file=\(top),format=qcow2,if=virtio"]))
+        try await lab.startDestination()
+        let result = try await lab.migrate(more: ["--qmp", lab.directory.file("foreign.sock")])
+        #expect(result.code == 0, "\(result.all)")
+        #expect(result.all.contains("--allow-directory \(lab.directory.path)"), "\(result.all)")
+        let flat = try await info(image(lab, "top.qcow2"))
         #expect(flat["full-backing-filename"] == nil && flat["format"]?.string == "qcow2", "\(flat)")
     }
 
@@ -246,6 +269,7 @@ struct FormatEndToEnd {
         let webPort = https.output.split(separator: " ").last?.trimmingCharacters() ?? ""
         let password = lab.directory.file("password")
         try DurableFile.write(Array("open-sesame".utf8), to: password)
+        try await lab.startDestination(more: ["--allow-directory", lab.pki.directory])
         let report = try await move(
             lab,
             [

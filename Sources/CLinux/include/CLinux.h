@@ -80,6 +80,8 @@ int xd_test_ofd(int fd, off_t offset, off_t length, int exclusive);
 int xd_flock_exclusive(int fd);
 uint64_t xd_free_bytes(const char *path);
 int xd_is_memory_file_system(const char *path);
+/* Whether a path is in a file system of huge pages: 1 or 0. */
+int xd_is_huge_page_file_system(const char *path);
 int xd_is_zero(const void *bytes, size_t length);
 
 /* How many descriptors a detached program can inherit. */

@@ -29,11 +29,45 @@ struct BlockOptions {
                 self.implied = implied
                 pairs.append((implied, part))
             } else {
-                // `readonly` means `readonly=on`, and `noreadonly` its opposite.
-                let isNegative = part.hasPrefix("no") && ["noreadonly", "nosnapshot", "nowait"].contains(part)
+                // `readonly` means `readonly=on`, and `noreadonly` its opposite, with any key but one that begins so itself.
+                let isNegative = part.hasPrefix("no") && part != "nodelay" && part != "node-name"
                 pairs.append((isNegative ? String(part.dropFirst(2)) : part, isNegative ? "off" : "on"))
             }
         }
+    }
+
+    /// Whether it is in the form of JSON.
+    var isJSON: Bool { json != nil }
+
+    /// Why QEMU could read it otherwise than it is read here; nil when it could not.
+    ///
+    /// - Parameter repeatable: keys that may be given several times, with a meaning for each.
+    func ambiguity(repeatable: Set<String> = []) -> String? {
+        if let json { return Self.ambiguity(in: json, depth: 0) }
+        guard pairs.count <= 4096 else { return "it has \(pairs.count) keys" }
+        var seen: Set<String> = []
+        for (key, _) in pairs {
+            guard PeerText.isKey(key) else { return "'\(key.prefix(64))' is no key of an option" }
+            if !seen.insert(key).inserted, !repeatable.contains(key) { return "'\(key)' is given twice" }
+            // A value, and a set of values, under one key.
+            if let dot = key.lastIndex(of: "."), key.split(separator: ".").count > Self.deepest {
+                return "'\(key[..<dot].prefix(64))' is too deep"
+            }
+        }
+        return nil
+    }
+
+    /// How deep nodes may lie within each other.
+    private static let deepest = 24
+
+    private static func ambiguity(in value: JSONValue, depth: Int) -> String? {
+        guard depth <= deepest else { return "it is too deep" }
+        for key in value.object.keys where !PeerText.isKey(key) || key.contains(".") {
+            return "'\(key.prefix(64))' is no key of an option"
+        }
+        for member in value.object.values { if let found = ambiguity(in: member, depth: depth + 1) { return found } }
+        for member in value.array { if let found = ambiguity(in: member, depth: depth + 1) { return found } }
+        return nil
     }
 
     /// An empty set in the form of a JSON object.
@@ -43,8 +77,9 @@ struct BlockOptions {
     var text: String {
         if let json { return json.text }
         return pairs.enumerated().map { index, pair in
-            index == 0 && pair.key == implied
-                ? KeyValue.escape(pair.value) : "\(pair.key)=\(KeyValue.escape(pair.value))"
+            // Without its key a value is not unescaped everywhere.
+            index == 0 && pair.key == implied && !pair.value.isEmpty && !pair.value.contains { $0 == "," || $0 == "=" }
+                ? pair.value : "\(pair.key)=\(KeyValue.escape(pair.value))"
         }.joined(separator: ",")
     }
 
@@ -62,7 +97,7 @@ struct BlockOptions {
     }
 
     /// Whether a truth value is set.
-    func isOn(_ key: String) -> Bool { ["on", "true", "yes", "y", "1"].contains(self[key] ?? "off") }
+    func isOn(_ key: String) -> Bool { Self.truth(self[key] ?? "off") ?? false }
 
     /// What a text means as a truth value, in each way in which QEMU takes one; nil for any other text.
     static func truth(_ text: some StringProtocol) -> Bool? {

@@ -15,50 +15,50 @@ extension GuestCommandLine {
 
     /// The ports that QEMU would listen on.
     public func hostPorts() throws -> [HostPort] {
-        var ports: [HostPort] = []
-        for option in try options() {
-            let argument = option.argument ?? ""
-            func add(_ host: String, _ port: String, isDatagram: Bool = false) {
-                guard let number = Int(port), number > 0, number < 65536 else { return }
-                ports.append(HostPort(host: host, port: number, isDatagram: isDatagram, option: "-\(option.name)"))
-            }
-            switch option.name {
-            case "netdev", "nic", "net":
-                // hostfwd=[tcp|udp]:[address]:port-[guest address]:port, as often as one likes.
-                for part in KeyValue.split(argument) where part.hasPrefix("hostfwd=") {
-                    let fields = part.dropFirst(8).prefix { $0 != "-" }.split(
-                        separator: ":",
-                        omittingEmptySubsequences: false
-                    )
-                    guard fields.count == 3 else { continue }
-                    add(String(fields[1]), String(fields[2]), isDatagram: fields[0] == "udp")
-                }
-            case "chardev":
-                let settings = try BlockOptions(parsing: argument, implied: "backend")
-                guard settings["backend"] == "socket", settings.isOn("server"), let port = settings["port"] else {
-                    continue
-                }
-                add(settings["host"] ?? "", port)
-            case "serial", "monitor", "qmp", "parallel", "gdb", "debugcon":
-                let parts = KeyValue.split(argument)
-                guard let first = parts.first, first.hasPrefix("tcp:"),
-                    parts.contains(where: { $0 == "server" || $0 == "server=on" }), let colon = first.lastIndex(of: ":")
-                else { continue }
-                add(String(first.dropFirst(4)[..<colon]), String(first[first.index(after: colon)...]))
-            case "spice":
-                if let port = option.value("port") { add(option.value("addr") ?? "", port) }
-            case "vnc":
-                let parts = KeyValue.split(argument)
-                // A display that may move on looks for its port itself.
-                guard let first = parts.first, let colon = first.lastIndex(of: ":"),
-                    !parts.contains(where: { $0.hasPrefix("to=") || $0.hasPrefix("reverse") }),
-                    let display = Int(first[first.index(after: colon)...])
-                else { continue }
-                add(String(first[..<colon]), "\(5900 + display)")
-            default: continue
-            }
+        try options().flatMap { try Self.ports(of: ParsedOption(ofOriginal: $0)) }
+    }
+
+    private static func ports(of option: ParsedOption) throws -> [HostPort] {
+        func port(_ host: some StringProtocol, _ port: some StringProtocol, isDatagram: Bool = false) -> [HostPort] {
+            guard let number = Int(port), (1..<65536).contains(number) else { return [] }
+            return [HostPort(host: String(host), port: number, isDatagram: isDatagram, option: "-\(option.name)")]
         }
-        return ports
+        let settings = option.settings
+        switch option.name {
+        case "netdev", "nic", "net":
+            // hostfwd=[tcp|udp]:[address]:port-[guest address]:port, as often as one likes.
+            return settings.leaves.filter { $0.key == "hostfwd" || $0.key.hasPrefix("hostfwd.") }.flatMap { forward in
+                let fields = forward.value.prefix { $0 != "-" }.split(separator: ":", omittingEmptySubsequences: false)
+                return fields.count == 3 ? port(fields[1], fields[2], isDatagram: fields[0] == "udp") : []
+            }
+        case "chardev":
+            guard settings["backend"] == "socket", settings.isOn("server"), let number = settings["port"] else {
+                return []
+            }
+            return port(settings["host"] ?? "", number)
+        case "serial", "monitor", "qmp", "qmp-pretty", "parallel", "gdb", "debugcon":
+            let address = try CharacterAddress(option.argument)
+            guard case .network(_, let host, let number) = address.target, address.isServer else { return [] }
+            return port(host, number)
+        case "spice": return settings["port"].map { port(settings["addr"] ?? "", $0) } ?? []
+        case "vnc":
+            // A display that may move on looks for its port itself.
+            guard let address = settings["vnc"], let colon = address.lastIndex(of: ":"), !settings.has("to"),
+                !settings.has("reverse"), let display = Int(address[address.index(after: colon)...]),
+                (0..<60000).contains(display)
+            else { return [] }
+            return port(address[..<colon], "\(5900 + display)")
+        default: return []
+        }
+    }
+
+    /// The directories of huge pages that the guest's memory is in.
+    public func hugePages() throws -> [String] {
+        try options().compactMap { option in
+            if option.name == "mem-path" { return option.argument }
+            guard option.name == "object" else { return nil }
+            return try ParsedOption(ofOriginal: option).settings["mem-path"]
+        }
     }
 
     /// The bridges that the guest's networks are part of.

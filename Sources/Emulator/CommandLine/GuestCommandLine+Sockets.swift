@@ -34,21 +34,22 @@ extension GuestCommandLine {
             let argument = option.argument ?? ""
             switch option.name {
             case "serial", "monitor", "qmp", "qmp-pretty", "parallel", "debugcon", "gdb":
-                let prefix = argument.hasPrefix("mon:") ? "mon:unix:" : "unix:"
-                guard argument.hasPrefix(prefix) else { return option }
-                let rest = argument.dropFirst(prefix.count)
-                let comma = rest.firstIndex(of: ",") ?? rest.endIndex
-                let path = next(String(rest[..<comma]), ["monitor", "qmp", "qmp-pretty"].contains(option.name))
-                return GuestOption(option.name, "\(prefix)\(path)\(rest[comma...])")
+                guard let address = try? CharacterAddress(argument), case .socket(let path) = address.target else {
+                    return option
+                }
+                let new = next(path, ["monitor", "qmp", "qmp-pretty"].contains(option.name))
+                let prefix = address.hasMonitor ? "mon:unix:" : "unix:"
+                let tail = argument.dropFirst(prefix.count + KeyValue.escape(path).count)
+                return GuestOption(option.name, "\(prefix)\(KeyValue.escape(new))\(tail)")
             case "chardev":
-                guard let settings = try? BlockOptions(parsing: argument, implied: "backend"),
+                guard var settings = try? BlockOptions(parsing: argument, implied: "backend"),
                     settings["backend"] == "socket", settings.isOn("server"), !settings.isOn("abstract"),
                     let path = settings["path"]
                 else { return option }
                 let isMonitor = settings["id"].map(monitors.contains) ?? false && !settings.isOn("mux")
                 let new = next(path, isMonitor)
-                let parts = KeyValue.split(argument).map { $0.hasPrefix("path=") ? "path=\(new)" : $0 }
-                return GuestOption("chardev", parts.map(KeyValue.escape).joined(separator: ","))
+                settings.set("path", .string(new))
+                return GuestOption("chardev", settings.text)
             default: return option
             }
         }

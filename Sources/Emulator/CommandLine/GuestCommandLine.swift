@@ -13,6 +13,8 @@ public struct GuestCommandLine: Sendable, Hashable, Codable {
         case file
         /// Something that QEMU makes: a log, a socket.
         case output
+        /// A directory or a file of the host with credentials, which must be there under the same path.
+        case directory
         /// An image under a disk: part of the disk's contents.
         case backing
     }
@@ -25,6 +27,15 @@ public struct GuestCommandLine: Sendable, Hashable, Codable {
         public let path: String
         /// The option it belongs to, for messages.
         public let option: String
+        /// The format that the command line says that it has; nil when QEMU would guess it.
+        public let format: String?
+
+        init(kind: PathKind, path: String, option: String, format: String? = nil) {
+            self.kind = kind
+            self.path = path
+            self.option = option
+            self.format = format
+        }
     }
 
     /// Where something of the command line is on this host, and what it is here.
@@ -113,7 +124,7 @@ public struct GuestCommandLine: Sendable, Hashable, Codable {
     }
 
     /// Whether an option is given.
-    public func has(_ option: String) -> Bool { arguments.contains("-\(option)") || arguments.contains("--\(option)") }
+    public func has(_ option: String) -> Bool { ((try? options()) ?? []).contains { $0.name == option } }
 
     /// Whether an option holds a secret that anybody can read.
     private static func isClearSecret(_ option: GuestOption) -> Bool {

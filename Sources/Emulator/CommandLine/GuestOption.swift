@@ -12,15 +12,6 @@ struct GuestOption: Sendable, Hashable {
         self.argument = argument
     }
 
-    /// The options without an argument of `qemu-system-*`.
-    static let flags: Set<String> = [
-        "S", "s", "nodefaults", "no-user-config", "nographic", "enable-kvm", "no-reboot", "no-shutdown", "daemonize",
-        "snapshot", "usb", "no-acpi", "no-hpet", "mem-prealloc", "only-migratable", "preconfig", "singlestep",
-        "full-screen", "no-quit", "curses", "alt-grab", "ctrl-grab", "portrait", "win2k-hack", "no-fd-bootchk",
-        "enable-fips", "xen-attach", "xen-domid-restrict", "old-param", "semihosting", "h", "help", "version",
-        "enable-sync-profile", "perfmap", "jitdump", "sdl", "show-cursor", "async-teardown",
-    ]
-
     /// Reads the words behind the program's name. A word that is no option is a disk, as QEMU sees it: `-hda`.
     static func parse(_ words: some Sequence<String>) throws -> [GuestOption] {
         var options: [GuestOption] = []
@@ -31,7 +22,7 @@ struct GuestOption: Sendable, Hashable {
                 continue
             }
             let name = String(word.drop { $0 == "-" })
-            if flags.contains(name) {
+            if OptionRule.of(name)?.argument == OptionRule.Argument.none {
                 options.append(GuestOption(name))
             } else {
                 guard let argument = iterator.next() else { throw GuestError("The option \(word) has no argument") }
@@ -47,7 +38,9 @@ struct GuestOption: Sendable, Hashable {
     }
 
     /// The value of a key of the argument, `key=value` or JSON; `id` of `-device virtio-net,id=n0`.
-    func value(_ key: String) -> String? { (try? BlockOptions(parsing: argument ?? "", implied: "driver"))?[key] }
+    func value(_ key: String, implied: String = "driver") -> String? {
+        (try? BlockOptions(parsing: argument ?? "", implied: implied))?[key]
+    }
 
     /// The options that a file of `-readconfig` stands for.
     ///

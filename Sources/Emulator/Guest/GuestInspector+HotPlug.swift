@@ -98,7 +98,7 @@ extension GuestInspector {
             let given = option.name == "cdrom" ? option.argument : settings?["file"]
             guard option.name == "cdrom" || settings?["media"] == "cdrom" || settings?["if"] == "floppy", let given,
                 !given.isEmpty,
-                !GuestCommandLine.isNetwork(given), !present.contains(resolve(given))
+                !DriveDefinition.isNetwork(given), !present.contains(resolve(given))
             else { continue }
             let drive = settings?["id"].flatMap { id in graph.drives.first { $0.name == id } }
             guard let now = drive ?? (unnamed.count == 1 ? unnamed[0] : nil) else {

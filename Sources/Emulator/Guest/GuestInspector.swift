@@ -199,7 +199,7 @@ struct GuestInspector {
                 continue
             }
             guard settings["qom-type"] == "memory-backend-file", let path = settings["mem-path"],
-                !OptionPolicy.isHugePages(resolve(path)), !settings.isOn("pmem"), !settings.isOn("readonly")
+                HugePages.root(of: resolve(path)) == nil, !settings.isOn("pmem"), !settings.isOn("readonly")
             else { continue }
             let keepers = ["nvdimm", "virtio-pmem-pci", "virtio-pmem", "ivshmem-plain"]
             if let id = settings["id"],
@@ -219,7 +219,7 @@ struct GuestInspector {
             options[index].argument = settings.text
         }
         for path in options.filter({ $0.name == "mem-path" }).compactMap(\.argument)
-        where !OptionPolicy.isHugePages(resolve(path)) {
+        where HugePages.root(of: resolve(path)) == nil {
             note("-mem-path \(path): anonymous memory takes the file's place")
             options.removeAll { $0.name == "mem-path" && $0.argument == path }
         }

@@ -47,6 +47,16 @@ struct DestinationCommand: AsyncParsableCommand {
     )
     var patience = TimeSpan.minutes(5)
 
+    @Option(
+        name: .customLong("allow-directory"),
+        help: ArgumentHelp(
+            "A directory of this host in which guests may name files: backing images, credentials, firmware. They are opened for "
+                + "reading only. May be repeated; the usual directories of firmware are listed always.",
+            valueName: "dir"
+        )
+    )
+    var allowedDirectories: [String] = []
+
     @Flag(help: "Start only if guests can be confined in every way that Crossdock knows, and refuse what cannot.")
     var requireConfinement = false
 
@@ -56,14 +66,6 @@ struct DestinationCommand: AsyncParsableCommand {
     )
     var noConfinement = false
 
-    @Option(
-        help: ArgumentHelp(
-            "A directory whose files confined guests may read, and nobody else's; may be repeated.",
-            valueName: "dir"
-        )
-    )
-    var guestDir: [String] = []
-
     func validate() throws {
         try patience.checkPatience()
         if requireConfinement, noConfinement {
@@ -71,10 +73,12 @@ struct DestinationCommand: AsyncParsableCommand {
         }
     }
 
+    private var listed: [String] { allowedDirectories.map { DurableFile.resolve($0, in: currentDirectory) } }
+
     private var confinement: ConfinementPolicy {
         ConfinementPolicy(
             noConfinement ? .off : requireConfinement ? .required : .available,
-            directories: guestDir.map { DurableFile.resolve($0, in: currentDirectory) }
+            directories: AllowedDirectories.firmware + listed
         )
     }
 
@@ -103,6 +107,7 @@ struct DestinationCommand: AsyncParsableCommand {
                 authorization: tlsAuthz,
                 log: common.log
             )
+            configuration.allowedDirectories = AllowedDirectories(listed)
             configuration.patience = .seconds(patience.seconds)
             configuration.confinement = confinement
             let agent = try await DestinationAgent.start(configuration)

@@ -1,0 +1,115 @@
+internal import IO
+
+/// Network backends.
+extension OptionRule {
+    static let network: [OptionRule] = [
+        OptionRule(
+            "netdev",
+            argument: .object("type"),
+            repeatable: forwards,
+            blank: .emptied(emptyBackend),
+            check: checkNetwork,
+            relocate: placeNetwork
+        ),
+        OptionRule(
+            "nic",
+            "net",
+            argument: .settings("type"),
+            repeatable: forwards,
+            blank: .emptied(emptyCard),
+            check: checkNetwork,
+            relocate: placeNetwork
+        ),
+    ]
+
+    private static let forwards: Set<String> = ["hostfwd", "dnssearch", "dns"]
+
+    /// What each kind of network may say.
+    private static let networks: [String: Set<String>] = [
+        "user": [
+            "ipv4", "net", "host", "ipv6", "ipv6-net", "ipv6-prefix", "ipv6-prefixlen", "ipv6-host", "ipv6-dns",
+            "restrict", "hostname", "dhcpstart", "dns", "dnssearch", "domainname", "hostfwd",
+        ],
+        "tap": [
+            "ifname", "script", "downscript", "br", "helper", "sndbuf", "vnet_hdr", "vhost", "vhostforce", "queues",
+            "poll-us",
+        ],
+        "bridge": ["br", "helper"], "socket": ["listen", "connect", "mcast", "localaddr", "udp"],
+        "stream": ["server", "addr", "reconnect", "reconnect-ms"], "dgram": ["local", "remote"],
+        "hubport": ["hubid", "netdev"], "none": [], "nic": ["netdev"],
+        "l2tpv3": [
+            "src", "dst", "srcport", "dstport", "ipv6", "udp", "cookie64", "counter", "pincounter", "txcookie",
+            "rxcookie", "txsession", "rxsession", "offset",
+        ],
+    ]
+    /// What the card at its end may say, where both are one option.
+    private static let cards: Set<String> = ["mac", "macaddr", "model", "name", "addr", "vectors"]
+
+    @Sendable private static func checkNetwork(_ option: ParsedOption) throws {
+        let settings = option.settings
+        for key in ["fd", "fds", "vhostfd", "vhostfds", "sock"] where settings.has(key) {
+            throw option.refusal("it passes a descriptor")
+        }
+        for key in ["smb", "tftp", "bootfile", "guestfwd"] where settings.has(key) {
+            throw option.refusal("'\(key)' shows files or services of this host, or runs its programs")
+        }
+        guard let keys = networks[settings["type"] ?? ""] else { throw option.refusal("it depends on this host") }
+        try option.allow(keys.union(option.name == "netdev" ? [] : cards).union(["type", "id"]))
+        for leaf in settings.leaves {
+            let name = leaf.key.split(separator: ".").last.map(String.init) ?? leaf.key
+            if ["path", "fd", "str"].contains(name) && !leaf.key.hasPrefix("hostfwd.")
+                && !leaf.key.hasPrefix("dnssearch.") && !leaf.key.hasPrefix("dns.")
+                || name == "type" && leaf.key != "type" && leaf.value != "inet"
+            {
+                throw option.refusal("it connects to a socket of this host")
+            }
+            let isForward = leaf.key == "hostfwd" || leaf.key.hasPrefix("hostfwd.")
+            if isForward, !isForwarding(leaf.value) {
+                throw option.refusal("'\(leaf.value)' is not [tcp|udp]:[ADDRESS]:PORT-[ADDRESS]:PORT")
+            }
+        }
+    }
+
+    private static func isForwarding(_ text: String) -> Bool {
+        let ends = text.split(separator: "-", maxSplits: 1, omittingEmptySubsequences: false)
+        guard ends.count == 2 else { return false }
+        let here = ends[0].split(separator: ":", omittingEmptySubsequences: false)
+        let there = ends[1].split(separator: ":", omittingEmptySubsequences: false)
+        return here.count == 3 && ["", "tcp", "udp"].contains(here[0]) && PeerText.isHost(here[1])
+            && PeerText.isPort(here[2]) && there.count == 2 && PeerText.isHost(there[0]) && PeerText.isPort(there[1])
+    }
+
+    @Sendable private static func placeNetwork(_ option: inout ParsedOption) throws -> Relocation {
+        let settings = option.settings
+        if settings["type"]?.hasPrefix("vhost-") == true { throw option.refusal("it depends on this host") }
+        for key in ["fd", "fds", "vhostfd", "vhostfds", "sock"] where settings.has(key) {
+            throw option.refusal("it passes a descriptor")
+        }
+        for key in ["script", "downscript", "helper"] where settings[key].map({ $0 != "no" }) ?? false {
+            throw option.refusal("it runs a script of this host")
+        }
+        return .written
+    }
+
+    // MARK: blank copies
+
+    @Sendable private static func emptyBackend(_ copy: inout BlankCopy, _ option: ParsedOption) {
+        guard let id = option.settings["id"].map(KeyValue.escape) else { return }
+        if option.settings["type"] == "user" {
+            // It has a state of its own in the stream, which an older library may not take.
+            copy.options.append(GuestOption("netdev", "user,restrict=on,id=\(id)"))
+        } else {
+            copy.hubs += 1
+            copy.options.append(GuestOption("netdev", "hubport,id=\(id),hubid=\(copy.hubs)"))
+        }
+    }
+
+    @Sendable private static func emptyCard(_ copy: inout BlankCopy, _ option: ParsedOption) {
+        let settings = option.settings
+        if ["none", "nic"].contains(settings["type"] ?? "") { return copy.options.append(option.written) }
+        let kept = ["model", "mac", "macaddr", "id", "addr"].compactMap { key in
+            settings[key].map { ",\(key)=\(KeyValue.escape($0))" }
+        }
+        copy.options.append(GuestOption(option.name, "user,restrict=on" + kept.joined()))
+    }
+}
