@@ -4,7 +4,7 @@ WIDTH ?= 3
 FUZZ_SECONDS ?= 60
 SWIFT_SOURCES = Sources Tests Benchmarks Fuzz Package.swift
 
-.PHONY: all setup qemus previous build release lint fmt test model faults matrix demo bench soak tsan clean
+.PHONY: all setup qemus previous build release lint fmt test model faults units matrix demo bench soak tsan clean
 
 all: build
 
@@ -28,8 +28,8 @@ release: setup
 
 lint: setup
 	swift format lint --strict --recursive --parallel $(SWIFT_SOURCES)
-	python3 -m py_compile deploy/demo/*.py Benchmarks/*.py Tests/EndToEnd/*.py Tests/Faults/*.py Tests/Matrix/*.py
-	sh -n deploy/setup && sh -n Fuzz/run && sh -n docs/model/check && sh -n docs/model/transitions && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n deploy/guest/init-agent && sh -n deploy/guest/init-devices && sh -n deploy/qemu && sh -n deploy/previous-release && sh -n .ci/run && sh -n Tests/Matrix/pairs
+	python3 -m py_compile deploy/demo/*.py Benchmarks/*.py Tests/EndToEnd/*.py Tests/Faults/*.py Tests/Matrix/*.py Tests/Units/*.py
+	sh -n deploy/setup && sh -n Fuzz/run && sh -n docs/model/check && sh -n docs/model/transitions && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n deploy/guest/init-agent && sh -n deploy/guest/init-devices && sh -n deploy/qemu && sh -n deploy/previous-release && sh -n .ci/run && sh -n Tests/Matrix/pairs && sh -n Tests/Units/image && sh -n Tests/Units/initrd
 
 fmt:
 	swift format --in-place --recursive --parallel $(SWIFT_SOURCES)
@@ -54,6 +54,11 @@ model: setup
 # Real migrations, broken at every step; takes long. `make test` runs a few of them.
 faults: release
 	python3 Tests/Faults/faults.py .build/release/crossdock .cache/guest --json .build/faults.json --markdown .build/faults.md
+
+# The shipped units under a real systemd, in an emulated Debian that is reset in the middle of migrations; takes minutes.
+units: release
+	Tests/Units/image
+	python3 Tests/Units/units.py .build/release/crossdock .cache/units
 
 demo: release
 	python3 deploy/demo/demo.py .build/release/crossdock .cache/guest
