@@ -194,8 +194,6 @@ extension IncomingMigration {
         return found
     }
 
-    }
-
     /// Makes the images and their exports.
     func makeImages(
         _ offer: Message.Offer,
@@ -244,14 +242,14 @@ extension IncomingMigration {
     ) async throws -> GuestRecord {
         let run = "\(agent.guests.directory(of: offer.guest))/run"
         try await BlockingPool.shared.run { try DurableFile.makeDirectory(run) }
-        let facts = try await facts(offer)
-        let (offered, keptBacking) = (offered(offer), keptBacking)
+        let facts = try await self.facts(offer)
+        let (offered, kept) = (self.offered(offer), keptBacking)
         // How long a command line takes is up to the source.
         let relocation = try await BlockingPool.decoding.run {
             try offered.relocation(
                 for: facts,
                 files: files,
-                keepsBacking: keptBacking,
+                keepsBacking: kept,
                 deviceSize: IncomingImages.deviceSize
             )
         }
@@ -268,7 +266,7 @@ extension IncomingMigration {
         record.confinement = GuestConfinement(
             policy: agent.configuration.confinement,
             imageDirectory: imageDirectory(offer),
-            files: offer.disks.filter { keptBacking.contains($0.name) }.flatMap(\.backing).map(\.path),
+            files: offer.disks.filter { kept.contains($0.name) }.flatMap(\.backing).map(\.path),
             filtersSystemCalls: facts.hasSystemCallFilter
         )
         return record

@@ -10,7 +10,7 @@ extension IncomingMigration {
     // MARK: the rehearsal
 
     func startShadow(_ offer: Message.Offer) async throws -> Message.Shadow {
-        let (facts, offered) = (try await facts(offer), offered(offer))
+        let (facts, offered) = (try await self.facts(offer), self.offered(offer))
         // How long a command line takes is up to the source.
         let (relocation, material) = try await BlockingPool.decoding.run {
             try offered.rehearsal(for: facts, deviceSize: IncomingImages.deviceSize)

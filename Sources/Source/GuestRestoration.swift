@@ -93,8 +93,9 @@ struct GuestRestoration {
             guard let state = try? await monitor.runState() else { break }
             switch state {
             case .finishMigrate: break
-            // A reset makes QEMU forget that its migration has stopped the guest.
-            case .postmigrate, .prelaunch where guest.verdict == .runs:
+            case .postmigrate, .prelaunch:
+                // After a reset QEMU calls a guest that its migration has stopped one that never ran.
+                if state == .prelaunch, guest.verdict != .runs { return nil }
                 switch await leavePostmigrate() {
                 case .onItsWay: break
                 case .asItWas: return nil

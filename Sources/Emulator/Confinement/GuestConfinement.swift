@@ -48,6 +48,7 @@ public struct GuestConfinement: Sendable, Hashable, Codable {
             switch reference.kind {
             case .disk: rules.append(.init(path, Self.isDevice(path) ? .device : .image, isOptional: true))
             case .file, .backing: rules.append(.init(path, .read, isOptional: true))
+            case .directory: rules.append(.init(path, .reading, isOptional: true))
             // They are in the guest's own directory.
             case .output: continue
             }
