@@ -113,8 +113,9 @@ enum OfferFuzz {
                     )
                     let isRandom = ["/dev/random", "/dev/urandom", "/dev/hwrng"].contains(value)
                     let isRemote = argument.contains("ssh") || argument.contains("nfs") || argument.contains("gluster")
+                    let isListed = AllowedDirectories().contain(String(value))
                     precondition(
-                        isOwn(value) || isShared || isRandom || isRemote && !value.hasPrefix("/xd"),
+                        isOwn(value) || isListed || isShared || isRandom || isRemote && !value.hasPrefix("/xd"),
                         "\(name) \(argument) opens \(value)"
                     )
                 }

@@ -176,7 +176,8 @@ public struct OfferedGuest: Sendable {
                 placement = .init(path: "\(imageDirectory)/\(Self.fileDirectory)/\(file.digest)")
             case .output: placement = .init(path: output(reference.path, &outputs))
             case .directory: placement = try directory(reference)
-            case .backing: placement = .init(path: reference.path)
+            // The blank copy has every disk in one image.
+            case .backing: throw GuestError("The image \(reference.path) is not under a disk of the offer")
             }
             if let size = offer.sizes[reference.path] { sizes[placement.path] = size }
             return placement

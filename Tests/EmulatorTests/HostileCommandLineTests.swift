@@ -56,8 +56,9 @@ struct HostileCommandLineTests {
 
     @Test func aBlankCopyOfASizeOrAMemoryIsNothingElse() throws {
         // A size is no id: what it says stays one value.
-        let sized = try blank(["-object", "memory-backend-ram,id=m,size=1M,,share=off,,mem-path=/etc/x"])
-        #expect(KeyValue.split(sized[1])[2] == "size=1M,share=off,mem-path=/etc/x", "\(sized)")
+        let sized = try blank(["-object", "memory-backend-ram,id=m,size=1M,,share=off,,mem-path=x"])
+        #expect(KeyValue.split(sized[1])[2] == "size=1M,share=off,mem-path=x", "\(sized)")
+        isRefused(["-object", "memory-backend-ram,id=m,size=1M,,mem-path=/etc/x"])
         let named = try blank(["-m", "1"], memoryID: "pc.ram,mem-path=/etc/x")
         #expect(named.contains("memory-backend=pc.ram,,mem-path=/etc/x"), "\(named)")
         #expect(KeyValue.split(named[3]).filter { $0.hasPrefix("mem-path=") } == ["mem-path=/memory"], "\(named)")
@@ -180,6 +181,10 @@ struct HostileCommandLineTests {
         ["-drive", "file=gluster+tcp://h/v/i?so%63ket=/x,format=raw"],
         ["-drive", "file=nbd://h/x?socket=/x,format=raw"],
         // A path where none is expected.
+        ["-blockdev", "node-name=n,filename=/etc/shadow"],
+        ["-blockdev", "driver=raw,node-name=n,file.filename=/etc/shadow"],
+        ["-blockdev", "driver=null-co,node-name=n,filename=/etc/shadow"],
+        ["-blockdev", #"{"driver":"raw","node-name":"n","x":{"filename":"/etc/shadow"}}"#],
         ["-device", "virtio-net-pci,filename=/etc/shadow"], ["-device", "virtio-net-pci,file=/etc/shadow"],
         ["-device", "vhost-user-blk-pci,chardev=c"], ["-device", "x-vfio-user-pci,socket=/x"],
         ["-object", "throttle-group,id=t,x=/etc/shadow"], ["-accel", "kvm,device=/dev/sda"],
@@ -326,7 +331,7 @@ struct HostileCommandLineTests {
         #expect(try moved(flat).count == 2000)
         _ = try? moved(chain(1000))
         // Minutes, when each looks at all others.
-        #expect(ContinuousClock.now - start < .seconds(10))
+        #expect(ContinuousClock.now - start < .seconds(30))
         let deep = String(repeating: #"{"driver":"raw","file":"#, count: 300) + "1" + String(repeating: "}", count: 300)
         isRefused(["-blockdev", deep], "")
     }

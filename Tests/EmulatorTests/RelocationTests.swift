@@ -101,6 +101,21 @@ struct RelocationTests {
         )
     }
 
+    @Test func aBackingImageWithinTheDefinitionGoesWithIt() throws {
+        let inner = #"{"driver":"qcow2","file":{"driver":"file","filename":"/b"}}"#
+        let top = #"{"backing":\#(inner),"driver":"qcow2","file":{"driver":"file","filename":"/t"},"node-name":"t"}"#
+        #expect(
+            try relocate(["-blockdev", top], format: "qcow2") == [
+                "-blockdev", #"{"driver":"qcow2","file":{"driver":"file","filename":"/images/t"},"node-name":"t"}"#,
+            ]
+        )
+        #expect(
+            try relocate(["-blockdev", top], format: "qcow2", flattened: false)[1].contains(
+                #""filename":"<backing:/b>","read-only":true},"read-only":true}"#
+            )
+        )
+    }
+
     @Test func aProtocolThatWasTheDiskGetsAFormatUnderItsName() throws {
         #expect(
             try relocate(["-blockdev", "driver=file,filename=/a.raw,node-name=n,cache.direct=on"], format: "qcow2")

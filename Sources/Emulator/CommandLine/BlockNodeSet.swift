@@ -147,11 +147,16 @@ struct BlockNodeSet {
         try checkDefinitions(known: Set(nodes).union(underneath))
         for node in nodes where !underneath.contains(node) {
             let driver = value(node, "driver") ?? ""
-            if !isAtHome { try checkFormats(above: node, driver) }
+            if !isAtHome {
+                guard !driver.isEmpty else { throw refusal(node, "it has no driver") }
+                try checkFormats(above: node, driver)
+            }
             guard ImageFormat.localProtocols.contains(driver), let path = value(node, "filename") else { continue }
             try relocate(node, path, place)
         }
         for node in underneath where !isDropped.contains(node.definition) {
+            // What was written into a flattened disk's own definition is gone with it.
+            guard value(node, "driver") != nil else { continue }
             // An image that is under another one is never written, whoever is attached to it.
             if !isAtHome { close(node) }
             guard let path = value(node, "filename") else { continue }
@@ -174,6 +179,7 @@ struct BlockNodeSet {
                     throw refusal(here, "'\(leaf.value)' is no name of a node")
                 }
             }
+            if !isAtHome { try checkFileNames(index, known: known) }
             for prefix in definitions[index].prefixes(of: "driver") {
                 let node = Place(definition: index, prefix: prefix)
                 let driver = value(node, "driver") ?? ""
@@ -186,18 +192,29 @@ struct BlockNodeSet {
                 let isSocket = definitions[index].has(node.key("path")) || value(node, "server.type") == "unix"
                 if driver == "nbd", isSocket { throw refusal(node, "its disk is behind a socket of this host") }
                 if value(node, "server.type") == "fd" { throw refusal(node, "its disk belongs to this host") }
-                guard isAtHome || ImageFormat.localProtocols.contains(driver) || value(node, "filename") == nil else {
-                    throw refusal(node, "a '\(driver)' has no file name here")
-                }
             }
+        }
+    }
+
+    /// A file has a name where it is placed, and nowhere else.
+    private func checkFileNames(_ index: Int, known: Set<Place>) throws {
+        for leaf in definitions[index].leaves where leaf.key == "filename" || leaf.key.hasSuffix(".filename") {
+            let node = Place(definition: index, prefix: String(leaf.key.dropLast("filename".count)))
+            guard known.contains(node), let driver = value(node, "driver"), value(node, "filename") != nil,
+                ImageFormat.localProtocols.contains(driver)
+            else { throw refusal(node, "'\(leaf.key)' is the name of no file that is placed") }
         }
     }
 
     /// What reads the contents of a protocol: one format at most, and one that cannot make a file of this host of them.
     private func checkFormats(above node: Place, _ driver: String) throws {
-        let formats = above(node).filter { ImageFormat(rawValue: value($0, "driver") ?? "") != nil }
         let isLocal = ImageFormat.localProtocols.contains(driver)
         guard isLocal || ImageFormat.networkProtocols.contains(driver) else { return }
+        let above = above(node)
+        guard above.count < Self.longest else {
+            throw refusal(node, "it has more than \(Self.longest) nodes on top of each other")
+        }
+        let formats = above.filter { ImageFormat(rawValue: value($0, "driver") ?? "") != nil }
         guard formats.count <= 1 else { throw refusal(node, "it has a format within a format") }
         guard !isLocal, let format = formats.first.flatMap({ value($0, "driver") }) else { return }
         guard ImageFormat(rawValue: format)?.isReadFromNetwork == true else {
