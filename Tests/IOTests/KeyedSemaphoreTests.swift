@@ -3,26 +3,31 @@ import TestSupport
 import Testing
 
 struct KeyedSemaphoreTests {
+    /// Who had a turn, in order. Confined to the test's loop.
+    private final class Order: @unchecked Sendable {
+        var list: [Int] = []
+    }
+
     @Test func whatOneKeyHoldsKeepsNoOtherKeyWaitingAndTurnsComeInOrder() async throws {
         try await onLoop { loop in
             let semaphore = KeyedSemaphore(limit: 2)
             let held = [semaphore.request("a"), semaphore.request("a")]
             for permit in held { try await permit.wait() }
-            let order = Guarded<[Int]>([])
+            let order = Order()
             let waiting = (0..<3).map { _ in semaphore.request("a") }
             let tasks = waiting.enumerated().map { index, permit in
                 Task(executorPreference: loop) {
                     try await permit.wait()
-                    order.withLock { $0.append(index) }
+                    order.list.append(index)
                     permit.end()
                 }
             }
             try await semaphore.request("b").wait()
-            #expect(order.withLock { $0 } == [])
+            #expect(order.list == [])
             #expect(semaphore.held("a") == 2 && semaphore.waiting("a") == 3 && semaphore.held("b") == 1)
             held[0].end()
             for task in tasks { try await task.value }
-            #expect(order.withLock { $0 } == [0, 1, 2])
+            #expect(order.list == [0, 1, 2])
             // Only what is held is given back, and only once.
             held[0].end()
             #expect(semaphore.held("a") == 1 && semaphore.waiting("a") == 0)
