@@ -70,7 +70,6 @@ extension IncomingMigration {
         self.shadow = nil
         let reason = await outcome(of: shadow)
         await shadow.stop()
-        endTurn()
         return reason
     }
 

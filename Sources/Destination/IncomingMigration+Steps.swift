@@ -78,7 +78,9 @@ extension IncomingMigration {
     /// The rehearsal is over: what it showed decides whether anything is made.
     private func build(_ connection: MessageConnection?) async throws {
         guard let offer else { throw GuestError("There is no offer") }
-        if let reason = await endShadow() { throw Refusal(reasons: [reason]) }
+        let reason = await endShadow()
+        endTurn()
+        if let reason { throw Refusal(reasons: [reason]) }
         if offer.isRehearsal { return }
         guard let connection else { throw ChannelError(.closed, "The connection to the source was lost") }
         // Before anything is made: a later agent finds here what it has to clean up.

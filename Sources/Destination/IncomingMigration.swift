@@ -156,7 +156,8 @@ final class IncomingMigration: @unchecked Sendable {
         case .message(.ping): try await connection.send(.pong)
         case .message(.file(let index)): try await receiver?.begin(index)
         case .message(let message):
-            let bytes = connection.messageBytes
+            // Short ones are bounded by their number: RELEASE never waits for what the source holds otherwise.
+            let bytes = connection.messageBytes > PeerLimits.shortMessage ? connection.messageBytes : 0
             do { try enqueue(bytes) } catch {
                 // An ABORT in answer to ABORT would say that this migration is over, durably.
                 if case .abort = message { throw error }

@@ -22,8 +22,10 @@ enum PeerLimits {
     static let connectionsToExport = 128
     /// Guests that are offered or on their way.
     static let guests = 64
-    /// Bytes of messages: those that wait for their turn, and what is kept of them.
+    /// Bytes of messages: those that wait for their turn, and what is kept of them, without short ones.
     static let messageBytes = 64 << 20
+    /// Bytes of a message that is short.
+    static let shortMessage = 4 << 10
     /// Long messages that are received and decoded at once; others wait.
     static let longMessages = 2
     /// How long a long message may take.
