@@ -192,7 +192,7 @@ def kill_often(lab):
 
 @check("the agent is killed in the middle of a migration: the guest ends up in one place")
 def kill_in_the_middle(lab):
-    lab.outside.start_guest("killed", lab.outside.make_disk("killed", filled=12))
+    lab.outside.start_guest("killed", lab.outside.make_disk("killed", filled=12, size=12))
     migration = lab.outside.migrate("killed", "--bandwidth", SLOW)
     migration.wait_for_middle()
     lab.inside.run(f"systemctl kill --signal=KILL --kill-who=main {AGENT}")
@@ -229,10 +229,10 @@ def leave(lab):
 @check("the host is reset in the middle of a migration to it and of one from it, and its units start")
 def reset(lab):
     inside = lab.inside
-    lab.outside.start_guest("coming", lab.outside.make_disk("coming", filled=12))
+    lab.outside.start_guest("coming", lab.outside.make_disk("coming", filled=12, size=12))
     # The first sector says that there is nothing to boot.
     inside.run(
-        f"mkdir -p /srv && head -c 12M /dev/urandom >{LEAVING} && truncate -s 32M {LEAVING} && "
+        f"mkdir -p /srv && head -c 12M /dev/urandom >{LEAVING} && "
         f"dd if=/dev/zero of={LEAVING} bs=512 count=1 conv=notrunc && sync"
     )
     inside.start_guest("leaving", LEAVING)
