@@ -75,8 +75,14 @@ class Lab:
         return self.inside.run(f"journalctl -o short-monotonic --no-pager {more}")
 
     def emulators(self):
-        """The processes of guests on the machine, by their names."""
-        return {name: one["process"] for name, one in self.inside.guests().items() if one["state"] == "running"}
+        """The processes of guests on the machine, by their names: what `crossdock guest list` says takes long here."""
+        lines = self.inside.run(
+            f"""for record in {self.inside.state}/guests/*/guest.json; do
+                process=$(sed -n 's/.*"pid" *: *\\([0-9]*\\).*/\\1/p' "$record")
+                [ "$(cat "/proc/$process/comm" 2>/dev/null)" != qemu-system-x86 ] || echo "$(basename "$(dirname "$record")") $process"
+            done"""
+        ).splitlines()
+        return dict(line.split() for line in lines)
 
 
 def demand_none(lines, pattern):
@@ -129,7 +135,8 @@ def receive_tap(lab):
     for line in lines[1:2] + lines[4:]:
         code, output = lab.outside.run_words(line.split())
         demand(code == 0, f"{line}: {output}")
-    more = ["-netdev", "tap,id=n0,ifname=xdtap0,script=no,downscript=no", "-device", "virtio-net-pci,netdev=n0"]
+    # Its network boot, which waits for an answer with all of a processor, is left out.
+    more = ["-netdev", "tap,id=n0,ifname=xdtap0,script=no,downscript=no", "-device", "virtio-net-pci,netdev=n0,rombar=0"]
     lab.receive("tap", lab.outside.make_disk("tap"), more=more)
     seen = lab.inside.run("cat /sys/class/net/xdtap0/carrier; basename $(readlink /sys/class/net/xdtap0/master)").split()
     demand(seen == ["1", "xdbr0"], f"carrier and bridge of the tap: {seen}")
@@ -138,7 +145,7 @@ def receive_tap(lab):
 @check("the agent is restarted with guests running: they live on, and systemd finds nothing left over")
 def restart(lab):
     before, old = lab.emulators(), lab.inside.agent_process()
-    demand(len(before) >= 3, f"these guests run: {sorted(before)}")
+    demand(before, "no guest runs")
     lab.inside.run(f"systemctl restart {AGENT}")
     lab.inside.wait_for_agent()
     demand(lab.inside.agent_process() != old, "the agent is the old one")
@@ -192,7 +199,7 @@ def kill_often(lab):
 
 @check("the agent is killed in the middle of a migration: the guest ends up in one place")
 def kill_in_the_middle(lab):
-    lab.outside.start_guest("killed", lab.outside.make_disk("killed", filled=12))
+    lab.outside.start_guest("killed", lab.outside.make_disk("killed", filled=12, size=12))
     migration = lab.outside.migrate("killed", "--bandwidth", SLOW)
     migration.wait_for_middle()
     lab.inside.run(f"systemctl kill --signal=KILL --kill-who=main {AGENT}")
@@ -229,10 +236,10 @@ def leave(lab):
 @check("the host is reset in the middle of a migration to it and of one from it, and its units start")
 def reset(lab):
     inside = lab.inside
-    lab.outside.start_guest("coming", lab.outside.make_disk("coming", filled=12))
+    lab.outside.start_guest("coming", lab.outside.make_disk("coming", filled=12, size=12))
     # The first sector says that there is nothing to boot.
     inside.run(
-        f"mkdir -p /srv && head -c 12M /dev/urandom >{LEAVING} && truncate -s 32M {LEAVING} && "
+        f"mkdir -p /srv && head -c 12M /dev/urandom >{LEAVING} && "
         f"dd if=/dev/zero of={LEAVING} bs=512 count=1 conv=notrunc && sync"
     )
     inside.start_guest("leaving", LEAVING)

@@ -106,13 +106,13 @@ class Outside(Host):
         directory = os.path.join(self.directory, "pki")
         return ["--object", f"tls-creds-x509,id=tls0,dir={directory},endpoint={end}", "--tls-creds", "tls0"]
 
-    def make_disk(self, name, form="raw", filled=4):
-        """A disk of 32 MiB, some of which is not zero."""
+    def make_disk(self, name, form="raw", filled=4, size=32):
+        """A disk of so many MiB, some of which are not zero."""
         path = os.path.join(self.directory, f"{name}.{form}")
         plain = os.path.join(self.directory, f"{name}.plain")
         with open(plain, "wb") as file:
             file.write(os.urandom(filled * MEBIBYTE))
-            file.truncate(32 * MEBIBYTE)
+            file.truncate(size * MEBIBYTE)
         # The first sector says that there is nothing to boot.
         with open(plain, "r+b") as file:
             file.write(bytes(512))

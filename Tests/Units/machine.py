@@ -152,7 +152,7 @@ class Machine:
         sockets = {name: os.path.join(self.directory, f"{name}.sock") for name in ("agent", "qmp")}
         network = "user,id=n0," + ",".join(f"hostfwd=tcp:{outside}-:{inside}" for outside, inside in self.forwards)
         command = [
-            "nice", "-n", "10", "qemu-system-x86_64", "-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "max",
+            "qemu-system-x86_64", "-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "max",
             "-smp", str(max(2, min(4, os.cpu_count()))), "-m", str(self.memory), "-nodefaults", "-display", "none",
             "-kernel", os.path.join(self.images, "vmlinuz"), "-initrd", os.path.join(self.images, "initrd"),
             "-append", f"console=ttyS0 quiet audit=1 mitigations=off panic=-1 net.ifnames=0 module_blacklist={','.join(UNWANTED_MODULES)}",
