@@ -24,6 +24,12 @@ struct HostResources {
         for name in interfaces where !DurableFile.exists("/sys/class/net/\(name)") {
             problems.append("The network bridge '\(name)' is not there on this host")
         }
+        for name in interfaces where DurableFile.exists("/sys/class/net/\(name)") {
+            problems.append(
+                "The network bridge '\(name)' would be joined by QEMU's helper, which a guest of another host may not start; give it a "
+                    + "tap interface (-netdev tap,ifname=)"
+            )
+        }
         return problems
     }
 

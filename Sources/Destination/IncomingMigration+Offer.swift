@@ -136,6 +136,7 @@ extension IncomingMigration {
         guard let program = localProgram(offer.commandLine.program) else {
             throw GuestError("The QEMU program '\(offer.commandLine.program)' is not installed on this host")
         }
+        // It gets nothing of the source's but names, and no user of its own: it is asked once for many guests.
         let policy = agent.configuration.confinement
         let facts = try await EmulatorFacts.of(program, for: offer.commandLine, policy: policy, on: agent.loop)
         guard facts.hasSystemCallFilter || policy.strictness != .required else {
@@ -169,7 +170,8 @@ extension IncomingMigration {
             let stored = "\(store)/\(file.digest)"
             let candidates = file.path.hasPrefix("/") ? [stored, file.path] : [stored]
             for candidate in candidates where found[file.path] == nil {
-                if await Self.matches(candidate, file) { found[file.path] = candidate }
+                let isReadable = candidate == stored || policy?.canRead(candidate) ?? true
+                if isReadable, await Self.matches(candidate, file) { found[file.path] = candidate }
             }
             if found[file.path] == nil {
                 // Two paths may lead to the same contents.
@@ -328,7 +330,7 @@ extension IncomingMigration {
         )
         if !relocation.secrets.isEmpty { record.secrets = relocation.secrets.sorted() }
         record.confinement = GuestConfinement(
-            policy: agent.configuration.confinement,
+            policy: policy ?? agent.configuration.confinement,
             imageDirectory: imageDirectory(offer),
             files: offer.disks.filter { keptBacking.contains($0.name) }.flatMap(\.backing).map(\.path),
             filtersSystemCalls: facts.hasSystemCallFilter

@@ -34,7 +34,7 @@ extension IncomingMigration {
             program: localProgram(offer.commandLine.program),
             .init(sizes: sizes, memory: offer.memory, memoryID: offer.memoryID),
             isIncoming: true,
-            policy: agent.configuration.confinement,
+            policy: try await agent.makePolicy(),
             on: agent.loop
         )
         self.shadow = shadow
@@ -117,7 +117,7 @@ extension IncomingMigration {
             for file in disk.backing where isSame {
                 var known = file
                 known.digest = rehearsed.backing[file.path] ?? ""
-                if await !Self.matches(file.path, known) {
+                guard policy?.canRead(file.path) ?? true, await Self.matches(file.path, known) else {
                     isSame = false
                     break
                 }

@@ -76,6 +76,7 @@ extension IncomingMigration {
         if let reason = await endShadow() { throw Refusal(reasons: [reason]) }
         if offer.isRehearsal { return }
         guard let connection else { throw ChannelError(.closed, "The connection to the source was lost") }
+        policy = try await agent.makePolicy()
         let found = try await findFiles(offer, connection)
         keptBacking = await findKeptBacking(offer, rehearsed)
         // Before anything is made: a later agent finds here what it has to clean up.
@@ -100,7 +101,7 @@ extension IncomingMigration {
             generation: agent.generation,
             exports: agent.exports,
             loops: agent.dataLoops,
-            policy: agent.configuration.confinement
+            policy: policy ?? agent.configuration.confinement
         )
         return IncomingDisks(images, proofsFile: files.proofs, on: agent.loop)
     }
@@ -195,6 +196,7 @@ extension IncomingMigration {
         try guest.takeUp(hasListened: true)
         guest.standsAs = saved.runState
         self.guest = guest
+        policy = guest.record?.confinement?.policy
         disks = makeDisks(offer)
         disks?.ownedDigests = standing.ownerDigests ?? [:]
         return .restarted(standing, wasReady: saved.isReady ?? false)
