@@ -33,6 +33,8 @@ public final class DestinationAgent: @unchecked Sendable {
         public var confinement = ConfinementPolicy()
         /// Where guests may name files of this host.
         public var allowedDirectories = AllowedDirectories()
+        /// The users that guests get, one each, where the agent may give them; nil for its own.
+        public var guestUsers: ClosedRange<UInt32>? = GuestUsers.defaultRange
         /// What the operator reads.
         public var log: Log
 
@@ -82,12 +84,15 @@ public final class DestinationAgent: @unchecked Sendable {
     private var unproven = UnprovenConnections(limit: PeerLimits.unprovenConnections)
     private var refusals = LogLimit()
     private let stateLock: FileLock
+    /// Gives each guest a user; nil where that cannot be.
+    private let users: GuestUsers?
 
     private init(_ configuration: Configuration, loop: EventLoop, dataLoops: EventLoopGroup, lock: FileLock) {
         self.configuration = configuration
         self.loop = loop
         self.dataLoops = dataLoops
         stateLock = lock
+        users = Self.users(configuration)
         guests = GuestStore(stateDirectory: configuration.stateDirectory)
         migrations = MigrationStore(stateDirectory: configuration.stateDirectory)
     }
@@ -123,10 +128,34 @@ public final class DestinationAgent: @unchecked Sendable {
         return agent
     }
 
+    private static func users(_ configuration: Configuration) -> GuestUsers? {
+        let places = [configuration.imageDirectory, "\(configuration.stateDirectory)/guests"]
+        guard configuration.confinement.strictness != .off, let range = configuration.guestUsers,
+            ConfinementPolicy.obstacleToUsers(for: roots(configuration)) == nil
+        else { return nil }
+        return GuestUsers(range, file: "\(configuration.stateDirectory)/guest-users.json", places: places)
+    }
+
+    /// The agent's own directories that lie in those of others; what is in them it opens itself.
+    private static func roots(_ configuration: Configuration) -> [String] {
+        let (state, images) = (configuration.stateDirectory, configuration.imageDirectory)
+        return images.hasPrefix("\(state)/") ? [state] : [state, images]
+    }
+
+    /// How a new guest or blank copy is confined: with a user that nobody else has.
+    func makePolicy() async throws -> ConfinementPolicy {
+        var policy = configuration.confinement
+        guard let users else { return policy }
+        policy.user = try await BlockingPool.shared.run { try users.take() }
+        policy.roots = [configuration.stateDirectory, configuration.imageDirectory]
+        return policy
+    }
+
     /// Says once what this host lacks, or ends here.
     private static func checkConfinement(_ configuration: Configuration) throws {
         let log = configuration.log
-        let missing = ConfinementPolicy.missing()
+        var missing = ConfinementPolicy.missing(for: roots(configuration))
+        if configuration.guestUsers == nil { missing.append("Guests have no users of their own (--guest-users none)") }
         switch configuration.confinement.strictness {
         case .off:
             log(.warning, "guests are not confined: only QEMU's filter of system calls is between them and this host")

@@ -28,6 +28,12 @@ struct HostResources: Sendable {
         for name in interfaces where !DurableFile.exists("/sys/class/net/\(name)") {
             problems.append("The network bridge '\(name)' is not there on this host")
         }
+        for name in interfaces where DurableFile.exists("/sys/class/net/\(name)") {
+            problems.append(
+                "The network bridge '\(name)' would be joined by QEMU's helper, which a guest of another host may not start; give it a "
+                    + "tap interface (-netdev tap,ifname=)"
+            )
+        }
         for path in Set(hugePages).sorted() where xd_is_huge_page_file_system(path) != 1 {
             problems.append("The directory \(path) is no file system of huge pages on this host")
         }

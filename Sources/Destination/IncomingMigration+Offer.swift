@@ -132,6 +132,7 @@ extension IncomingMigration {
         guard let program = localProgram(offer.commandLine.program) else {
             throw GuestError("The QEMU program '\(offer.commandLine.program)' is not installed on this host")
         }
+        // It gets nothing of the source's but names, and no user of its own: it is asked once for many guests.
         let policy = agent.configuration.confinement
         let facts = try await EmulatorFacts.of(program, for: offer.commandLine, policy: policy, on: agent.loop)
         guard facts.hasSystemCallFilter || policy.strictness != .required else {
@@ -155,7 +156,9 @@ extension IncomingMigration {
                 throw GuestError("The offer is malformed")
             }
             var candidates = stores.map { "\($0)/\(file.digest)" }
-            if agent.configuration.allowedDirectories.contain(file.path) { candidates.append(file.path) }
+            if agent.configuration.allowedDirectories.contain(file.path), policy?.canRead(file.path) ?? true {
+                candidates.append(file.path)
+            }
             for candidate in candidates where found[file.path] == nil {
                 if try await fileDigests.matches(candidate, file) { found[file.path] = candidate }
             }
@@ -264,7 +267,7 @@ extension IncomingMigration {
         )
         if !relocation.secrets.isEmpty { record.secrets = relocation.secrets.sorted() }
         record.confinement = GuestConfinement(
-            policy: agent.configuration.confinement,
+            policy: policy ?? agent.configuration.confinement,
             imageDirectory: imageDirectory(offer),
             files: offer.disks.filter { kept.contains($0.name) }.flatMap(\.backing).map(\.path),
             filtersSystemCalls: facts.hasSystemCallFilter

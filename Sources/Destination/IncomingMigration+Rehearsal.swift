@@ -24,7 +24,7 @@ extension IncomingMigration {
             program: localProgram(offer.commandLine.program),
             material,
             isIncoming: true,
-            policy: agent.configuration.confinement,
+            policy: try await agent.makePolicy(),
             on: agent.loop
         )
         self.shadow = shadow
@@ -118,7 +118,7 @@ extension IncomingMigration {
             for file in disk.backing where isSame {
                 var known = file
                 known.digest = rehearsed.backing[file.path] ?? ""
-                if try await !fileDigests.matches(file.path, known) {
+                guard policy?.canRead(file.path) ?? true, try await fileDigests.matches(file.path, known) else {
                     isSame = false
                     break
                 }

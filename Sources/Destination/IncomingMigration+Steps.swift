@@ -83,6 +83,7 @@ extension IncomingMigration {
         if let reason { throw Refusal(reasons: [reason]) }
         if offer.isRehearsal { return }
         guard let connection else { throw ChannelError(.closed, "The connection to the source was lost") }
+        policy = try await agent.makePolicy()
         // Before anything is made: a later agent finds here what it has to clean up.
         try await save(isReady: false)
         let found = try await findFiles(offer, connection)
@@ -107,7 +108,7 @@ extension IncomingMigration {
             generation: agent.generation,
             exports: agent.exports,
             loops: agent.dataLoops,
-            policy: agent.configuration.confinement
+            policy: policy ?? agent.configuration.confinement
         )
         return IncomingDisks(images, proofsFile: files.proofs, on: agent.loop)
     }
@@ -202,6 +203,7 @@ extension IncomingMigration {
         try guest.takeUp(hasListened: true)
         guest.standsAs = saved.runState
         self.guest = guest
+        policy = guest.record?.confinement?.policy
         disks = makeDisks(offer)
         disks?.ownedDigests = standing.ownerDigests ?? [:]
         return .restarted(standing, wasReady: saved.isReady ?? false)

@@ -47,6 +47,8 @@ final class IncomingMigration: @unchecked Sendable {
     var secrets: [String: SecretBytes] = [:]
     /// The disks whose backing images are here.
     var keptBacking: Set<String> = []
+    /// How the guest is confined; nil before anything of it is made.
+    var policy: ConfinementPolicy?
     /// What the blank copy is.
     var sketch: Message.Shadow?
     /// What the journal says of the disks of a guest that came earlier.

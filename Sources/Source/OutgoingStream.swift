@@ -50,6 +50,7 @@ final class OutgoingStream: @unchecked Sendable {
     ) async throws -> OutgoingStream {
         try await loop.run {
             let listener = try await Listener.listen(on: .unix(path: socket), loop: loop)
+            try SocketOwner.give(socket, to: client)
             let stream = OutgoingStream(socket, listener, plan, credentials, client, onFailure)
             Task(executorPreference: loop) { await stream.accept() }
             return stream

@@ -170,6 +170,44 @@ struct ConfinementTests {
         init(_ body: @escaping @Sendable () -> Void) { self.body = body }
     }
 
+    @Test(.enabled(if: geteuid() == 0, "only root can give files away"))
+    func aUserIsTakenAgainOnlyWhenNothingOfItIsLeft() throws {
+        let lab = try TestDirectory()
+        let guests = lab.directory("guests")
+        let first: UInt32 = 1_899_000_000
+        let users = GuestUsers(first...first + 2, file: lab.file("users"), places: [guests])
+        #expect(try users.take() == first)
+        try DurableFile.makeDirectory("\(guests)/web1")
+        try DurableFile.write([1], to: "\(guests)/web1/disk")
+        #expect(chown("\(guests)/web1/disk", first + 1, first + 1) == 0)
+        // Also by an agent that comes later.
+        let later = GuestUsers(first...first + 2, file: lab.file("users"), places: [guests])
+        #expect(try later.take() == first + 2)
+        #expect(try later.take() == first)
+        #expect(try later.take() == first + 2)
+        DurableFile.remove("\(guests)/web1")
+        #expect(try later.take() == first)
+        #expect(try later.take() == first + 1)
+    }
+
+    @Test(.enabled(if: geteuid() == 0, "only root can give files away"))
+    func onlyWhatIsTheAgentsOwnIsGivenToAGuest() throws {
+        let lab = try TestDirectory()
+        let own = lab.directory("own")
+        let user: UInt32 = 1_899_000_007
+        let outside = lab.file("outside")
+        for path in [outside, "\(own)/image"] { try DurableFile.write([1], to: path) }
+        #expect(symlink(outside, "\(own)/link") == 0 && link(outside, "\(own)/second-name") == 0)
+        try HandOver.give(own, to: user)
+        func owner(_ path: String) -> UInt32 {
+            var status = stat()
+            return lstat(path, &status) == 0 ? status.st_uid : .max
+        }
+        #expect(owner(own) == user && owner("\(own)/image") == user)
+        #expect(owner(outside) == 0)
+        #expect(HandOver.closedDirectory(above: "\(lab.directory("closed"))/x/y") == lab.file("closed"))
+    }
+
     @Test func theFilesOfAProgramAreFoundFromIt() throws {
         let shell = try ProgramFiles("/bin/sh", withData: false)
         let paths = shell.rules.map(\.path)

@@ -213,6 +213,54 @@ struct ConfinementEndToEnd {
         try expectConfined(try process(lab, "c").pid)
     }
 
+    @Test(.enabled(if: geteuid() == 0, "only root has users to give"))
+    func eachGuestHasAUserOfItsOwnThatReachesNobodyElsesSockets() async throws {
+        let lab = try Lab()
+        let pid = try await makeArrived(lab)
+        let other = try await lab.makeImage("other.raw", megabytes: 16, data: 1)
+        try await lab.startIdleGuest("web2", disks: [other])
+        let moved = try await lab.migrate("web2")
+        #expect(moved.code == 0, "\(moved.all)")
+        let second = try #require(try lab.guests("b").load("web2")?.process)
+        func user(_ path: String) throws -> UInt32 {
+            var status = stat()
+            guard lstat(path, &status) == 0 else { throw TestFailure("\(path): \(errno)") }
+            return status.st_uid
+        }
+        let users = [try user("/proc/\(pid)"), try user("/proc/\(second.pid)")]
+        #expect(users[0] != users[1])
+        let state = lab.state("b")
+        for (name, own) in zip(["web1", "web2"], users) {
+            #expect(GuestUsers.defaultRange.contains(own))
+            #expect(try user("\(state)/images/\(name)") == own)
+            for file in DurableFile.list("\(state)/images/\(name)") {
+                #expect(try user("\(state)/images/\(name)/\(file)") == own)
+            }
+            #expect(try user("\(state)/guests/\(name)/guest.json") == 0)
+        }
+        // The groups are none but its own.
+        #expect(try status(pid, "Groups").split(separator: " ").isEmpty)
+        // Whom a confined QEMU could reach by its path, if nothing but Landlock were in the way.
+        for path in ["\(state)/guests/web2/qmp.sock", "\(state)/guests/web2/status.sock", "\(state)/control.sock"] {
+            #expect(DurableFile.exists(path))
+            try await expectDenied(
+                lab,
+                "chardev-add",
+                [
+                    "id": "x",
+                    "backend": [
+                        "type": "socket",
+                        "data": ["addr": ["type": "unix", "data": ["path": .string(path)]], "server": false],
+                    ],
+                ]
+            )
+        }
+        // A user comes back only when nothing of it is left.
+        let file = lab.directory.file("users.json")
+        let pool = GuestUsers(users[0]...users[0], file: file, places: ["\(state)/images"])
+        #expect(throws: GuestError.self) { try pool.take() }
+    }
+
     @Test func whatAHostLacksIsSaidAndCanBeAskedFor() async throws {
         let lab = try Lab()
         try await lab.startDestination()

@@ -18,6 +18,8 @@ public final class TestDirectory: Sendable {
         guard mkdtemp(&template) != nil else {
             throw TestFailure("mkdtemp failed: \(String(cString: strerror(errno)))")
         }
+        // The users of confined guests pass through it.
+        chmod(template, 0o711)
         path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
         _ = Self.removesAtExit
         Self.live.withLock { _ = $0.insert(path) }

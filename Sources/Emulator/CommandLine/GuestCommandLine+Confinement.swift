@@ -16,6 +16,12 @@ extension GuestCommandLine {
                 for key in ["user", "chroot"] { settings.remove(key) }
                 return settings.leaves.isEmpty ? nil : GuestOption(option.name, settings.text)
             case "mem-path": return GuestOption(option.name, try memory(option.argument ?? ""))
+            case "netdev", "nic", "net":
+                var settings = try BlockOptions(parsing: option.argument ?? "", implied: "type")
+                guard settings["type"] == "tap", !settings.has("fd"), !settings.has("fds") else { return option }
+                // Without these QEMU runs scripts of this host.
+                for key in ["script", "downscript"] { settings.set(key, .string("no")) }
+                return GuestOption(option.name, settings.text)
             case "object":
                 var settings = try BlockOptions(parsing: option.argument ?? "", implied: "qom-type")
                 guard settings["qom-type"] == "memory-backend-file", let path = settings["mem-path"] else {

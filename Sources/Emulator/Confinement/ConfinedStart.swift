@@ -23,6 +23,7 @@ enum ConfinedStart {
             let pid = start(nil, environ, &step)
             return try checked(pid, errno, step, program)
         }
+        try HandOver.carryOut(confinement)
         let ruleset = try LandlockRuleset(confinement)
         var environment = Confinement.environment.map { strdup($0) } + [nil]
         defer { for pointer in environment { free(pointer) } }

@@ -66,6 +66,10 @@ public struct Confinement: Sendable, Hashable {
     public var user: UInt32?
     /// Further groups, of devices that it has; only with `user`.
     public var groups: [UInt32] = []
+    /// Directories, with the files in them, and files that are given to the user before the program starts.
+    public var ownFiles: [String] = []
+    /// Directories of this program's own, from which the user may pass to what it was given.
+    public var roots: [String] = []
     /// The most bytes that it may lock in memory (RLIMIT_MEMLOCK); nil to keep what there is. The kernel counts the rings of
     /// io_uring, for each user.
     public var lockedBytes: UInt64?
@@ -80,6 +84,19 @@ public struct Confinement: Sendable, Hashable {
     static let environment: [String] = [
         "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8",
     ]
+
+    /// What a user of its own may lock in memory: io_uring takes 64 KiB for each disk, and a little more.
+    static let lockedBytes: UInt64 = 64 << 20
+
+    /// Makes the program another user's, and gives that user its files.
+    mutating func become(_ policy: ConfinementPolicy, owning files: [String]) {
+        guard let user = policy.user else { return }
+        self.user = user
+        ownFiles = files
+        roots = policy.roots
+        lockedBytes = lockedBytes ?? Self.lockedBytes
+        groups = HandOver.groups(of: rules.filter { $0.rights.contains(.control) }.map(\.path))
+    }
 
     /// What every program needs: image locks are silently off without /dev/null.
     static let common: [Rule] = [

@@ -18,6 +18,10 @@ public struct ConfinementPolicy: Sendable, Hashable, Codable {
     public var strictness: Strictness
     /// Directories whose files guests may read, besides those of QEMU.
     public var directories: [String]
+    /// The user that a program becomes; nil to stay the agent's.
+    public var user: UInt32?
+    /// The directories below which what belongs to that user is.
+    public var roots: [String] = []
 
     /// Makes a policy.
     public init(_ strictness: Strictness = .available, directories: [String] = []) {
@@ -29,19 +33,35 @@ public struct ConfinementPolicy: Sendable, Hashable, Codable {
     static let systemCallFilter = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
     /// What this host lacks for all of it, a sentence each; empty when it has everything.
-    public static func missing() -> [String] {
+    ///
+    /// - Parameter directories: where guests' files are, with an own user each.
+    public static func missing(for directories: [String] = []) -> [String] {
         var missing: [String] = []
         if LandlockRuleset.version == nil {
             missing.append(
                 "The kernel has no Landlock (CONFIG_SECURITY_LANDLOCK, and 'landlock' in lsm=): QEMU can open whatever its user may"
             )
         }
-        if geteuid() != 0 {
-            missing.append(
-                "The agent is not root: guests run as its own user, and reach each other's sockets and its own"
-            )
-        }
+        if let obstacle = obstacleToUsers(for: directories) { missing.append(obstacle) }
         return missing
+    }
+
+    /// Why guests cannot have users of their own here; nil when they can.
+    ///
+    /// - Parameter directories: where their files are.
+    public static func obstacleToUsers(for directories: [String]) -> String? {
+        let consequence = "guests run as the agent's own user, and reach each other's sockets"
+        guard geteuid() == 0 else { return "The agent is not root: \(consequence)" }
+        // CAP_CHOWN, CAP_KILL, CAP_SETGID, CAP_SETUID
+        guard [0, 5, 6, 7].allSatisfy({ xd_has_capability($0) != 0 }) else {
+            return "The agent has not the capabilities CHOWN, KILL, SETGID and SETUID: \(consequence)"
+        }
+        for directory in directories + ["\(BoundProcess.parent)/x"] {
+            guard let closed = HandOver.closedDirectory(above: directory) else { continue }
+            return
+                "Other users cannot pass through \(closed) to \(directory) (chmod o+x \(closed)): \(consequence)"
+        }
+        return nil
     }
 
     /// What this host's kernel has of it, but not in its newest form, a sentence each.
@@ -54,6 +74,14 @@ public struct ConfinementPolicy: Sendable, Hashable, Codable {
         if version < 6 { limits.append("abstract sockets and signals are not kept apart (since Linux 6.12)") }
         guard !limits.isEmpty else { return [] }
         return ["Landlock of this kernel is version \(version): " + limits.joined(separator: "; ")]
+    }
+
+    /// Whether what becomes another user may read a file of this host, since everybody may.
+    public func canRead(_ path: String) -> Bool {
+        guard user != nil else { return true }
+        let real = DurableFile.resolve(path, in: "/")
+        var status = stat()
+        return stat(real, &status) == 0 && status.st_mode & 0o004 != 0 && HandOver.closedDirectory(above: real) == nil
     }
 
     /// The confinement of a program that works on files of a guest: an image tool, or a storage daemon.
@@ -70,7 +98,15 @@ public struct ConfinementPolicy: Sendable, Hashable, Codable {
             Confinement.common + program.rules + [.init(directory, [.makeSocket, .removeFile])] + files
         )
         confinement.isWithoutNetwork = true
+        let images = files.filter { $0.rights.contains(.write) }.map(\.path)
+        confinement.become(self, owning: [directory] + images.map(ownPlace))
         return confinement
+    }
+
+    /// The directory of an image when that is a guest's own, else the image.
+    private func ownPlace(of image: String) -> String {
+        let parent = image.lastIndex(of: "/").map { String(image[..<$0]) } ?? ""
+        return roots.contains { parent.hasPrefix($0 + "/") } ? parent : image
     }
 
     /// The confinement of a QEMU without a guest: a blank copy, or one that is asked about itself.
@@ -78,15 +114,18 @@ public struct ConfinementPolicy: Sendable, Hashable, Codable {
     /// - Parameters:
     ///   - program: its name or path.
     ///   - directories: its own directories.
-    ///   - commandLine: what it is a copy of.
+    ///   - commandLine: what it is a copy of; nil for one that is only asked.
     func emulator(_ program: String, directories: [String], commandLine: GuestCommandLine? = nil) throws -> Confinement?
     {
         guard strictness != .off else { return nil }
         let program = try ProgramFiles(program, withData: true)
         let own = directories.map { Confinement.Rule($0, .directory) }
-        let devices = try commandLine?.hostFiles().filter { $0.path == "/dev/kvm" } ?? []
+        // One that has no other accelerator does not even start without.
+        let usesKVM = try commandLine?.hostFiles().contains { $0.path == "/dev/kvm" } ?? true
+        let devices = usesKVM ? [Confinement.Rule("/dev/kvm", .device, isOptional: true)] : []
         var confinement = Confinement(Confinement.common + program.rules + own + devices)
         confinement.isWithoutNetwork = true
+        confinement.become(self, owning: directories)
         return confinement
     }
 }

@@ -43,11 +43,14 @@ public struct GuestConfinement: Sendable, Hashable, Codable {
         rules.append(.init(run, .directory))
         rules.append(.init(sockets, [.makeSocket, .removeFile]))
         rules.append(.init(imageDirectory, .directory, isOptional: true))
+        var owned = [run, sockets, imageDirectory]
         for reference in try commandLine.paths() {
             let path = DurableFile.resolve(reference.path, in: commandLine.directory)
             switch reference.kind {
             case .disk: rules.append(.init(path, Self.isDevice(path) ? .device : .image, isOptional: true))
-            case .file, .backing: rules.append(.init(path, .read, isOptional: true))
+            case .file, .backing:
+                rules.append(.init(path, .read, isOptional: true))
+                if path.hasPrefix("\(imageDirectory)/") { owned.append(path) }
             case .directory: rules.append(.init(path, .reading, isOptional: true))
             // They are in the guest's own directory.
             case .output: continue
@@ -60,6 +63,8 @@ public struct GuestConfinement: Sendable, Hashable, Codable {
         var confinement = Confinement(rules)
         confinement.ports = try commandLine.listeningPorts()
         if commandLine.locksMemory { confinement.lockedBytes = 1 << 46 }
+        let memory = try commandLine.hostFiles().filter { $0.rights == .directory }.map(\.path)
+        confinement.become(policy, owning: owned + memory)
         return confinement
     }
 

@@ -12,10 +12,11 @@ final class BoundProcess: Sendable {
     /// How it ended, once that was noticed: then its number may be somebody else's.
     private let ended = Guarded<Int32?>(nil)
 
+    /// Where the directories of such processes are.
+    static var parent: String { ProcessInfo.processInfo.environment["TMPDIR"] ?? "/tmp" }
+
     /// A directory for a process that is about to be started.
-    static func makeDirectory() throws -> String {
-        try DurableFile.makePrivateDirectory(in: ProcessInfo.processInfo.environment["TMPDIR"] ?? "/tmp")
-    }
+    static func makeDirectory() throws -> String { try DurableFile.makePrivateDirectory(in: parent) }
 
     /// Starts it. Blocks: run it on the pool, whose threads stay as long as this process, which is what the child's life
     /// hangs on.

@@ -95,6 +95,7 @@ public final class MirrorRelay: @unchecked Sendable {
                     )
                 }
                 let listener = try await Listener.listen(on: .unix(path: socket), loop: loop)
+                try SocketOwner.give(socket, to: client)
                 let disk = MirrorBackEnd(
                     connections: connections,
                     to: target,

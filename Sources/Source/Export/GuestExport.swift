@@ -144,6 +144,10 @@ public final class GuestExport: @unchecked Sendable {
                 scratch = wanted
             } else if let own = ownDirectory {
                 scratch = "\(own)/scratch"
+                try DurableFile.makeDirectory(scratch)
+                guard owner == geteuid() || chown(scratch, owner, gid_t.max) == 0 else {
+                    throw FileError.system("give \(scratch) to the user that QEMU runs as", errno)
+                }
             } else {
                 // The state directory is not for others.
                 scratch =

@@ -66,8 +66,28 @@ struct DestinationCommand: AsyncParsableCommand {
     )
     var noConfinement = false
 
+    @Option(
+        help: ArgumentHelp(
+            "The numbers of the users that guests get, one each, or 'none': numbers that nobody else has on this host.",
+            valueName: "first-last"
+        )
+    )
+    var guestUsers = "\(GuestUsers.defaultRange.lowerBound)-\(GuestUsers.defaultRange.upperBound)"
+
+    private func userRange() throws -> ClosedRange<UInt32>? {
+        if guestUsers == "none" { return nil }
+        let numbers = guestUsers.split(separator: "-", omittingEmptySubsequences: false).map { UInt32($0) }
+        guard numbers.count == 2, let first = numbers[0], let last = numbers[1], first > 0, last < UInt32.max - 1,
+            first <= last
+        else {
+            throw ValidationError("--guest-users wants two numbers, 'FIRST-LAST', or 'none', not '\(guestUsers)'")
+        }
+        return first...last
+    }
+
     func validate() throws {
         try patience.checkPatience()
+        _ = try userRange()
         if requireConfinement, noConfinement {
             throw ValidationError("--require-confinement and --no-confinement exclude each other")
         }
@@ -110,6 +130,7 @@ struct DestinationCommand: AsyncParsableCommand {
             configuration.allowedDirectories = AllowedDirectories(listed)
             configuration.patience = .seconds(patience.seconds)
             configuration.confinement = confinement
+            configuration.guestUsers = try userRange()
             let agent = try await DestinationAgent.start(configuration)
             for path in FencedImages.purge(common.migrations) {
                 common.log(.info, "deleted \(path), whose time is over")
