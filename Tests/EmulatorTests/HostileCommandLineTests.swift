@@ -184,6 +184,7 @@ struct HostileCommandLineTests {
         ["-blockdev", "node-name=n,filename=/etc/shadow"],
         ["-blockdev", "driver=raw,node-name=n,file.filename=/etc/shadow"],
         ["-blockdev", "driver=null-co,node-name=n,filename=/etc/shadow"],
+        ["-blockdev", "driver=throttle,throttle-group=g,node-name=n,path=/etc/shadow"],
         ["-blockdev", #"{"driver":"raw","node-name":"n","x":{"filename":"/etc/shadow"}}"#],
         ["-device", "virtio-net-pci,filename=/etc/shadow"], ["-device", "virtio-net-pci,file=/etc/shadow"],
         ["-device", "vhost-user-blk-pci,chardev=c"], ["-device", "x-vfio-user-pci,socket=/x"],

@@ -204,6 +204,13 @@ struct BlockNodeSet {
                 ImageFormat.localProtocols.contains(driver)
             else { throw refusal(node, "'\(leaf.key)' is the name of no file that is placed") }
         }
+        for leaf in definitions[index].leaves where leaf.key == "path" || leaf.key.hasSuffix(".path") {
+            let node = Place(definition: index, prefix: String(leaf.key.dropLast("path".count)))
+            // On other hosts, a path is that of the other host.
+            guard known.contains(node), ["ssh", "nfs", "gluster"].contains(value(node, "driver")) else {
+                throw refusal(node, "'\(leaf.key)' is a path of this host")
+            }
+        }
     }
 
     /// What reads the contents of a protocol: one format at most, and one that cannot make a file of this host of them.
