@@ -156,7 +156,9 @@ struct ConfinementEndToEnd {
         #expect(locked.code != 0 && locked.all.contains("lock"), "\(locked.all)")
         // Disks and snapshots in its own directory, made by others or by itself.
         let added = "\(images)/added.raw"
-        #expect(try await Tool.run(["truncate", "-s", "1M", added]).code == 0)
+        // The guest's user can use what is given to it.
+        let script = "truncate -s 1M \(added) && chown --reference=\(images) \(added)"
+        #expect(try await Tool.run(["sh", "-c", script]).code == 0)
         let node: JSONValue = [
             "driver": "raw", "node-name": "added", "file": ["driver": "file", "filename": .string(added)],
         ]
