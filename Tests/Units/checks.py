@@ -65,11 +65,19 @@ class Lab:
     def receive(self, name, disk, form="raw", more=(), options=()):
         """Moves a new guest from outside into the machine."""
         self.outside.start_guest(name, disk, form, more)
-        migration = self.outside.migrate(name, *options)
-        code = migration.end()
-        demand(code == "0", f"crossdock migrate ended with code {code}: {migration.words()}")
+        self.move(name, *options)
         places = self.whereabouts(name)
         demand(places == ["machine"], f"the guest runs here: {places or 'nowhere'}")
+
+    def move(self, name, *options):
+        for is_last in (False, False, True):
+            migration = self.outside.migrate(name, *options)
+            code = migration.end()
+            if code == "0":
+                return
+            # A machine that hardly gets a processor may be silent for longer than an agent believes in it.
+            is_slow = code == "11" or "has been silent" in migration.words()
+            demand(is_slow and not is_last, f"crossdock migrate ended with code {code}: {migration.words()}")
 
     def journal(self, more):
         return self.inside.run(f"journalctl -o short-monotonic --no-pager {more}")
@@ -78,6 +86,7 @@ class Lab:
         """The processes of guests on the machine, by their names: what `crossdock guest list` says takes long here."""
         lines = self.inside.run(
             f"""for record in {self.inside.state}/guests/*/guest.json; do
+                [ -e "$record" ] || continue
                 process=$(sed -n 's/.*"pid" *: *\\([0-9]*\\).*/\\1/p' "$record")
                 [ "$(cat "/proc/$process/comm" 2>/dev/null)" != qemu-system-x86 ] || echo "$(basename "$(dirname "$record")") $process"
             done"""
