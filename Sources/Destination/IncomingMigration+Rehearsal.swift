@@ -25,6 +25,7 @@ extension IncomingMigration {
             material,
             isIncoming: true,
             policy: try await agent.makePolicy(),
+            isFiltered: facts.hasSystemCallFilter,
             on: agent.loop
         )
         self.shadow = shadow

@@ -193,6 +193,8 @@ final class DestinationLink: @unchecked Sendable {
                 let answer = try await control.ask(.release(release), timeout: patience)
                 switch answer {
                 case .owned, .refused: return answer
+                case .abort(let reason):
+                    throw MigrationError(.undecided, "it does not say whose it is: \(MigrationContext.said(reason))")
                 default: throw MigrationError(.undecided, "it answered RELEASE with \(answer.name)")
                 }
             } catch {

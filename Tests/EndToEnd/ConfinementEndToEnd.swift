@@ -60,9 +60,13 @@ struct ConfinementEndToEnd {
     /// A guest that has arrived on host b, from an owner who wanted it not to be confined.
     private func makeArrived(_ lab: Lab, format: [String] = [], more: [String] = []) async throws -> Int32 {
         let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 2)
+        let display = Int(try await freePort()) - 5900
         try await lab.startIdleGuest(
             disks: [disk],
-            more: ["-sandbox", "off", "-serial", "file:\(lab.directory.file("serial.log"))", "-vnc", "127.0.0.1:70"]
+            more: [
+                "-sandbox", "off", "-serial", "file:\(lab.directory.file("serial.log"))", "-vnc",
+                "127.0.0.1:\(display)",
+            ]
                 + more
         )
         try await lab.startDestination()

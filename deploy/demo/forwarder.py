@@ -87,10 +87,16 @@ class Link(threading.Thread):
 
     def _listen(self):
         for port in self.ports:
+            if port in [other for _, other in self.listeners.values()]:
+                continue
             server = socket.socket()
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            server.bind((self.address, port))
-            server.listen(64)
+            try:
+                server.bind((self.address, port))
+                server.listen(64)
+            except OSError:
+                server.close()
+                raise
             self.listeners[server.fileno()] = (server, port)
 
     def refuse(self):
@@ -121,12 +127,21 @@ class Link(threading.Thread):
 
     def listen(self):
         """Accepts connections again."""
-        with self.lock:
-            for wall in self.walls:
-                wall.close()
-            self.walls.clear()
-            if not self.listeners:
-                self._listen()
+        limit = time.monotonic() + 5
+        while True:
+            with self.lock:
+                for wall in self.walls:
+                    wall.close()
+                self.walls.clear()
+                try:
+                    self._listen()
+                    break
+                except OSError:
+                    # A socket lives on while the thread still waits for it.
+                    if time.monotonic() > limit:
+                        raise
+            self._changed()
+            time.sleep(0.01)
         self._changed()
 
     def _fits(self, connection, kinds):

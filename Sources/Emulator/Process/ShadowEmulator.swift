@@ -34,6 +34,8 @@ public final class ShadowEmulator: Sendable {
     ///   - material: sizes and memory.
     ///   - isIncoming: whether it waits for a migration.
     ///   - policy: how it is confined beyond that; not at all when nil.
+    ///   - isFiltered: whether this QEMU can filter system calls; when nil it is tried. What another host describes has to be
+    ///     given it: that host could make QEMU say what sounds as if it could not.
     ///   - loop: where its monitor lives.
     /// - Throws: `GuestError` with QEMU's own words when it does not start.
     public static func start(
@@ -42,13 +44,16 @@ public final class ShadowEmulator: Sendable {
         _ material: GuestCommandLine.ShadowMaterial,
         isIncoming: Bool,
         policy: ConfinementPolicy? = nil,
+        isFiltered: Bool? = nil,
         on loop: EventLoop
     ) async throws -> ShadowEmulator {
+        if let isFiltered {
+            return try await start(commandLine, program, material, isIncoming, policy, isFiltered: isFiltered, on: loop)
+        }
         do {
             return try await start(commandLine, program, material, isIncoming, policy, isFiltered: true, on: loop)
         } catch let error as GuestError
-            where policy?.strictness != .required
-            && (error.message.contains("seccomp") || error.message.contains("sandbox"))
+            where error.message.contains("seccomp") || error.message.contains("sandbox")
         {
             // A QEMU that was built without system call filters says so.
             return try await start(commandLine, program, material, isIncoming, policy, isFiltered: false, on: loop)

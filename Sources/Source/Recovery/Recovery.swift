@@ -35,8 +35,14 @@ public struct Recovery: Sendable {
         switch reading.standing {
         case .source:
             guard OutgoingMigration.isUnfinished(id, reading, migrations, guests) else { return false }
-            // A migration whose agent holds the guest's lock is at work.
-            return try migrations.lock(guest: reading.guest) != nil
+            // A migration whose agent holds the guest's lock is at work; one that was killed lets go of it in a moment.
+            let files = migrations.files(of: id)
+            let end = ContinuousClock.now + .seconds(1)
+            repeat {
+                if try migrations.lock(guest: reading.guest) != nil { return true }
+                usleep(20_000)
+            } while MigrationFiles.Role.allCases.allSatisfy { files.running($0) == nil } && ContinuousClock.now < end
+            return false
         case .destination(.prepared): return true
         case .destination: return false
         }
