@@ -72,6 +72,8 @@ final class GuestWatch: @unchecked Sendable {
     private func see(_ state: RunState) {
         // The migration's doing says nothing about the guest.
         if state.isOfMigration { return }
+        // A reset of what a migration has stopped looks like a guest that never ran.
+        if state == .prelaunch, isAtSwitchover { return }
         if state != .running, stoppedAt != nil, !isAtSwitchover {
             // Somebody else's pause, or the guest's own: it has no deadline.
             stoppedAt = nil

@@ -228,12 +228,12 @@ struct HostileCommandLineTests {
     // MARK: monitors by any name
 
     @Test(arguments: [
-        (["-monitor", "vc", "-vnc", ":1"], ["-monitor", "none", "-vnc", ":1,to=99"]),
+        (["-monitor", "vc", "-vnc", ":1"], ["-monitor", "none", "-vnc", ":1,to=100"]),
         (["-monitor", "vc:80Cx24C"], ["-monitor", "none"]), (["-monitor", "stdio"], ["-monitor", "none"]),
         (["-monitor", "pty"], ["-monitor", "none"]), (["-qmp", "stdio"], []), (["-qmp-pretty", "pty"], []),
         (["-serial", "mon:stdio"], ["-serial", "stdio"]), (["-serial", "mon:vc"], ["-serial", "vc"]),
         (["-parallel", "mon:pty"], ["-parallel", "pty"]), (["-gdb", "stdio"], []), (["-gdb", "pty"], []),
-        (["-chardev", "vc,id=m", "-mon", "chardev=m", "-vnc", ":1"], ["-vnc", ":1,to=99"]),
+        (["-chardev", "vc,id=m", "-mon", "chardev=m", "-vnc", ":1"], ["-vnc", ":1,to=100"]),
         (["-chardev", "pty,id=m", "-qmp", "chardev:m"], []),
         (["-chardev", "socket,id=m,host=0.0.0.0,port=4,server=on,mux=on", "-gdb", "chardev:m"], []),
         (

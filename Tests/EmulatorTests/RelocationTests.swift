@@ -37,7 +37,7 @@ struct RelocationTests {
         (["-hda", "/a.raw"], ["-drive", "index=0,media=disk,file=/images/a.raw,format=raw"]),
         (["/a.raw"], ["-drive", "index=0,media=disk,file=/images/a.raw,format=raw"]),
         (["-pflash", "/v.fd"], ["-drive", "if=pflash,file=/images/v.fd,format=raw"]),
-        (["-vnc", "127.0.0.1:3"], ["-vnc", "127.0.0.1:3,to=99"]),
+        (["-vnc", "127.0.0.1:3"], ["-vnc", "127.0.0.1:3,to=102"]),
         (["-vnc", ":3,to=20"], ["-vnc", ":3,to=20"]),
         (["-vnc", "unix:/run/v.sock,password=on"], ["-vnc", "unix:<output:/run/v.sock>,password=on"]),
         (["-vnc", "none"], ["-vnc", "none"]),

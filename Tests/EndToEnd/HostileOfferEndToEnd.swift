@@ -77,7 +77,9 @@ extension HostileNetworkTests {
             offer(["-name", "-sandbox", "-smbios", "type=1,serial=sandboxed-3"]),
             offer(["-sandbox", "on,spawn=allow", "-name", "sandboxed-2"]),
         ]
-        for (index, offer) in offers.enumerated() {
+        for (index, one) in offers.enumerated() {
+            // Those before are cleaned up in their own time.
+            let offer = named("\(one.guest)-\(index)", one)
             let name = offer.commandLine.arguments.last ?? ""
             let filters = try await converse(lab, as: lab.pki.directory) { connection -> [String] in
                 try await connection.send(.hello(.init(role: .control, migration: "8-\(index)")))
@@ -96,6 +98,12 @@ extension HostileNetworkTests {
             }
             #expect(!filters.isEmpty && filters.allSatisfy { $0 == "Seccomp:\t2" }, "\(filters)")
         }
+    }
+
+    private func named(_ name: String, _ offer: Message.Offer) -> Message.Offer {
+        var offer = offer
+        offer.guest = name
+        return offer
     }
 
     @Test func aRefusedOfferRemovesNothingOfAnotherGuest() async throws {

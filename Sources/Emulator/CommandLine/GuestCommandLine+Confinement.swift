@@ -94,7 +94,8 @@ extension GuestCommandLine {
                     let display = Int(first[first.index(after: colon)...]), display >= 0, display < 60000
                 else { continue }
                 // A display that is taken moves on to the next one, and its other port with it.
-                let further = min(max(value("to").flatMap { Int($0) } ?? 0, 0), 60000)
+                let last = min(value("to").flatMap { Int($0) } ?? display, 60000)
+                let further = max(last - display, 0)
                 add(5900 + display, through: 5900 + display + further)
                 guard let socket = value("websocket") ?? (parts.contains("websocket") ? "on" : nil) else { continue }
                 let other = BlockOptions.truth(socket) == true ? 5700 + display : Int(socket)

@@ -38,6 +38,13 @@ extension OptionRule {
 
     // MARK: VNC
 
+    /// Display N is at the port 5900 + N.
+    private static let lastDisplay: UInt32 = 65535 - 5900
+
+    private static func display(of address: String) -> String {
+        String(address[(address.lastIndex(of: ":").map(address.index(after:)) ?? address.startIndex)...])
+    }
+
     @Sendable private static func checkVNC(_ option: ParsedOption) throws {
         try option.allow([
             "vnc", "share", "display", "head", "sasl", "sasl-authz", "tls-creds", "tls-authz", "websocket",
@@ -48,6 +55,12 @@ extension OptionRule {
             throw option.refusal("its address is not its first word")
         }
         if !address.hasPrefix("unix:"), address.contains("/") { throw option.refusal("its address is a path") }
+        let numbers = [
+            address.hasPrefix("unix:") || address == "none" ? nil : display(of: address), option.settings["to"],
+        ]
+        for number in numbers.compactMap({ $0 }) where !(UInt32(number).map { $0 <= lastDisplay } ?? false) {
+            throw option.refusal("the display '\(number)' is no number from 0 to \(lastDisplay)")
+        }
         if let other = option.settings["websocket"], other.contains("/") || other.hasPrefix("unix") {
             throw option.refusal("'websocket' is a path of this host")
         }
@@ -59,7 +72,9 @@ extension OptionRule {
         if address.hasPrefix("unix:") {
             option.set("vnc", "unix:\(try option.placement(.output, String(address.dropFirst(5))).path)")
         } else if address.contains(":"), !option.settings.has("to"), !option.settings.isOn("reverse") {
-            option.set("to", "99")
+            // QEMU takes the last display that it may have, not how many it may try.
+            let display = UInt32(display(of: address)) ?? 0
+            option.set("to", "\(min(display + 99, lastDisplay))")
         }
         return .written
     }
