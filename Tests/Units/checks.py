@@ -258,7 +258,7 @@ def reset(lab):
     lab.coming.wait_for_middle()
     leaving = inside.migrate("leaving", "--bandwidth", SLOW)
     leaving.wait_for_middle()
-    demand(lab.coming.percent() > 0, f"the migration to the host was over too early: {lab.coming.words()}")
+    demand(lab.coming.is_copying(), f"the migration to the host was over too early: {lab.coming.words()}")
     inside.machine.reset()
     inside.wait_for_agent()
     for unit in ("crossdock-hold", AGENT):
