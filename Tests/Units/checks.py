@@ -16,6 +16,8 @@ DENIED = r"type=1326|audit\[\d+\]: SECCOMP|status=31/SYS|Bad system call|SIGSYS|
 DEVICE, LEAVING = "/dev/vdb", "/srv/leaving.raw"
 # Bytes per second at which the middle of a copy takes more than half a minute.
 SLOW = "250000"
+# At this one it goes on while another migration begins and gets to its own.
+SLOWEST = "60000"
 CHECKS = []
 
 
@@ -252,10 +254,11 @@ def reset(lab):
         f"dd if=/dev/zero of={LEAVING} bs=512 count=1 conv=notrunc && sync"
     )
     inside.start_guest("leaving", LEAVING)
-    lab.coming = lab.outside.migrate("coming", "--bandwidth", SLOW)
+    lab.coming = lab.outside.migrate("coming", "--bandwidth", SLOWEST)
+    lab.coming.wait_for_middle()
     leaving = inside.migrate("leaving", "--bandwidth", SLOW)
     leaving.wait_for_middle()
-    lab.coming.wait_for_middle()
+    demand(lab.coming.is_copying(), f"the migration to the host was over too early: {lab.coming.words()}")
     inside.machine.reset()
     inside.wait_for_agent()
     for unit in ("crossdock-hold", AGENT):
