@@ -17,14 +17,18 @@ extension IncomingMigration {
         }
         let line = GuestCommandLine(arguments: relocation.arguments, directory: "/")
         let (resources, abandonment) = (try HostResources(line), abandonment)
-        let problems = await BlockingPool.names.value { resources.problems(until: abandonment) }
+        var problems = await BlockingPool.names.value { resources.problems(until: abandonment) }
+        let policy = try await agent.makePolicy()
+        for reference in try line.paths() where reference.kind == .directory {
+            if let obstacle = policy.obstacle(toReading: reference.path) { problems.append(obstacle) }
+        }
         if !problems.isEmpty { throw Refusal(reasons: problems) }
         let shadow = try await ShadowEmulator.start(
             line,
             program: localProgram(offer.commandLine.program),
             material,
             isIncoming: true,
-            policy: try await agent.makePolicy(),
+            policy: policy,
             isFiltered: facts.hasSystemCallFilter,
             on: agent.loop
         )

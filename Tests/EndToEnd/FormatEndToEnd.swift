@@ -269,11 +269,16 @@ struct FormatEndToEnd {
         let webPort = https.output.split(separator: " ").last?.trimmingCharacters() ?? ""
         let password = lab.directory.file("password")
         try DurableFile.write(Array("open-sesame".utf8), to: password)
-        try await lab.startDestination(more: ["--allow-directory", lab.pki.directory])
+        let credentials = lab.directory.directory("credentials")
+        _ = try await shell(
+            "cp \(lab.pki.directory)/*.pem \(credentials) && cd \(credentials) && chmod 711 . && chmod 644 *-cert.pem && chmod 640 *-key.pem"
+                + (geteuid() == 0 ? " && chgrp nogroup *-key.pem" : "")
+        )
+        try await lab.startDestination(more: ["--allow-directory", credentials])
         let report = try await move(
             lab,
             [
-                "-object", "tls-creds-x509,id=tls0,endpoint=client,dir=\(lab.pki.directory)",
+                "-object", "tls-creds-x509,id=tls0,endpoint=client,dir=\(credentials)",
                 "-object", "secret,id=web-password,file=\(password)",
                 "-drive", "file=\(local),format=raw,if=virtio",
                 "-blockdev",

@@ -84,6 +84,23 @@ public struct ConfinementPolicy: Sendable, Hashable, Codable {
         return stat(real, &status) == 0 && status.st_mode & 0o004 != 0 && HandOver.closedDirectory(above: real) == nil
     }
 
+    /// Why what becomes another user may not read the files of a directory of this host; nil when it may.
+    ///
+    /// Credentials are for few: a guest's user gets the group of files that a group may read.
+    public func obstacle(toReading directory: String) -> String? {
+        guard user != nil else { return nil }
+        for name in DurableFile.list(directory) {
+            let path = "\(directory)/\(name)"
+            if canRead(path) || !HandOver.readers(of: [path]).isEmpty && HandOver.closedDirectory(above: path) == nil {
+                continue
+            }
+            return
+                "The file \(path) may not be read by the user of the guest on this host; let a group read it (chgrp, chmod g+r), "
+                + "and everybody pass through the directories above it"
+        }
+        return nil
+    }
+
     /// The confinement of a program that works on files of a guest: an image tool, or a storage daemon.
     ///
     /// - Parameters:

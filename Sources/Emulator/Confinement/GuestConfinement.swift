@@ -44,6 +44,7 @@ public struct GuestConfinement: Sendable, Hashable, Codable {
         rules.append(.init(sockets, [.makeSocket, .removeFile]))
         rules.append(.init(imageDirectory, .directory, isOptional: true))
         var owned = [run, sockets, imageDirectory]
+        var readable: [String] = []
         for reference in try commandLine.paths() {
             let path = DurableFile.resolve(reference.path, in: commandLine.directory)
             switch reference.kind {
@@ -51,7 +52,9 @@ public struct GuestConfinement: Sendable, Hashable, Codable {
             case .file, .backing:
                 rules.append(.init(path, .read, isOptional: true))
                 if path.hasPrefix("\(imageDirectory)/") { owned.append(path) }
-            case .directory: rules.append(.init(path, .reading, isOptional: true))
+            case .directory:
+                rules.append(.init(path, .reading, isOptional: true))
+                readable += DurableFile.list(path).map { "\(path)/\($0)" }
             // They are in the guest's own directory.
             case .output: continue
             }
@@ -65,6 +68,7 @@ public struct GuestConfinement: Sendable, Hashable, Codable {
         if commandLine.locksMemory { confinement.lockedBytes = 1 << 46 }
         let memory = try commandLine.hostFiles().filter { $0.rights == .directory }.map(\.path)
         confinement.become(policy, owning: owned + memory)
+        if confinement.user != nil { confinement.groups += HandOver.readers(of: readable) }
         return confinement
     }
 

@@ -28,6 +28,19 @@ enum HandOver {
         return found.sorted()
     }
 
+    /// The groups through which files may be read that not everybody may read.
+    static func readers(of files: [String]) -> [UInt32] {
+        var found: Set<UInt32> = []
+        for path in files {
+            var status = stat()
+            guard stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFREG, status.st_mode & 0o044 == 0o040,
+                status.st_gid != 0
+            else { continue }
+            found.insert(status.st_gid)
+        }
+        return found.sorted()
+    }
+
     /// Gives a directory with the files in it, or a file.
     ///
     /// Only what belongs to this process's user is given, and no link is followed: what another guest put there stays its own.
