@@ -25,13 +25,12 @@ struct HostResources: Sendable {
                 problems.append("The port \(port.port) of \(port.option) cannot be opened on this host: \(reason)")
             }
         }
-        for name in interfaces where !DurableFile.exists("/sys/class/net/\(name)") {
-            problems.append("The network bridge '\(name)' is not there on this host")
-        }
-        for name in interfaces where DurableFile.exists("/sys/class/net/\(name)") {
+        for name in interfaces {
             problems.append(
-                "The network bridge '\(name)' would be joined by QEMU's helper, which a guest of another host may not start; give it a "
-                    + "tap interface (-netdev tap,ifname=)"
+                DurableFile.exists("/sys/class/net/\(name)")
+                    ? "The network bridge '\(name)' would be joined by QEMU's helper, which a guest of another host may not start; "
+                        + "give it a tap interface (-netdev tap,ifname=)"
+                    : "The network bridge '\(name)' is not there on this host"
             )
         }
         for path in Set(hugePages).sorted() where xd_is_huge_page_file_system(path) != 1 {

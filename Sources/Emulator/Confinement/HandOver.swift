@@ -17,25 +17,20 @@ enum HandOver {
 
     /// The groups through which devices may be used: KVM's, that of tap devices.
     static func groups(of devices: [String]) -> [UInt32] {
-        var found: Set<UInt32> = []
-        for path in devices {
-            var status = stat()
-            guard stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFCHR, status.st_mode & 0o060 == 0o060,
-                status.st_gid != 0
-            else { continue }
-            found.insert(status.st_gid)
-        }
-        return found.sorted()
+        groups(of: devices) { $0.st_mode & S_IFMT == S_IFCHR && $0.st_mode & 0o060 == 0o060 }
     }
 
     /// The groups through which files may be read that not everybody may read.
     static func readers(of files: [String]) -> [UInt32] {
+        groups(of: files) { $0.st_mode & S_IFMT == S_IFREG && $0.st_mode & 0o044 == 0o040 }
+    }
+
+    /// The groups, but for root's, of those that are there and help.
+    private static func groups(of paths: [String], where helps: (stat) -> Bool) -> [UInt32] {
         var found: Set<UInt32> = []
-        for path in files {
+        for path in paths {
             var status = stat()
-            guard stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFREG, status.st_mode & 0o044 == 0o040,
-                status.st_gid != 0
-            else { continue }
+            guard stat(path, &status) == 0, status.st_gid != 0, helps(status) else { continue }
             found.insert(status.st_gid)
         }
         return found.sorted()
