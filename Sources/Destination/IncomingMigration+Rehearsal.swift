@@ -17,12 +17,14 @@ extension IncomingMigration {
         }
         let line = GuestCommandLine(arguments: relocation.arguments, directory: "/")
         let (resources, abandonment) = (try HostResources(line), abandonment)
-        var problems = await BlockingPool.names.value { resources.problems(until: abandonment) }
+        let missing = await BlockingPool.names.value { resources.problems(until: abandonment) }
+        // Before a user is taken for the blank copy: there are only so many.
+        if !missing.isEmpty { throw Refusal(reasons: missing) }
         let policy = try await agent.makePolicy()
-        for reference in try line.paths() where reference.kind == .directory {
-            if let obstacle = policy.obstacle(toReading: reference.path) { problems.append(obstacle) }
+        let obstacles = try line.paths().filter { $0.kind == .directory }.compactMap {
+            policy.obstacle(toReading: $0.path)
         }
-        if !problems.isEmpty { throw Refusal(reasons: problems) }
+        if !obstacles.isEmpty { throw Refusal(reasons: obstacles) }
         let shadow = try await ShadowEmulator.start(
             line,
             program: localProgram(offer.commandLine.program),

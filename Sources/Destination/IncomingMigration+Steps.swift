@@ -13,9 +13,7 @@ extension IncomingMigration {
             case .begin: try await begin()
             case .judge:
                 guard let offer else { throw GuestError("There is no offer") }
-                let turn = agent.accounts.blankCopies.request(peer.name)
-                self.turn = turn
-                try await turn.wait()
+                try await holdings.awaitBlankCopy()
                 let reasons = await check(offer)
                 if !reasons.isEmpty { throw Refusal(reasons: reasons) }
                 sketch = try await startShadow(offer)
@@ -54,7 +52,7 @@ extension IncomingMigration {
 
     private func begin() async throws {
         guard let offer else { throw GuestError("There is no offer") }
-        try countGuest()
+        try holdings.countGuest()
         try offered(offer).judge()
         guard let lock = try agent.migrations.lock(guest: offer.guest) else {
             throw GuestError("Guest '\(offer.guest)' is being migrated on this host already")
@@ -79,7 +77,7 @@ extension IncomingMigration {
     private func build(_ connection: MessageConnection?) async throws {
         guard let offer else { throw GuestError("There is no offer") }
         let reason = await endShadow()
-        endTurn()
+        holdings.endBlankCopy()
         if let reason { throw Refusal(reasons: [reason]) }
         if offer.isRehearsal { return }
         guard let connection else { throw ChannelError(.closed, "The connection to the source was lost") }
@@ -90,12 +88,12 @@ extension IncomingMigration {
         keptBacking = try await findKeptBacking(offer, rehearsed)
         let disks = makeDisks(offer)
         self.disks = disks
-        try await makeImages(offer, disks, files: found, secrets)
-        let record = try await makeRecord(offer, files: found, secrets)
+        try await makeImages(offer, disks, files: found, secrets.values)
+        let record = try await makeRecord(offer, files: found, secrets.values)
         let guest = makeGuest(offer)
         self.guest = guest
-        guest.keep(secrets)
-        secrets = [:]
+        guest.keep(secrets.values)
+        secrets = OfferedSecrets()
         try await guest.start(record)
         try await save(isReady: true)
         disks.settle()
@@ -253,11 +251,11 @@ extension IncomingMigration {
     /// Leaves nothing behind of a guest that stays where it is.
     func cleanUp(_ reason: String) async {
         absence?.cancel()
-        secrets = [:]
+        secrets = OfferedSecrets()
         let shadow = shadow
         self.shadow = nil
         await shadow?.stop()
-        endTurn()
+        holdings.endBlankCopy()
         // Without the lock nothing here is this migration's.
         if let offer, journal != nil, guestLock != nil {
             await guest?.remove(restoring: previous)

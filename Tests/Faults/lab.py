@@ -13,7 +13,8 @@ import time
 import guest
 import shim
 from fault import Expectation
-from forwarder import CONTROL_PORT, NBD_PORT, Link
+from forwarder import Link
+from installation import Authority, Installation
 from watch import Console, Watcher
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -68,8 +69,7 @@ class Site:
         copy = os.path.join(self.base, "crossdock")
         shutil.copy(self.crossdock, copy)
         self.crossdock = copy
-        for name in ("ca", "other-ca"):
-            self.run([copy, "pki", "init", os.path.join(self.base, name)])
+        self.authority, self.other_authority = (Authority(copy, os.path.join(self.base, one)) for one in ("ca", "other-ca"))
         options = self.run([copy, "migrate", "--help"]) + self.run([copy, "destination", "--help"])
         self.patience = patience if "--patience" in options else None
         saved = os.path.join(self.base, "saved")
@@ -105,12 +105,11 @@ class Pair:
         self.pki = {}
         for name, hosts in (("a", [self.addresses["a"]]), ("b", [self.seen_as, self.addresses["b"]])):
             self.pki[name] = os.path.join(site.base, f"pki-{number}-{name}")
-            site.run([site.crossdock, "pki", "issue", os.path.join(site.base, "ca"), self.pki[name], *hosts])
+            site.authority.issue(self.pki[name], *hosts)
         self.pki["c"] = self.pki["a"]
         # Host b as somebody else's certificate authority knows it.
         self.pki["other"] = os.path.join(site.base, f"pki-{number}-other")
-        names = [self.seen_as, self.addresses["b"]]
-        site.run([site.crossdock, "pki", "issue", os.path.join(site.base, "other-ca"), self.pki["other"], *names])
+        site.other_authority.issue(self.pki["other"], self.seen_as, self.addresses["b"])
 
     def close(self):
         self.link.close()
@@ -145,12 +144,16 @@ class Scene:
         self.point = None
         self.began = time.time()
         self.log = []
-        for name in ("a", "b"):
-            os.makedirs(os.path.join(directory, name, "t"))
+        self.installations = {}
+        for name in ("a", "b", "c"):
+            place = os.path.join(directory, name)
+            self.installations[name] = Installation(self.site.crossdock, place, pair.pki[name], state="s")
+            if name != "c":
+                os.makedirs(os.path.join(place, "t"))
         self.table = shim.Table(os.path.join(directory, "table"))
         self.disk = os.path.join(directory, "a", "disk0.raw")
-        self.images = os.path.join(directory, "b", "images")
-        run = os.path.join(self.state("b"), "guests", guest.NAME, "run")
+        self.images = self.installations["b"].images
+        run = self.installations["b"].run_directory(guest.NAME)
         self.consoles = {
             "a": Console(os.path.join(directory, "a", "console")),
             "b": Console(os.path.join(run, "console")),
@@ -183,7 +186,7 @@ class Scene:
         self.log.append((time.time(), text))
 
     def state(self, host):
-        return os.path.join(self.directory, host, "s")
+        return self.installations[host].state
 
     def _observe(self):
         while not self.is_over:
@@ -237,10 +240,6 @@ class Scene:
             environment["XF_TABLE"] = self.table.path
             environment["LD_PRELOAD"] = self.site.shim
         return environment
-
-    def credentials(self, host, directory=None):
-        directory = directory or self.pair.pki[host]
-        return ["--object", f"tls-creds-x509,id=tls0,dir={directory}", "--tls-creds", "tls0"]
 
     def crossdock(self, host, *arguments, seconds=60, shimmed=False, state=None):
         """Runs a command to its end. Returns its code and what it said; 124 when it had to be ended."""
@@ -309,10 +308,8 @@ class Scene:
         self.started = open(log, "rb").read().count(b"NBD port")
 
     def _launch_agent(self):
-        command = [self.site.crossdock, "destination", "--state-dir", self.state("b"), "--image-dir", self.images]
-        command += ["--listen", f"{self.pair.addresses['b']}:{CONTROL_PORT}"]
-        command += ["--nbd-listen", f"{self.pair.addresses['b']}:{NBD_PORT}"]
-        command += self.credentials("b", self.agent_credentials) + self.agent_options
+        address = self.pair.addresses["b"]
+        command = self.installations["b"].destination(address, *self.agent_options, pki=self.agent_credentials)
         if self.site.patience is not None:
             command += ["--patience", str(self.site.patience)]
         if guest.IS_MIXED:
@@ -343,9 +340,8 @@ class Scene:
             time.sleep(0.02)
 
     def migrate_command(self, host, *options, to=None):
-        command = [self.site.crossdock, "migrate", guest.NAME, f"{to or self.pair.seen_as}:{CONTROL_PORT}", "--json"]
-        command += ["--state-dir", self.state(host), "--blackout-deadline", str(self.deadline)]
-        command += ["--downtime-limit", "300", "--connections", "2", *self.credentials(host), *options]
+        command = self.installations[host].migrate(guest.NAME, to or self.pair.seen_as, "--json")
+        command += ["--blackout-deadline", str(self.deadline), "--downtime-limit", "300", "--connections", "2", *options]
         if self.site.patience is not None:
             command += ["--patience", str(self.site.patience)]
         return command
@@ -370,10 +366,7 @@ class Scene:
 
     def receive_on_source(self):
         """Starts a destination agent on host a, which the harness does not look after."""
-        address = self.pair.addresses["a"]
-        command = [self.site.crossdock, "destination", "--state-dir", self.state("a"), *self.credentials("a")]
-        command += ["--image-dir", os.path.join(self.directory, "a", "images")]
-        command += ["--listen", f"{address}:{CONTROL_PORT}", "--nbd-listen", f"{address}:{NBD_PORT}"]
+        command = self.installations["a"].destination(self.pair.addresses["a"])
         agent = self._begin("a", command, "agent.log")
         log = os.path.join(self.directory, "a", "agent.log")
         self.wait(20, "host a's own agent", lambda: b"NBD port" in open(log, "rb").read())

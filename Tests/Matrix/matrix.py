@@ -89,8 +89,8 @@ class Scenario(Demo):
         places = {"@DISK": disk, "@CONSOLE": console, "@FILES": self.options.guest}
         for mark, place in places.items():
             arguments = [word.replace(mark, place) for word in arguments]
-        command = [self.crossdock, "guest", "start", "web1", "--state-dir", self.state(host), "--", "qemu-system-x86_64"]
-        started = host.run(*command, *arguments, check=False, stderr=subprocess.STDOUT)
+        command = host.start_guest("web1", ["qemu-system-x86_64", *arguments])
+        started = host.run(*command, check=False, stderr=subprocess.STDOUT)
         if started.returncode:
             return "does not start: " + last(started.stdout)
         if ready:
@@ -99,11 +99,11 @@ class Scenario(Demo):
             script = "import json,socket,sys\ns=socket.socket(socket.AF_UNIX);s.connect(sys.argv[1]);f=s.makefile('rb');f.readline()\n"
             script += "for c,a in [['qmp_capabilities',{}]]+json.loads(sys.argv[2]):\n s.sendall(json.dumps({'execute':c,'arguments':a}).encode())\n"
             script += " r={'event':1}\n while 'event' in r: r=json.loads(f.readline())\n if 'error' in r: sys.exit(c+str(a)+r['error']['desc'])\n"
-            monitor = os.path.join(self.state(host), "guests/web1/status.sock")
+            monitor = os.path.join(host.state, "guests/web1/status.sock")
             host.run(sys.executable, "-c", script, monitor, json.dumps(commands))
         report = os.path.join(host.directory, "report.json")
-        command = [self.crossdock, "migrate", "web1", f"{self.lab.name_of(self.lab.b)}:10808", "--state-dir", self.state(host)]
-        moved = host.run(*command, "--report", report, *self.credentials(host), check=False, stderr=subprocess.STDOUT)
+        command = host.migrate("web1", self.lab.name_of(self.lab.b), "--report", report)
+        moved = host.run(*command, check=False, stderr=subprocess.STDOUT)
         if moved.returncode:
             states = [self.guest(host)["state"], self.guest(self.lab.b)["state"]]
             kept = "" if states == ["running", "none"] else f" (the guest is {states[0]} here and {states[1]} there)"
@@ -111,7 +111,7 @@ class Scenario(Demo):
         with open(report, encoding="utf-8") as file:
             pause = json.load(file)["blackout_ms"]
         if ready:
-            self.consoles = [os.path.join(self.lab.b.directory, "state/guests/web1/run/console.log")]
+            self.consoles = [os.path.join(self.lab.b.run_directory("web1"), "console.log")]
             before = self.count()
             wait("records on the destination", lambda: self.count() > before + 20)
         return f"moved, {pause:.0f} ms"

@@ -3,12 +3,12 @@ import json
 import os
 import subprocess
 
+from installation import CONTROL_PORT, NBD_PORT, Authority, Installation
 from machine import Disk, Machine, MachineFailed, wait
 
 OUTSIDE, MACHINE = "127.0.0.1", "127.0.0.2"
 # The same host as OUTSIDE, as the machine sees it.
 GATEWAY = "10.0.2.2"
-CONTROL, NBD = 10808, 10809
 # QEMU below QEMU, on two busy processors, is slow; what is tested is not how fast it is.
 PATIENT = ["--downtime-limit", "5000", "--blackout-deadline", "120000", "--patience", "10m", "--json"]
 MEBIBYTE = 1 << 20
@@ -88,7 +88,8 @@ class Host:
 class Outside(Host):
     def __init__(self, directory, program):
         self.directory, self.program = directory, program
-        self.state = os.path.join(directory, "state")
+        self.installation = Installation(program, directory)
+        self.state = self.installation.state
         self.commands, self.agent = {}, None
 
     def run_words(self, words):
@@ -96,14 +97,9 @@ class Outside(Host):
         return done.returncode, done.stdout
 
     def make_credentials(self):
-        authority = os.path.join(self.directory, "ca")
-        self.crossdock("pki", "init", authority)
-        self.crossdock("pki", "issue", authority, os.path.join(self.directory, "pki"), "outside", OUTSIDE, GATEWAY)
-        self.crossdock("pki", "issue", authority, os.path.join(self.directory, "pki-machine"), "machine", MACHINE)
-
-    def credentials(self, end):
-        directory = os.path.join(self.directory, "pki")
-        return ["--object", f"tls-creds-x509,id=tls0,dir={directory},endpoint={end}", "--tls-creds", "tls0"]
+        authority = Authority(self.program, os.path.join(self.directory, "ca"))
+        authority.issue(self.installation.pki, "outside", OUTSIDE, GATEWAY)
+        authority.issue(os.path.join(self.directory, "pki-machine"), "machine", MACHINE)
 
     def make_disk(self, name, form="raw", filled=4, size=32):
         """A disk of so many MiB, some of which are not zero."""
@@ -120,16 +116,14 @@ class Outside(Host):
         return path
 
     def start_agent(self):
-        words = [self.program, "destination", "--state-dir", self.state, "--listen", f"{OUTSIDE}:{CONTROL}"]
-        words += ["--nbd-listen", f"{OUTSIDE}:{NBD}", *self.credentials("server")]
+        words = self.installation.destination(OUTSIDE)
         log = os.path.join(self.directory, "agent.log")
         with open(log, "wb") as output:
             self.agent = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         wait("the agent outside", lambda: self.agent.poll() is not None or b"NBD port" in open(log, "rb").read(), 60)
 
     def migrate(self, guest, *options):
-        words = [self.program, "migrate", guest, f"{MACHINE}:{CONTROL}", "--state-dir", self.state]
-        words += [*self.credentials("client"), *PATIENT, *options]
+        words = self.installation.migrate(guest, MACHINE, *PATIENT, *options)
         with open(os.path.join(self.directory, f"migrate-{guest}.log"), "wb") as output:
             self.commands[guest] = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         return Migration(self, guest)
@@ -183,7 +177,7 @@ class Inside(Host):
         pki = os.path.join(outside.directory, "pki-machine")
         for name in sorted(os.listdir(pki)):
             disk.add(os.path.join(pki, name), f"/etc/pki/crossdock/{name}")
-        forwards = [(f"{MACHINE}:{port}", port) for port in (CONTROL, NBD)]
+        forwards = [(f"{MACHINE}:{port}", port) for port in (CONTROL_PORT, NBD_PORT)]
         self.machine = Machine(directory, images, disk, forwards)
         self.machine.prepare()
         self.run = self.machine.run
@@ -208,7 +202,7 @@ class Inside(Host):
 
     def migrate(self, guest, *options):
         """In a unit of its own, as from a terminal: what it leaves behind goes on."""
-        words = [self.program, "migrate", guest, f"{GATEWAY}:{CONTROL}", *PATIENT, *options]
+        words = [self.program, "migrate", guest, f"{GATEWAY}:{CONTROL_PORT}", *PATIENT, *options]
         line = " ".join(words)
         self.run(
             f"rm -f /run/migrate-{guest}.*; systemd-run -q --unit=migrate-{guest} --property=KillMode=process "

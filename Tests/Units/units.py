@@ -18,7 +18,7 @@ import time
 sys.dont_write_bytecode = True
 HERE = os.path.dirname(os.path.abspath(__file__))
 REPOSITORY = os.path.dirname(os.path.dirname(HERE))
-sys.path.insert(0, HERE)
+sys.path[:0] = [HERE, os.path.join(REPOSITORY, "deploy", "demo")]
 import checks  # noqa: E402
 from hosts import Inside, Outside  # noqa: E402
 from machine import MachineFailed  # noqa: E402

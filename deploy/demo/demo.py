@@ -18,6 +18,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import proofs  # noqa: E402
 from hosts import Lab, wait  # noqa: E402
+from installation import Authority  # noqa: E402
 
 
 def say(text):
@@ -31,29 +32,17 @@ class Demo:
         self.consoles = []
         self.migrations = 0
 
-    def state(self, host):
-        return os.path.join(host.directory, "state")
-
-    def credentials(self, host):
-        return ["--object", f"tls-creds-x509,id=tls0,dir={host.directory}/pki", "--tls-creds", "tls0"]
-
     def prepare(self):
-        ca = os.path.join(self.lab.base, "ca")
-        subprocess.run([self.crossdock, "pki", "init", ca], check=True, stdout=subprocess.DEVNULL)
+        authority = Authority(self.crossdock, os.path.join(self.lab.base, "ca"))
         for host in (self.lab.a, self.lab.b):
-            names = [self.lab.name_of(host), host.seen_as]
-            directory = os.path.join(host.directory, "pki")
-            subprocess.run([self.crossdock, "pki", "issue", ca, directory] + names, check=True, stdout=subprocess.DEVNULL)
+            authority.issue(host.pki, self.lab.name_of(host), host.seen_as)
             os.makedirs(os.path.join(host.directory, "guest-files"))
         for name in ("vmlinuz", "initrd"):
             # Host b does not have these: they travel with the guest.
             shutil.copy(os.path.join(self.options.guest, name), os.path.join(self.lab.a.directory, "guest-files"))
 
     def start_agent(self, host):
-        arguments = [self.crossdock, "destination", "--state-dir", self.state(host)]
-        arguments += ["--listen", f"{host.address}:10808", "--nbd-listen", f"{host.address}:10809"]
-        arguments += ["--image-dir", os.path.join(host.directory, "images")] + self.credentials(host)
-        process = host.start(arguments, "agent.log")
+        process = host.start(host.destination(host.address), "agent.log")
         self.lab.processes.append(process)
         wait("the destination agent", lambda: "listening" in self.read(host, "agent.log"))
 
@@ -85,14 +74,14 @@ class Demo:
         console = os.path.join(host.directory, "console.log")
         command += ["-serial", f"file:{console}"]
         self.consoles = [console]
-        host.run(self.crossdock, "guest", "start", "web1", "--state-dir", self.state(host), "--", *command)
+        host.run(*host.start_guest("web1", command))
         wait("the guest's first records", lambda: self.count() > 50, 180)
 
     def count(self):
         return sum(open(path, encoding="latin-1").read().count("REC 0 ") for path in self.consoles if os.path.exists(path))
 
     def guest(self, host):
-        output = host.run(self.crossdock, "guest", "list", "--json", "--state-dir", self.state(host)).stdout
+        output = host.run(self.crossdock, "guest", "list", "--json", "--state-dir", host.state).stdout
         rows = [row for row in json.loads(output) if row["name"] == "web1"]
         return {"state": rows[0]["state"], "process": rows[0].get("process")} if rows else {"state": "none", "process": None}
 
@@ -100,13 +89,12 @@ class Demo:
         name = self.lab.name_of(target)
         say(f"\n$ crossdock migrate web1 {name}            # on host {source.name}, records so far: {self.count()}")
         report = os.path.join(source.directory, f"report-{self.migrations}.json")
-        arguments = [self.crossdock, "migrate", "web1", f"{name}:10808", "--state-dir", self.state(source)]
-        arguments += ["--report", report] + self.credentials(source)
-        result = subprocess.run(source.command(arguments), cwd=source.directory, check=False)
+        arguments = source.command(source.migrate("web1", name, "--report", report))
+        result = subprocess.run(arguments, cwd=source.directory, check=False)
         if result.returncode != 0:
             raise proofs.ProofFailed(f"crossdock migrate ended with code {result.returncode}")
         self.migrations += 1
-        self.consoles.append(os.path.join(target.directory, "state/guests/web1/run/console.log"))
+        self.consoles.append(os.path.join(target.run_directory("web1"), "console.log"))
         before = self.count()
         wait("records on the destination", lambda: self.count() > before + 50)
         return json.load(open(report))
@@ -116,7 +104,7 @@ class Demo:
         source_state, target_state = self.guest(source), self.guest(target)
         proofs.only_there(target_state, source_state)
         say(f"  proved: the guest runs on host {target.name} and only there")
-        new_images = [os.path.join(target.directory, "images/web1", os.path.basename(path)) for path in self.images]
+        new_images = [os.path.join(target.images, "web1", os.path.basename(path)) for path in self.images]
         counts = proofs.records(self.consoles, dict(enumerate(new_images)))
         say(f"  proved: its records continue without gap, repeat or bad checksum: {sum(counts.values())} so far")
         for disk, image in zip(report["disks"], self.images):
@@ -127,7 +115,7 @@ class Demo:
         carried = proofs.tls(recordings)
         say(f"  proved: {carried >> 20} MiB between the hosts, every byte of it in TLS records")
         refused = source.run(
-            self.crossdock, "guest", "start", "web1", "--state-dir", self.state(source), check=False,
+            self.crossdock, "guest", "start", "web1", "--state-dir", source.state, check=False,
             stderr=subprocess.STDOUT,
         )
         if refused.returncode == 0:

@@ -13,8 +13,9 @@ import sys
 import threading
 import time
 
+from installation import CONTROL_PORT, NBD_PORT
+
 FORWARD, BACK = "forward", "back"  # from the source to the destination, and the other way
-CONTROL_PORT, NBD_PORT = 10808, 10809
 PIECE = 256 << 10
 # A recording that is larger than this is not kept further: who reads it does so into memory.
 RECORDED = 512 << 20

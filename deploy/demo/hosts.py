@@ -12,15 +12,16 @@ import sys
 import tempfile
 import time
 
+from installation import CONTROL_PORT, NBD_PORT, Installation
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 OTHER_QEMU = os.path.join(os.path.dirname(HERE), "qemu")
-CONTROL, NBD = 10808, 10809
 
 
-class Host:
+class Host(Installation):
     def __init__(self, lab, name, address, seen_as):
+        super().__init__(lab.crossdock, os.path.join(lab.base, name))
         self.lab, self.name, self.address, self.seen_as = lab, name, address, seen_as
-        self.directory = os.path.join(lab.base, name)
         os.makedirs(self.directory)
         self.holder = None
         self.agent = None
@@ -83,7 +84,7 @@ class Lab:
             # Each host is reached under the address that the other one knows.
             arguments = [sys.executable, os.path.join(HERE, "forwarder.py")]
             arguments += [os.path.join(self.recordings, "to-" + target.name), target.seen_as, target.address]
-            arguments += [str(CONTROL), str(NBD)]
+            arguments += [str(CONTROL_PORT), str(NBD_PORT)]
             prefix = ["nsenter", "-t", str(self.middle.pid), "-n", "--"] if self.middle else []
             log = open(os.path.join(self.base, f"forwarder-{target.name}.log"), "wb")
             self.processes.append(subprocess.Popen(prefix + arguments, stdout=log, stderr=log))
@@ -133,7 +134,7 @@ class Lab:
         if not self.is_root and hasattr(self, "b"):
             for host in (self.a, self.b):
                 subprocess.run(
-                    [self.crossdock, "guest", "stop", "web1", "--state-dir", os.path.join(host.directory, "state")],
+                    [self.crossdock, "guest", "stop", "web1", "--state-dir", host.state],
                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,
                 )
         for process in reversed(self.processes):
