@@ -127,7 +127,12 @@ struct NBDServeTests {
         #expect(refused.errors.contains("no dirty bitmap 'typo'; it has b0, b1"), "\(refused.all)")
         #expect(try DurableFile.read(image) == before)
         let described = try await nbd(
-            "serve", "-k", directory.file("s"), "--image-opts", "-B", "typo",
+            "serve",
+            "-k",
+            directory.file("s"),
+            "--image-opts",
+            "-B",
+            "typo",
             "driver=qcow2,file.driver=file,file.filename=\(image)"
         )
         #expect(described.code != 0 && described.errors.contains("'typo'; it has b0, b1"), "\(described.all)")
