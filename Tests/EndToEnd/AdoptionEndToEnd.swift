@@ -7,7 +7,7 @@ import TestSupport
 import Testing
 
 /// QEMU processes that something else started.
-@Suite(.serialized, .timeLimit(.minutes(5)))
+@Suite(.serialized, .timeLimit(.minutes(15)))
 struct AdoptionEndToEnd {
     static let firmware = "/usr/share/OVMF"
 
@@ -288,7 +288,9 @@ struct AdoptionEndToEnd {
         #expect(started.code == 0, "\(started.all)")
         defer {
             let pid = (try? DurableFile.read(lab.directory.file("pid"))).flatMap { $0 }
-            if let pid = pid.flatMap({ Int32(String(decoding: $0.prefix { $0 != 10 }, as: UTF8.self)) }) { kill(pid, SIGKILL) }
+            if let pid = pid.flatMap({ Int32(String(decoding: $0.prefix { $0 != 10 }, as: UTF8.self)) }) {
+                kill(pid, SIGKILL)
+            }
         }
         try await lab.startDestination()
         for more in [["--dry-run"], []] {

@@ -6,7 +6,7 @@ import TestSupport
 import Testing
 
 /// What others can do to a guest before it belongs to the host that it comes to.
-@Suite(.timeLimit(.minutes(4)))
+@Suite(.timeLimit(.minutes(12)))
 struct ArrivalEndToEnd {
     /// The sockets below a directory on which a monitor could answer: all but the agent's own and QEMU's way in.
     private func sockets(below directory: String) -> [String] {

@@ -7,7 +7,7 @@ import TestSupport
 import Testing
 
 /// What a guest that came from another host can reach on this one, and what goes on working for it.
-@Suite(.serialized, .timeLimit(.minutes(5)))
+@Suite(.serialized, .timeLimit(.minutes(15)))
 struct ConfinementEndToEnd {
     private func read(_ path: String) throws -> String {
         String(decoding: try DurableFile.read(path) ?? [], as: UTF8.self)

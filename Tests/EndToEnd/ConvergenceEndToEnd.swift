@@ -4,7 +4,7 @@ import TestSupport
 import Testing
 
 /// A guest that writes faster than the link carries it: `tc tbf` on the loopback of a network namespace.
-@Suite(.serialized, .timeLimit(.minutes(10)))
+@Suite(.serialized, .timeLimit(.minutes(30)))
 struct ConvergenceEndToEnd {
     func expectNotConverged(_ lab: Lab, _ result: ToolResult, _ words: String) async throws {
         #expect(result.code == MigrationError.Code.notConverged.rawValue, "\(result.all)")

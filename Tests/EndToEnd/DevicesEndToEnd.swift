@@ -5,7 +5,7 @@ import TestSupport
 import Testing
 
 /// Real Linux guests that have bound drivers to their devices and use them.
-@Suite(.serialized, .timeLimit(.minutes(8)))
+@Suite(.serialized, .timeLimit(.minutes(24)))
 struct DevicesEndToEnd {
     /// A machine, and where what is plugged in later goes.
     struct Machine: Sendable, CustomStringConvertible {

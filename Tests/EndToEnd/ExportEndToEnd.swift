@@ -7,7 +7,7 @@ import TestSupport
 import Testing
 
 /// The disks of running guests, read by backup tools.
-@Suite(.serialized, .timeLimit(.minutes(5)))
+@Suite(.serialized, .timeLimit(.minutes(15)))
 struct ExportEndToEnd {
     /// A running `crossdock export`.
     final class Served {

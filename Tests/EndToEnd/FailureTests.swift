@@ -7,7 +7,7 @@ import TestSupport
 import Testing
 
 /// Bad input and faults: one clear message, the documented code, the guest running on the source, nothing left behind.
-@Suite(.serialized, .timeLimit(.minutes(5)))
+@Suite(.serialized, .timeLimit(.minutes(15)))
 struct FailureTests {
     /// A lab with an idle guest of one disk.
     func makeLab(data: Int = 8) async throws -> Lab {

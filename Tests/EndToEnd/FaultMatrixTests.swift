@@ -2,7 +2,7 @@ import TestSupport
 import Testing
 
 /// A few runs of the fault matrix; `make faults` has all of them.
-@Suite(.serialized, .timeLimit(.minutes(10)))
+@Suite(.serialized, .timeLimit(.minutes(30)))
 struct FaultMatrixTests {
     @Test func brokenMigrationsLoseNoGuestAndRunNoneTwice() async throws {
         let result = try await Tool.run(

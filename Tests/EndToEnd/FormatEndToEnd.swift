@@ -7,7 +7,7 @@ import TestSupport
 import Testing
 
 /// Images of every kind, and where their bytes end up.
-@Suite(.serialized, .timeLimit(.minutes(5)))
+@Suite(.serialized, .timeLimit(.minutes(15)))
 struct FormatEndToEnd {
     private func shell(_ script: String) async throws -> String {
         let result = try await Tool.run(["sh", "-ec", script])

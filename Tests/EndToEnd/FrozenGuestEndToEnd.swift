@@ -6,7 +6,7 @@ import TestSupport
 import Testing
 
 /// What the commands say of a guest whose QEMU is frozen: at once, and the truth.
-@Suite(.timeLimit(.minutes(3)))
+@Suite(.timeLimit(.minutes(9)))
 struct FrozenGuestEndToEnd {
     private func frozen(_ lab: Lab) async throws -> EmulatorProcess {
         try await lab.startIdleGuest(disks: [try await lab.makeImage("disk.raw", megabytes: 16, data: 1)])

@@ -8,7 +8,7 @@ import Testing
 
 /// What the guest, its administrator or somebody else on the host does while a guest is moved: it always has an owner, keeps
 /// its state, and nothing about it changes unnoticed.
-@Suite(.serialized, .timeLimit(.minutes(5)))
+@Suite(.serialized, .timeLimit(.minutes(15)))
 struct GuestStateEndToEnd {
     static let panics = ["-device", "pvpanic", "-action", "panic=pause"]
 

@@ -7,7 +7,7 @@ import TestSupport
 import Testing
 
 /// Peers that want something else than to migrate a guest of theirs.
-@Suite(.serialized, .timeLimit(.minutes(3)))
+@Suite(.serialized, .timeLimit(.minutes(9)))
 struct HostileNetworkTests {
     /// Speaks the protocol with a certificate of the right authority, and says what it likes.
     func converse<T: Sendable>(

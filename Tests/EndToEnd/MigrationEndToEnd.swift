@@ -7,7 +7,7 @@ import TestSupport
 import Testing
 
 /// A running Linux guest moves while it writes.
-@Suite(.serialized, .timeLimit(.minutes(10)))
+@Suite(.serialized, .timeLimit(.minutes(30)))
 struct MigrationEndToEnd {
     @Test(arguments: [1, 2])
     func aGuestThatWritesThroughoutMovesAndLosesNothing(_ count: Int) async throws {

@@ -10,7 +10,7 @@ extension QMPClient {
 }
 
 /// What an outage does to a migration: nothing that anybody would miss.
-@Suite(.serialized, .timeLimit(.minutes(5)))
+@Suite(.serialized, .timeLimit(.minutes(15)))
 struct OutageEndToEnd {
     func makeLab(data: Int, rate: String? = nil) async throws -> Lab {
         let lab = try Lab()

@@ -7,7 +7,7 @@ import TestSupport
 import Testing
 
 /// What an operator decides when a host is gone, and how the other host learns it.
-@Suite(.serialized, .timeLimit(.minutes(5)))
+@Suite(.serialized, .timeLimit(.minutes(15)))
 struct OwnershipEndToEnd {
     /// A guest that was released, and whose destination has not confirmed it as far as the journal says.
     struct Undecided {

@@ -7,7 +7,7 @@ import TestSupport
 import Testing
 
 /// Clients that want to keep others from a destination, with a certificate of the right authority and without one.
-@Suite(.serialized, .timeLimit(.minutes(4)))
+@Suite(.serialized, .timeLimit(.minutes(12)))
 struct PeerBoundsTests {
     /// A conversation that is begun, and stays open until the closure returns.
     private func converse<T: Sendable>(

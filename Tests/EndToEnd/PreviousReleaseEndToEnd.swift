@@ -5,7 +5,7 @@ import TestSupport
 import Testing
 
 /// The other host has the release before this one; `deploy/previous-release` builds it.
-@Suite(.serialized, .timeLimit(.minutes(5)))
+@Suite(.serialized, .timeLimit(.minutes(15)))
 struct PreviousReleaseEndToEnd {
     static let program = "\(Lab.repository)/.cache/release-944f949/crossdock"
 

@@ -7,7 +7,7 @@ import TestSupport
 import Testing
 
 /// The blank copy that moves before anything of the guest does, and what it is compared for.
-@Suite(.serialized, .timeLimit(.minutes(8)))
+@Suite(.serialized, .timeLimit(.minutes(24)))
 struct RehearsalEndToEnd {
     /// A blank copy must leave every file, socket and byte of shared memory alone, and nothing behind.
     @Test func aRehearsalTouchesNothingOfTheGuest() async throws {

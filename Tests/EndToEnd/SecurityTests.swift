@@ -6,7 +6,7 @@ import TestSupport
 import Testing
 
 /// The objects of running agents, who may migrate to whom, and the commands around them.
-@Suite(.timeLimit(.minutes(3)))
+@Suite(.timeLimit(.minutes(9)))
 struct SecurityTests {
     func object(_ lab: Lab, _ arguments: [String]) async throws -> ToolResult {
         try await lab.crossdock(["object"] + arguments + ["--state-dir", lab.state("b")])

@@ -6,7 +6,7 @@ import TestSupport
 import Testing
 
 /// Faults while the guest is paused, and after it was released: it is never lost and never runs twice.
-@Suite(.serialized, .timeLimit(.minutes(5)))
+@Suite(.serialized, .timeLimit(.minutes(15)))
 struct SwitchoverEndToEnd {
     struct Paused {
         let lab: Lab

@@ -5,7 +5,7 @@ import TestSupport
 import Testing
 
 /// Our client against the servers that people use.
-@Suite(.timeLimit(.minutes(3)))
+@Suite(.timeLimit(.minutes(9)))
 struct ClientInterop {
 
     func exercise(_ server: ChildProcess, port: UInt16, pki: TestPKI, export: String) async throws {

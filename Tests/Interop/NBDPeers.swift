@@ -5,7 +5,7 @@ import TestSupport
 import Testing
 
 /// Our NBD server and client with more of the programs that people use.
-@Suite(.timeLimit(.minutes(3)))
+@Suite(.timeLimit(.minutes(9)))
 struct NBDPeers {
     /// A boot sector that reads the disk's second sector, writes it to the third, and tells QEMU's debug-exit device.
     private static let bootSector: [UInt8] = [

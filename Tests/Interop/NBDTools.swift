@@ -59,7 +59,7 @@ func makeImage(_ path: String, mebibytes: Int, random: ClosedRange<Int>? = nil) 
     #expect(made.code == 0, "\(made.all)")
 }
 
-@Suite(.timeLimit(.minutes(3)))
+@Suite(.timeLimit(.minutes(9)))
 struct NBDServeTests {
     @Test func theSeedsCommandServesAQcow2ImageAndAGuestsDriveReadsIt() async throws {
         let directory = try TestDirectory()
@@ -302,7 +302,7 @@ struct NBDServeTests {
     }
 }
 
-@Suite(.timeLimit(.minutes(3)))
+@Suite(.timeLimit(.minutes(9)))
 struct NBDCopyTests {
     @Test func diskToServerToDiskIsTheSameAndSparse() async throws {
         let directory = try TestDirectory()
@@ -486,7 +486,7 @@ struct NBDCopyTests {
     }
 }
 
-@Suite(.timeLimit(.minutes(3)))
+@Suite(.timeLimit(.minutes(9)))
 struct NBDInfoTests {
     @Test func whatAServerHasIsTold() async throws {
         let directory = try TestDirectory()

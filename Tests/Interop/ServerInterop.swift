@@ -47,7 +47,7 @@ struct ServedImage: Sendable {
     }
 }
 
-@Suite(.timeLimit(.minutes(3)))
+@Suite(.timeLimit(.minutes(9)))
 struct ServerInterop {
     @Test func nbdinfoSeesTheExportItsFlagsAndItsMap() async throws {
         try await ServedImage.with(size: "8M") { served in

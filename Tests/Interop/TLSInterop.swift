@@ -5,7 +5,7 @@ import TestSupport
 import Testing
 
 /// Our TLS sessions against GnuTLS's and OpenSSL's own programs and QEMU, in both roles, with the same credential directories.
-@Suite(.timeLimit(.minutes(3)))
+@Suite(.timeLimit(.minutes(9)))
 struct TLSInterop {
     let directory: TestDirectory
     let pki: TestPKI

@@ -5,7 +5,7 @@ import TestSupport
 import Testing
 
 /// Our websockets against Python's websockets package, in both roles, plain and over TLS.
-@Suite(.timeLimit(.minutes(2)))
+@Suite(.timeLimit(.minutes(6)))
 struct WebSocketInterop {
     /// Debian's interpreter, which has Debian's websockets package.
     static let python = "/usr/bin/python3"

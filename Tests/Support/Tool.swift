@@ -37,6 +37,9 @@ public enum Tool {
     }
 }
 
+/// How many times longer than on an idle machine something may take: suites run beside each other, on machines that others use.
+private let patience = 4
+
 /// A program that runs beside the test; killed when the last reference goes.
 public final class ChildProcess: @unchecked Sendable {
     // Unchecked: the fields do not change but for `reaped`, which only `finish` and `deinit` touch.
@@ -101,6 +104,7 @@ public final class ChildProcess: @unchecked Sendable {
 
     /// Waits for its end.
     public func finish(seconds: Int = 60) async throws -> ToolResult {
+        let seconds = seconds * patience
         let end = ContinuousClock.now + .seconds(seconds)
         while isRunning {
             if ContinuousClock.now > end {
@@ -113,6 +117,7 @@ public final class ChildProcess: @unchecked Sendable {
 
     /// Waits until `condition` holds; fails when the program ends first or the time is over.
     public func wait(seconds: Int = 30, for what: String, _ condition: () async throws -> Bool) async throws {
+        let seconds = seconds * patience
         let end = ContinuousClock.now + .seconds(seconds)
         while try await !condition() {
             guard isRunning else { throw TestFailure("\(name) ended while waiting for \(what): \(output)\(errors)") }
@@ -128,6 +133,7 @@ public final class ChildProcess: @unchecked Sendable {
 
 /// Waits until a condition holds, for states that only polling can see.
 public func eventually(seconds: Int = 30, _ what: String, _ condition: () async throws -> Bool) async throws {
+    let seconds = seconds * patience
     let end = ContinuousClock.now + .seconds(seconds)
     while try await !condition() {
         if ContinuousClock.now > end { throw TestFailure("It took more than \(seconds) s until \(what)") }
