@@ -36,8 +36,11 @@ extension DestinationAgent {
     /// Looks which guests of a source are here still: they leave, and are forgotten, without a word to this agent.
     func refreshLedger(of source: String) async throws {
         let (guests, names) = (guests, ledger.residents(of: source))
-        let records = try await BlockingPool.shared.run { () throws -> [String: GuestRecord?] in
-            try Dictionary(uniqueKeysWithValues: names.map { ($0, try guests.load($0)) })
+        let records = try await BlockingPool.shared.run {
+            names.reduce(into: [String: GuestRecord?]()) { records, name in
+                // One that cannot be read counts as it did.
+                do { records.updateValue(try guests.load(name), forKey: name) } catch {}
+            }
         }
         ledger.refresh(records)
     }
@@ -46,15 +49,13 @@ extension DestinationAgent {
     ///
     /// - Returns: why the network of guests is not filtered; nil when it is.
     static func installFilter(_ configuration: Configuration, hasUsers: Bool) async -> String? {
+        let users = hasUsers ? configuration.guestUsers : nil
         if configuration.policy.network == .host {
-            configuration.log(
-                .info,
-                "guests reach loopback and link-local addresses of this host (--guest-network host)"
-            )
+            await warnOfFilter(users, configuration.log)
             return nil
         }
         var obstacle: String?
-        if hasUsers, let users = configuration.guestUsers {
+        if let users {
             do {
                 try await BlockingPool.shared.run {
                     let names = String(decoding: try DurableFile.read("/etc/resolv.conf") ?? [], as: UTF8.self)
@@ -71,5 +72,17 @@ extension DestinationAgent {
                 + "--guest-network host is given"
         )
         return obstacle
+    }
+
+    /// Says that a filter is there that its operator does not want any more.
+    private static func warnOfFilter(_ users: ClosedRange<UInt32>?, _ log: Log) async {
+        guard let users else { return }
+        let filter = PacketFilter(users: users, nameServers: [])
+        guard await BlockingPool.shared.value({ filter.isInstalled }) else { return }
+        log(
+            .warning,
+            "an earlier agent's packet filter still keeps guests from loopback and link-local addresses; 'nft delete table inet "
+                + "\(filter.table)' removes it"
+        )
     }
 }

@@ -145,6 +145,10 @@ struct PolicyEndToEnd {
                 "\(said ?? "connected")"
             )
         }
+        // The filter stays, and whoever does not want it is told.
+        try await lab.startDestination("d", more: ["--guest-network", "host"])
+        let table = "nft delete table inet crossdock_guests_1900000000_1900009999"
+        #expect(lab.destination?.errors.contains(table) == true, "\(lab.destination?.errors ?? "")")
         // Others of the host reach those servers, and the guest's display.
         let display = try await lab.monitor("b") { try await $0.execute("query-vnc") }
         let service = display["service"]?.string ?? ""

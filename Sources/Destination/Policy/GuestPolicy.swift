@@ -97,7 +97,9 @@ public struct GuestPolicy: Sendable {
                 + "--allow-listen \(host.isEmpty ? "all" : host) allows it"
         }
         // The filter knows no answers of UDP.
-        guard endpoint.isDatagram, (network ?? .filtered) == .filtered, Self.isLocal(host) else { return nil }
+        guard endpoint.isDatagram, (network ?? .filtered) == .filtered, !host.isEmpty,
+            HostAddress(host)?.isUnspecified != true, Self.isLocal(host)
+        else { return nil }
         return
             "\(endpoint.option) would listen for UDP on '\(host)', where its answers would be filtered out; give it another address, "
             + "or allow it with --guest-network host"

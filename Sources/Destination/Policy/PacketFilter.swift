@@ -53,19 +53,23 @@ struct PacketFilter: Sendable {
     ///
     /// - Throws: `GuestError` that says why it cannot be.
     func install() throws {
-        let places = ["/usr/sbin/nft", "/sbin/nft"]
-        guard let program = EmulatorProcess.find("nft") ?? places.first(where: { access($0, X_OK) == 0 }) else {
-            throw GuestError("the program 'nft' is not installed (package nftables)")
-        }
-        let (code, words) = try Self.run(program, input: ruleset)
+        let (code, words) = try Self.run(["-f", "-"], input: ruleset)
         guard code == 0 else {
             let line = words.split(separator: "\n").first.map(String.init) ?? "it ended with \(code)"
             throw GuestError("'nft' does not install its table: \(line)")
         }
     }
 
+    /// Whether an earlier agent has left it. Blocks.
+    var isInstalled: Bool { (try? Self.run(["list", "table", "inet", table], input: "").code) == 0 }
+
     /// Runs nft with an input that fits into a pipe.
-    private static func run(_ program: String, input: String) throws -> (code: Int32, words: String) {
+    private static func run(_ words: [String], input: String) throws -> (code: Int32, words: String) {
+        let places = ["/usr/sbin/nft", "/sbin/nft"]
+        guard let program = EmulatorProcess.find("nft") ?? places.first(where: { access($0, X_OK) == 0 }) else {
+            throw GuestError("the program 'nft' is not installed (package nftables)")
+        }
+        let arguments = [program] + words
         var given: [Int32] = [0, 0]
         var said: [Int32] = [0, 0]
         guard xd_pipe(&given) == 0 else { throw FileError.system("make a pipe", errno) }
@@ -74,7 +78,6 @@ struct PacketFilter: Sendable {
             for descriptor in given { close(descriptor) }
             throw FileError.system("make a pipe", number)
         }
-        let arguments = [program, "-f", "-"]
         var argv = arguments.map { strdup($0) } + [nil]
         let child = xd_spawn_child(&argv, environ, nil, given[0], said[1], said[1])
         let number = errno

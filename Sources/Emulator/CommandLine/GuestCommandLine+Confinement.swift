@@ -37,34 +37,10 @@ extension GuestCommandLine {
 
     /// The devices and files of the host that the options name or imply, besides those of `paths`.
     func hostFiles() throws -> [Confinement.Rule] {
-        var rules: [Confinement.Rule] = []
-        func add(_ path: String, _ rights: Confinement.Rights) {
-            rules.append(.init(path, rights, isOptional: true))
+        try options().flatMap { option in
+            let option = try ParsedOption(ofOriginal: option)
+            return option.rule.hostFiles(option)
         }
-        for option in try options() {
-            let argument = option.argument ?? ""
-            switch option.name {
-            case "enable-kvm": add("/dev/kvm", .device)
-            case "accel", "machine", "M": if argument.contains("kvm") { add("/dev/kvm", .device) }
-            case "netdev", "nic", "net":
-                let settings = try BlockOptions(parsing: argument, implied: "type")
-                guard ["tap", "bridge"].contains(settings["type"]) else { continue }
-                add("/dev/net/tun", .device)
-                if settings.has("vhost") || settings.has("vhostforce") { add("/dev/vhost-net", .device) }
-            case "serial", "parallel", "debugcon", "chardev":
-                guard ["pty", "mon:pty"].contains(argument) || argument.hasPrefix("pty,") else { continue }
-                add("/dev/ptmx", .device)
-                add("/dev/pts", .device.union(.list))
-            case "mem-path": add(argument, .directory)
-            case "object":
-                let settings = try BlockOptions(parsing: argument, implied: "qom-type")
-                if let path = settings["mem-path"] { add(path, .directory) }
-                if settings["qom-type"] == "rng-random" { add(settings["filename"] ?? "/dev/urandom", .read) }
-                if let path = settings["dir"] { add(path, .reading) }
-            default: continue
-            }
-        }
-        return rules
     }
 
     /// Whether all of the guest's memory shall be locked.

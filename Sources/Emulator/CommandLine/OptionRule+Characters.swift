@@ -10,7 +10,8 @@ extension OptionRule {
                 blank: .emptied(emptyDevice),
                 check: checkDevice,
                 relocate: placeDevice,
-                endpoints: deviceEndpoints
+                endpoints: deviceEndpoints,
+                hostFiles: terminals
             ),
             OptionRule("mon", argument: .settings("chardev"), blank: .leftOut) {
                 try $0.allow(["chardev", "mode", "pretty", "id", "default"])
@@ -25,7 +26,8 @@ extension OptionRule {
             },
             check: checkPort,
             relocate: placePort,
-            endpoints: portEndpoints
+            endpoints: portEndpoints,
+            hostFiles: terminals
         )
         // The debugger's stub takes a monitor's commands.
         + each(
@@ -101,6 +103,14 @@ extension OptionRule {
             return [far, option.listening(on: settings["localaddr"] ?? "", near, isDatagram: true)]
         default: return []
         }
+    }
+
+    @Sendable private static func terminals(_ option: ParsedOption) -> [Confinement.Rule] {
+        let isTerminal = ["pty", "mon:pty"].contains(option.argument) || option.settings["backend"] == "pty"
+        guard isTerminal else { return [] }
+        return [
+            .init("/dev/ptmx", .device, isOptional: true), .init("/dev/pts", .device.union(.list), isOptional: true),
+        ]
     }
 
     /// Whether a monitor on a character device stays within the guest's own directory.

@@ -10,7 +10,8 @@ extension OptionRule {
             blank: .emptied(emptyBackend),
             check: checkNetwork,
             relocate: placeNetwork,
-            endpoints: endpointsOfNetwork
+            endpoints: endpointsOfNetwork,
+            hostFiles: devicesOfNetwork
         ),
         OptionRule(
             "nic",
@@ -20,7 +21,8 @@ extension OptionRule {
             blank: .emptied(emptyCard),
             check: checkNetwork,
             relocate: placeNetwork,
-            endpoints: endpointsOfNetwork
+            endpoints: endpointsOfNetwork,
+            hostFiles: devicesOfNetwork
         ),
     ]
 
@@ -120,6 +122,14 @@ extension OptionRule {
                 }
         default: return []
         }
+    }
+
+    @Sendable private static func devicesOfNetwork(_ option: ParsedOption) -> [Confinement.Rule] {
+        let settings = option.settings
+        guard ["tap", "bridge"].contains(settings["type"]) else { return [] }
+        let tun = Confinement.Rule("/dev/net/tun", .device, isOptional: true)
+        guard settings.has("vhost") || settings.has("vhostforce") else { return [tun] }
+        return [tun, .init("/dev/vhost-net", .device, isOptional: true)]
     }
 
     /// `hostfwd=[tcp|udp]:[ADDRESS]:PORT-[ADDRESS]:PORT`, as often as one likes.

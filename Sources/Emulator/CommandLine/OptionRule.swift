@@ -63,6 +63,8 @@ public struct OptionRule: Sendable {
     let relocate: @Sendable (inout ParsedOption) throws -> Relocation
     /// The addresses of the network that QEMU uses because of it.
     let endpoints: @Sendable (ParsedOption) throws -> [GuestEndpoint]
+    /// The devices and files of the host that QEMU opens because of it, besides those that are placed.
+    let hostFiles: @Sendable (ParsedOption) -> [Confinement.Rule]
 
     init(
         _ names: String...,
@@ -72,7 +74,8 @@ public struct OptionRule: Sendable {
         blank: Blank = .kept,
         check: @escaping @Sendable (ParsedOption) throws -> Void = { _ in },
         relocate: @escaping @Sendable (inout ParsedOption) throws -> Relocation = { _ in .written },
-        endpoints: @escaping @Sendable (ParsedOption) throws -> [GuestEndpoint] = { _ in [] }
+        endpoints: @escaping @Sendable (ParsedOption) throws -> [GuestEndpoint] = { _ in [] },
+        hostFiles: @escaping @Sendable (ParsedOption) -> [Confinement.Rule] = { _ in [] }
     ) {
         self.names = names
         self.argument = argument
@@ -82,6 +85,7 @@ public struct OptionRule: Sendable {
         self.check = check
         self.relocate = relocate
         self.endpoints = endpoints
+        self.hostFiles = hostFiles
     }
 
     /// Every rule.
@@ -109,7 +113,8 @@ public struct OptionRule: Sendable {
         blank: Blank = .kept,
         check: @escaping @Sendable (ParsedOption) throws -> Void = { _ in },
         relocate: @escaping @Sendable (inout ParsedOption) throws -> Relocation = { _ in .written },
-        endpoints: @escaping @Sendable (ParsedOption) throws -> [GuestEndpoint] = { _ in [] }
+        endpoints: @escaping @Sendable (ParsedOption) throws -> [GuestEndpoint] = { _ in [] },
+        hostFiles: @escaping @Sendable (ParsedOption) -> [Confinement.Rule] = { _ in [] }
     ) -> [OptionRule] {
         names.split(separator: " ").map {
             OptionRule(
@@ -119,7 +124,8 @@ public struct OptionRule: Sendable {
                 blank: blank,
                 check: check,
                 relocate: relocate,
-                endpoints: endpoints
+                endpoints: endpoints,
+                hostFiles: hostFiles
             )
         }
     }
