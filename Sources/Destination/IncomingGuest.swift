@@ -90,6 +90,7 @@ final class IncomingGuest: @unchecked Sendable {
         )
         self.record = record
         take(monitor)
+        if let process = record.process, let reason = await GuestScope.place(name, process) { log(.warning, reason) }
         try await holdMonitors(record)
         var capabilities = ["events", "return-path", "late-block-activate"]
         if hasUUID { capabilities.append("validate-uuid") }

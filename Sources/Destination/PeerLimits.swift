@@ -35,6 +35,9 @@ enum PeerLimits {
     /// Digests of files of this host that are reckoned at once; others wait.
     static let digests = 2
 
+    /// Migrations that were refused or given up before everything was here; of earlier ones nothing is kept.
+    static let refusedMigrations = 64
+
     // MARK: Of all identities
 
     /// Connections to the NBD port that use an export.

@@ -52,6 +52,44 @@ struct AdoptionEndToEnd {
         ]
     }
 
+    @Test func limitsThatWereSetAtRunTimeMove() async throws {
+        let lab = try Lab()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
+        let limited = try await lab.makeImage("limited.raw", megabytes: 16, data: 1)
+        try await lab.startIdleGuest(
+            disks: [disk],
+            more: [
+                "-object", "throttle-group,id=tg,x-iops-total=1000,x-bps-read=900000", "-drive",
+                "file=\(limited),format=raw,if=virtio,id=dd,throttling.iops-total=500,throttling.iops-total-max=800",
+            ]
+        )
+        try await lab.startDestination()
+        _ = try await lab.monitor("a") { monitor in
+            for (drive, limit) in [("virtio0", 70), ("dd", 50)] {
+                var limits: [String: JSONValue] = ["device": .string(drive), "iops": .integer(Int64(limit))]
+                for key in ["bps", "bps_rd", "bps_wr", "iops_rd", "iops_wr"] { limits[key] = 0 }
+                try await monitor.execute("block_set_io_throttle", .object(limits))
+            }
+            try await monitor.execute(
+                "qom-set",
+                ["path": "/objects/tg", "property": "limits", "value": ["iops-total": 77, "bps-read": 0]]
+            )
+        }
+        let moved = try await lab.migrate()
+        #expect(moved.code == 0, "\(moved.all)")
+        let there = try await lab.monitor("b") { monitor in
+            let drives = try await monitor.execute("query-block").array
+            let group = try await monitor.execute("qom-get", ["path": "/objects/tg", "property": "limits"])
+            return (drives, group)
+        }
+        let iops = Dictionary(
+            uniqueKeysWithValues: there.0.map { ($0["device"]?.string ?? "", $0["inserted"]?["iops"]?.integer) }
+        )
+        #expect(iops["virtio0"] == 70 && iops["dd"] == 50, "\(there.0)")
+        #expect(there.0.allSatisfy { $0["inserted"]?["iops_max"]?.integer ?? 0 == 0 }, "\(there.0)")
+        #expect(there.1["iops-total"]?.integer == 77 && there.1["bps-read"]?.integer == 0, "\(there.1)")
+    }
+
     @Test func aLongCommandLineWithAHotPluggedDiskMovesThereAndBack() async throws {
         let lab = try Lab()
         let guest = try await lab.startForeignGuest(try await longCommand(lab))
@@ -235,6 +273,29 @@ struct AdoptionEndToEnd {
         let gone = try await adopt(lab.directory.file("foreign.sock"))
         #expect(gone.code == 10 && gone.errors.contains("is it still running?"), "\(gone.all)")
         #expect(lab.guests("a").names() == [])
+    }
+
+    @Test func aDaemonThatWouldNotFindItsImageAgainIsRefusedBeforeAnythingIsCopied() async throws {
+        let lab = try Lab()
+        _ = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
+        let started = try await Tool.run([
+            "sh", "-ec",
+            """
+            cd \(lab.directory.path) && exec qemu-system-x86_64 -machine pc,accel=tcg -m 64 -nodefaults -display none \
+            -drive file=disk.raw,format=raw,if=virtio -daemonize -pidfile pid -qmp unix:relative.sock,server=on,wait=off
+            """,
+        ])
+        #expect(started.code == 0, "\(started.all)")
+        defer {
+            let pid = (try? DurableFile.read(lab.directory.file("pid"))).flatMap { $0 }
+            if let pid = pid.flatMap({ Int32(String(decoding: $0.prefix { $0 != 10 }, as: UTF8.self)) }) { kill(pid, SIGKILL) }
+        }
+        try await lab.startDestination()
+        for more in [["--dry-run"], []] {
+            let refused = try await lab.migrate(more: ["--qmp", lab.directory.file("relative.sock")] + more)
+            #expect(refused.code == 10 && refused.all.contains("start the guest with the whole path"), "\(refused.all)")
+        }
+        #expect(!DurableFile.exists("\(lab.state("b"))/images/web1"))
     }
 
     @Test func aDaemonsRelativePathsAndInheritedDescriptorsAreResolved() async throws {

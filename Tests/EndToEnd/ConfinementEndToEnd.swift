@@ -181,6 +181,14 @@ struct ConfinementEndToEnd {
     @Test func aConfinedGuestIsExportedStartedAgainAndMovesOn() async throws {
         let lab = try Lab()
         let pid = try await makeArrived(lab)
+        let elsewhere = try await lab.crossdock(
+            ["export", "web1", "--listen", "localhost:0", "--state-dir", lab.state("b"), "--snapshot", "--scratch-dir"]
+                + [lab.directory.directory("elsewhere")] + lab.credentials()
+        )
+        #expect(
+            elsewhere.code != 0 && elsewhere.errors.contains("its QEMU reaches no scratch files in"),
+            "\(elsewhere.all)"
+        )
         for more in [["--snapshot"], []] {
             let export = try ChildProcess(
                 [Lab.crossdock, "export", "web1", "--listen", "localhost:0", "--state-dir", lab.state("b")]

@@ -61,6 +61,19 @@ struct FormatEndToEnd {
         #expect(record.commandLine.arguments.contains { $0.contains("format=\(format)") })
     }
 
+    /// QEMU gives the guest whole sectors.
+    @Test(arguments: [1, 1_000_003])
+    func aRawImageThatIsNoWholeNumberOfSectorsMoves(_ bytes: Int) async throws {
+        let lab = try Lab()
+        let path = lab.directory.file("disk.raw")
+        _ = try await shell("head -c \(bytes) /dev/urandom > \(path)")
+        let contents = try DurableFile.read(path) ?? []
+        _ = try await move(lab, ["-drive", "file=\(path),format=raw,if=virtio"])
+        let there = try #require(try DurableFile.read(image(lab, "disk.raw")))
+        #expect(there.count == (bytes + 511) / 512 * 512)
+        #expect(there.starts(with: contents) && there[bytes...].allSatisfy { $0 == 0 })
+    }
+
     @Test(arguments: ["vdi", "vmdk", "vhdx", "vpc"])
     func aFormatThatQEMUCannotMigrateIsRefusedInQEMUsWords(_ format: String) async throws {
         let lab = try Lab()

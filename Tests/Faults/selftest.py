@@ -260,8 +260,8 @@ def touch(path, text="{}"):
 
 def look(directory):
     """Puts things where they do not belong. Returns what the harness does not see of them."""
-    site = types.SimpleNamespace(saved=None, tools={}, shim="", ending=threading.Event())
-    scene = Scene(types.SimpleNamespace(link=None, site=site), os.path.join(directory, "scene"), 1500)
+    site = types.SimpleNamespace(saved=None, tools={}, shim="", crossdock="", ending=threading.Event())
+    scene = Scene(types.SimpleNamespace(link=None, site=site, pki=dict.fromkeys("abc", "")), os.path.join(directory, "scene"), 1500)
     wrong = []
 
     def expect(words, found, what):

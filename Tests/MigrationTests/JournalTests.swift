@@ -188,6 +188,21 @@ struct JournalTests {
         #expect(try store.startBar(of: "web1") == nil)
     }
 
+    @Test func onlyWhatNobodyCanBeInDoubtAboutIsForgotten() throws {
+        func accepted(_ order: Int, _ source: String = "CN=mallory") -> JournalRecord {
+            .accepted(guest: "web\(order)", source: source, order: order)
+        }
+        for order in 0..<4 { try journal("1-\(order)", [accepted(order), .rolledBack(reason: "refused")]) }
+        try journal("2-a", [accepted(4), .prepared, .rolledBack(reason: "late")])
+        try journal("2-b", [accepted(5), .prepared, .owner(digests: [:])])
+        try journal("2-c", [accepted(6)])
+        try journal("2-d", [accepted(7, "CN=honest"), .rolledBack(reason: "refused")])
+        try journal("2-e", [.offered(guest: "own", destination: "CN=mallory", order: 8), .rolledBack(reason: "no")])
+        #expect(store.forgetRefused(of: "CN=mallory", keeping: 2) == ["1-0", "1-1"])
+        #expect(store.forgetRefused(of: "CN=mallory", keeping: 2).isEmpty)
+        #expect(Set(store.ids()) == ["1-2", "1-3", "2-a", "2-b", "2-c", "2-d", "2-e"])
+    }
+
     @Test func oneGuestIsMigratedOnceAtATime() throws {
         let lock = try store.lock(guest: "web1")
         #expect(lock != nil)

@@ -126,9 +126,12 @@ def start(lab):
     demand(result == "success", f"crossdock-recover ended with {result}")
 
 
-@check("a guest with a raw image is received")
+@check("a guest with a raw image is received, in a scope of its own")
 def receive_raw(lab):
     lab.receive("raw", lab.outside.make_disk("raw"))
+    process = lab.emulators()["raw"]
+    group = lab.inside.run(f"cat /proc/{process}/cgroup").strip()
+    demand(f"crossdock-guests.slice/crossdock-guest-raw-{process}.scope" in group, f"the guest is in {group}")
 
 
 @check("a guest with a qcow2 image is received")

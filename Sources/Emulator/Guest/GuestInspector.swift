@@ -54,6 +54,7 @@ struct GuestInspector {
         for reason in try await monitor.migrationBlockers() { block("QEMU: \(reason)") }
         try await readDescriptorSets()
         let graph = try await monitor.blockGraph()
+        for disk in graph.disks where disk.isLocal { blockWhatCannotBeOpenedAgain(disk.path) }
         result.disks = graph.disks.map { disk in
             var disk = disk
             if disk.isLocal { disk.path = resolve(disk.path) }
@@ -71,6 +72,7 @@ struct GuestInspector {
             try makeMemoryAnonymous()
             try await followHotPlug(graph)
             try followMedia(graph)
+            try await followLimits(graph)
             try await freeze()
             try await takeSecrets()
             result.commandLine = GuestCommandLine(
@@ -94,6 +96,16 @@ struct GuestInspector {
             result.sizes[disk.name] = disk.size
         }
         for node in graph.nodes.values { result.sizes[node.name] = node.size }
+    }
+
+    /// QEMU opens an image once more when it gives its locks up at the switchover, by the name that it knows.
+    private mutating func blockWhatCannotBeOpenedAgain(_ path: String) {
+        guard let emulator, !path.hasPrefix("/"), resolve(path) != DurableFile.resolve(path, in: emulator.directory)
+        else { return }
+        block(
+            "The image '\(path)' is in \(resolve(path)), and QEMU, which has left that directory (-daemonize), would not find it again at "
+                + "the switchover; start the guest with the whole path"
+        )
     }
 
     // MARK: the command line as it was given

@@ -235,12 +235,12 @@ public final class FleecingSnapshot: @unchecked Sendable {
             func id(_ name: String) -> JSONValue { ["node": .string(node), "name": .string(name)] }
             let state = try await monitor.execute("query-named-block-nodes", ["flat": true]).array
                 .first { $0["node-name"]?.string == node }
-            var earlier: [(name: String, isRecording: Bool)] = []
+            var earlier: [(name: String, isRecording: Bool, granularity: Int64)] = []
             for bitmap in state?["dirty-bitmaps"]?.array ?? [] {
                 guard let name = bitmap["name"]?.string, name.hasPrefix(Self.bitmapPrefix), name != self.name else {
                     continue
                 }
-                earlier.append((name, bitmap["recording"]?.bool ?? false))
+                earlier.append((name, bitmap["recording"]?.bool ?? false, bitmap["granularity"]?.integer ?? 65536))
             }
             earlier.sort { $0.name < $1.name }
             if !earlier.isEmpty, !earlier.contains(where: \.isRecording) {
@@ -267,8 +267,37 @@ public final class FleecingSnapshot: @unchecked Sendable {
             _ = try? await monitor.transaction(
                 earlier.dropLast(max(keep, 1)).map { ("block-dirty-bitmap-remove", id($0.name)) }
             )
-            disks[index].bitmaps = earlier.suffix(max(keep, 1)).map { (node, $0.name) }
+            disks[index].bitmaps = try await copies(
+                of: earlier.suffix(max(keep, 1)).map { ($0.name, $0.granularity) },
+                for: disks[index],
+                monitor
+            )
         }
+    }
+
+    /// Copies bitmaps to the node of the snapshot, which nobody resizes: QEMU aborts, with the guest, when a disk is resized while
+    /// one of its bitmaps is exported (`bdrv_dirty_bitmap_truncate`). The copies go with the node.
+    private func copies(of bitmaps: [(name: String, granularity: Int64)], for disk: Disk, _ monitor: QMPClient)
+        async throws
+        -> [(node: String, name: String)]
+    {
+        for (name, granularity) in bitmaps {
+            try await monitor.execute(
+                "block-dirty-bitmap-add",
+                [
+                    "node": .string(disk.node), "name": .string(name), "granularity": .integer(granularity),
+                    "disabled": true,
+                ]
+            )
+            try await monitor.execute(
+                "block-dirty-bitmap-merge",
+                [
+                    "node": .string(disk.node), "target": .string(name),
+                    "bitmaps": [["node": .string(disk.disk.node), "name": .string(name)]],
+                ]
+            )
+        }
+        return bitmaps.map { (disk.node, $0.name) }
     }
 
     /// Takes everything out of the guest but the bitmaps, and removes the scratch files.

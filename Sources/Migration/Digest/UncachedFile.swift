@@ -24,6 +24,8 @@ final class UncachedFile {
     }
 
     /// Reads all of a range. The buffer begins at a page.
+    ///
+    /// A guest has whole sectors: what an image lacks of its last one reads as zeroes, as in QEMU.
     func read(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) throws {
         let isAligned = direct >= 0 && offset % block == 0 && UInt64(buffer.count) % block == 0
         if !isAligned { posix_fadvise(fd, off_t(offset), off_t(buffer.count), POSIX_FADV_DONTNEED) }
@@ -35,12 +37,25 @@ final class UncachedFile {
             if count < 0, errno == EINTR { continue }
             if count < 0, source == direct, errno == EINVAL {
                 let rest = pread(fd, buffer.baseAddress! + done, buffer.count - done, off_t(offset) + off_t(done))
-                guard rest > 0 else { throw FileError.system("read \(path)", rest == 0 ? EIO : errno) }
+                guard rest >= 0 else { throw FileError.system("read \(path)", errno) }
+                if rest == 0 { return try fill(buffer, from: done, at: offset) }
                 done += rest
                 continue
             }
-            guard count > 0 else { throw FileError.system("read \(path)", count == 0 ? EIO : errno) }
+            guard count >= 0 else { throw FileError.system("read \(path)", errno) }
+            if count == 0 { return try fill(buffer, from: done, at: offset) }
             done += count
         }
+    }
+
+    /// Fills the rest of the last sector with zeroes.
+    ///
+    /// - Throws: `FileError` when more is missing: the file is shorter than it was said to be.
+    private func fill(_ buffer: UnsafeMutableRawBufferPointer, from done: Int, at offset: UInt64) throws {
+        let end = offset + UInt64(done)
+        guard end % 512 != 0, buffer.count - done <= 512 - Int(end % 512) else {
+            throw FileError.system("read \(path)", EIO)
+        }
+        UnsafeMutableRawBufferPointer(rebasing: buffer[done...]).initializeMemory(as: UInt8.self, repeating: 0)
     }
 }

@@ -16,13 +16,15 @@ public struct JournalReading: Sendable, Hashable {
     public let order: Int
     /// Whether `released` was ever written: images may bear another name since.
     public let wasReleased: Bool
+    /// Whether `prepared` was ever written: the source may have released the guest since.
+    public let wasPrepared: Bool
     /// Where it stands.
     public let standing: Standing
 
     /// Folds the records of a journal; nil when they do not begin a migration.
     public init?(_ records: some Sequence<JournalRecord>) {
         var iterator = records.makeIterator()
-        var wasReleased = false
+        var (wasReleased, wasPrepared) = (false, false)
         switch iterator.next() {
         case .offered(let guest, let peer, let order):
             (self.guest, self.peer, self.order) = (guest, peer, order)
@@ -35,11 +37,14 @@ public struct JournalReading: Sendable, Hashable {
         case .accepted(let guest, let peer, let order):
             (self.guest, self.peer, self.order) = (guest, peer, order)
             var standing = DestinationStanding.accepted
-            while let record = iterator.next() { standing = standing.after(record) }
+            while let record = iterator.next() {
+                wasPrepared = wasPrepared || record == .prepared
+                standing = standing.after(record)
+            }
             self.standing = .destination(standing)
         default: return nil
         }
-        self.wasReleased = wasReleased
+        (self.wasReleased, self.wasPrepared) = (wasReleased, wasPrepared)
     }
 
     /// Whether an operator of this host has taken the guest, and the other host has not learnt it.

@@ -137,6 +137,29 @@ public struct MigrationStore: Sendable {
         return next
     }
 
+    /// Removes what is known of migrations that a peer offered to this host and that were given up before everything was here:
+    /// nobody is in doubt about them. The latest stay, for whoever wants to know why.
+    ///
+    /// - Parameters:
+    ///   - peer: whose offers.
+    ///   - latest: how many stay.
+    /// - Returns: the ids of those that are gone.
+    @discardableResult
+    public func forgetRefused(of peer: String, keeping latest: Int) -> [String] {
+        let ids = ids()
+        guard ids.count > latest else { return [] }
+        var refused: [(id: String, order: Int)] = []
+        for id in ids {
+            guard let reading = try? reading(of: id), reading.peer == peer, !reading.wasPrepared,
+                case .destination(.rolledBack) = reading.standing
+            else { continue }
+            refused.append((id, reading.order))
+        }
+        let old = refused.sorted { $0.order < $1.order }.dropLast(latest).map(\.id)
+        for id in old { DurableFile.remove(directory(of: id)) }
+        return old
+    }
+
     /// Takes the lock that keeps two migrations of one guest apart; nil when it is taken.
     ///
     /// The lock ends with the descriptor, so with its process.

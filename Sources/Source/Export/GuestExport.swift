@@ -141,6 +141,16 @@ public final class GuestExport: @unchecked Sendable {
         directory = try makeDirectory(owner: owner)
         if options.isSnapshot {
             if let wanted = options.scratchDirectory {
+                if let confinement = record.confinement, let own = ownDirectory,
+                    ![own, confinement.imageDirectory].contains(where: {
+                        DurableFile.resolve(wanted, in: "/").hasPrefix($0 + "/")
+                    })
+                {
+                    throw GuestError(
+                        "Guest '\(record.name)' is confined, and its QEMU reaches no scratch files in \(wanted): leave out "
+                            + "--scratch-dir, or name a directory below \(confinement.imageDirectory) that belongs to the guest's user"
+                    )
+                }
                 scratch = wanted
             } else if let own = ownDirectory {
                 scratch = "\(own)/scratch"

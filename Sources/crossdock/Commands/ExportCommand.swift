@@ -200,7 +200,13 @@ struct ExportCommand: AsyncParsableCommand {
         // Guests end on their own; a server without any has nothing left to do.
         let watcher = Task(executorPreference: control) {
             while !Task.isCancelled {
-                if !open.contains(where: \.isRunning) { return kill(getpid(), SIGTERM) }
+                if !open.contains(where: \.isRunning) {
+                    common.log(
+                        .warning,
+                        "Every guest has ended (\(guests.joined(separator: ", "))); so does their export"
+                    )
+                    return kill(getpid(), SIGTERM)
+                }
                 await control.sleep(for: .milliseconds(500))
             }
             return 0

@@ -82,6 +82,9 @@ struct GuestCommand: AsyncParsableCommand {
                     var started = again
                     let monitor = try await store.start(&started, extra: isPaused ? ["-S"] : [], on: loop)
                     monitor.close()
+                    if let process = started.process, let reason = await GuestScope.place(name, process) {
+                        printError("crossdock: warning: \(reason)")
+                    }
                     return started.process?.pid ?? 0
                 }
                 output("Guest '\(name)' runs as process \(pid).\n")
