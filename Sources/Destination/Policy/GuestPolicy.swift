@@ -117,12 +117,14 @@ public struct GuestPolicy: Sendable {
         guard (network ?? .filtered) == .filtered else { return nil }
         let advice = "--guest-network host allows it"
         if let host = endpoint.host, Self.isLocal(HostAddress.withoutBrackets(host)) {
+            let place = host.isEmpty ? "this host itself" : "'\(host)'"
             return
-                "\(endpoint.option) would connect to '\(host)', and guests are kept from loopback and link-local addresses of this host; "
+                "\(endpoint.option) would connect to \(place), and guests are kept from loopback and link-local addresses of this host; "
                 + advice
         }
         guard let filterObstacle else { return nil }
-        let way = endpoint.host == nil ? ", unless it has restrict=on" : ""
+        let isNetwork = endpoint.host == nil && endpoint.option.hasPrefix("-n")
+        let way = isNetwork ? ", unless it has restrict=on" : ""
         return
             "\(endpoint.option) can reach loopback and link-local addresses of this host\(way), and nothing keeps it from them: "
             + "\(filterObstacle); \(advice)"
