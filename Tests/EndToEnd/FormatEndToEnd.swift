@@ -273,8 +273,8 @@ struct FormatEndToEnd {
             "--object", "tls-creds-x509,id=tls0,endpoint=server,dir=\(lab.pki.directory)", "--tls-creds", "tls0",
             shared,
         ])
-        try await nbd.wait(for: "an NBD server") { nbd.output.contains("listening on") }
-        let port = nbd.output.split(separator: ":").last.map { $0.prefix { $0.isNumber } } ?? ""
+        try await nbd.wait(for: "an NBD server") { nbd.errors.contains("listening on") }
+        let port = nbd.errors.split(separator: ":").last.map { $0.prefix { $0.isNumber } } ?? ""
         let https = try ChildProcess([
             "python3", "\(Lab.repository)/Tests/EndToEnd/https.py", web, lab.pki.directory, "reader", "open-sesame",
         ])

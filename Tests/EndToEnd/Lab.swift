@@ -155,7 +155,7 @@ final class Lab: @unchecked Sendable {
     func linuxCommand(disks: [String], workload: String = "", memory: Int = 256) -> [String] {
         var command = ["qemu-system-x86_64", "-machine", "pc,accel=tcg", "-cpu", "max", "-m", "\(memory)"]
         command += ["-nodefaults", "-display", "none", "-no-reboot", "-kernel", "\(Self.guestFiles)/vmlinuz"]
-        command += ["-initrd", "\(Self.guestFiles)/initrd", "-append", "console=ttyS0 quiet \(workload)"]
+        command += ["-initrd", "\(Self.guestFiles)/initrd", "-append", "console=ttyS0 quiet cryptomgr.notests \(workload)"]
         for disk in disks { command += ["-drive", "file=\(disk),format=raw,if=virtio"] }
         return portable(command + ["-serial", "file:\(directory.file("console.log"))"])
     }

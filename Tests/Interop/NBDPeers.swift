@@ -45,8 +45,8 @@ struct NBDPeers {
             "name=one,file=\(directory.file("a"))",
             "--export", "name=two,file=\(directory.file("a")),read-only=on", "-r",
         ])
-        try await server.wait(for: "the server") { server.output.contains("listening on") }
-        let port = server.output.split(separator: ":").last.map { String($0.prefix { $0.isNumber }) } ?? ""
+        try await server.wait(for: "the server") { server.errors.contains("listening on") }
+        let port = server.errors.split(separator: ":").last.map { String($0.prefix { $0.isNumber }) } ?? ""
         let list = try await Tool.run(["/usr/sbin/nbd-client", "-l", "127.0.0.1", port])
         #expect(list.code == 0 && list.output.contains("one") && list.output.contains("two"), "\(list.all)")
     }
@@ -134,8 +134,8 @@ struct NBDPeers {
             Tool.crossdock, "nbd", "serve", "-t", "-b", "127.0.0.1", "-p", "0", "--object",
             "tls-creds-psk,id=p,endpoint=server,dir=\(directory.path)", "--tls-creds", "p", a,
         ])
-        try await server.wait(for: "the server") { server.output.contains("listening on") }
-        let port = server.output.split(separator: ":").last.map { String($0.prefix { $0.isNumber }) } ?? ""
+        try await server.wait(for: "the server") { server.errors.contains("listening on") }
+        let port = server.errors.split(separator: ":").last.map { String($0.prefix { $0.isNumber }) } ?? ""
         let uri = "nbds://alice@127.0.0.1:\(port)/?tls-psk-file=\(directory.file("keys.psk"))"
         #expect(try await nbd("info", "--size", uri).output == "1048576\n")
         let theirs = try await Tool.run(["nbdinfo", "--size", uri])

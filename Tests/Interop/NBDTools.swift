@@ -28,8 +28,8 @@ final class NBDServerProcess: Sendable {
             command += ["-k", socket]
         }
         process = try ChildProcess(command + arguments)
-        try await process.wait(for: "the NBD server") { [process] in process.output.contains("listening on") }
-        let line = process.output.split(separator: "\n").first { $0.contains("listening on") } ?? ""
+        try await process.wait(for: "the NBD server") { [process] in process.errors.contains("listening on") }
+        let line = process.errors.split(separator: "\n").first { $0.contains("listening on") } ?? ""
         port = line.split(separator: ":").last.flatMap { UInt16($0) } ?? 0
     }
 
@@ -110,6 +110,51 @@ struct NBDServeTests {
         #expect(try await server.stop().code == 0)
     }
 
+    /// A storage daemon that ends by itself leaves the bitmaps of an image that it has opened for writing damaged.
+    @Test func aBitmapThatIsNotThereIsNamedAndTheOthersStayWhole() async throws {
+        let directory = try TestDirectory()
+        let image = directory.file("disk.qcow2")
+        for command in [
+            ["qemu-img", "create", "-q", "-f", "qcow2", image, "4M"], ["qemu-img", "bitmap", "--add", image, "b0"],
+            ["qemu-img", "bitmap", "--add", image, "b1"],
+        ] {
+            let result = try await Tool.run(command)
+            #expect(result.code == 0, "\(result.all)")
+        }
+        let before = try DurableFile.read(image)
+        let refused = try await nbd("serve", "-k", directory.file("s"), "-f", "qcow2", "-B", "typo", image)
+        #expect(refused.code != 0, "\(refused.all)")
+        #expect(refused.errors.contains("no dirty bitmap 'typo'; it has b0, b1"), "\(refused.all)")
+        #expect(try DurableFile.read(image) == before)
+        let described = try await nbd(
+            "serve",
+            "-k",
+            directory.file("s"),
+            "--image-opts",
+            "-B",
+            "typo",
+            "driver=qcow2,file.driver=file,file.filename=\(image)"
+        )
+        #expect(described.code != 0 && described.errors.contains("'typo'; it has b0, b1"), "\(described.all)")
+        #expect(try DurableFile.read(image) == before)
+    }
+
+    /// What runs a server for one command ends it once more when that has ended.
+    @Test(arguments: 0..<3)
+    func aServerThatIsToldToEndWhileItEndsByItselfSucceedsAndLetsItsImageGo(_ attempt: Int) async throws {
+        let directory = try TestDirectory()
+        let image = directory.file("disk.qcow2")
+        _ = try await Tool.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "16M"])
+        let server = try await NBDServerProcess(["-f", "qcow2", image], in: directory)
+        let copied = try await Tool.run(["nbdcopy", server.uri(), directory.file("copy")])
+        server.process.signal(SIGTERM)
+        #expect(copied.code == 0, "\(copied.all)")
+        let ended = try await server.process.finish(seconds: 20)
+        #expect(ended.code == 0, "\(ended.all)")
+        let free = try await Tool.run(["qemu-io", "-f", "qcow2", "-c", "write 0 4k", image])
+        #expect(free.code == 0, "\(free.all)")
+    }
+
     @Test func severalExportsHaveTheirOwnNamesPartsAndAccess() async throws {
         let directory = try TestDirectory()
         try await makeImage(directory.file("a"), mebibytes: 4)
@@ -173,7 +218,7 @@ struct NBDServeTests {
         let server = try ChildProcess(
             ["python3", "-c", script, socket, Tool.crossdock, "nbd", "serve", "-t", directory.file("a")]
         )
-        try await server.wait(for: "the server") { server.output.contains("listening on") }
+        try await server.wait(for: "the server") { server.errors.contains("listening on") }
         let info = try await Tool.run(["nbdinfo", "--size", "nbd+unix:///?socket=\(socket)"])
         #expect(info.output == "1048576\n", "\(info.all) \(server.errors)")
         server.signal(SIGTERM)
@@ -280,6 +325,29 @@ struct NBDCopyTests {
         #expect(try await Tool.run(["cmp", a, directory.file("d")]).code == 0)
     }
 
+    @Test func holesAreNotReadForAStreamAndPipesAreEnds() async throws {
+        let directory = try TestDirectory()
+        let (image, copy, statistics) = (directory.file("a"), directory.file("b"), directory.file("statistics"))
+        try await makeImage(image, mebibytes: 64, random: 3...4)
+        let poured = try await Tool.run([
+            "nbdkit", "-U", "-", "--filter=stats", "file", image, "statsfile=\(statistics)", "--run",
+            "\(Tool.crossdock) nbd copy \"$uri\" - | cmp - \(image) && \(Tool.crossdock) nbd copy \"$uri\" /dev/null",
+        ])
+        #expect(poured.code == 0, "\(poured.all)")
+        let said = String(decoding: try DurableFile.read(statistics) ?? [], as: UTF8.self)
+        let read = try #require(said.split(separator: "\n").first { $0.hasPrefix("read:") })
+        // Twice what is there, and nothing of the holes.
+        #expect(read.contains(" 4.00 MiB,"), "\(read)")
+        try await makeImage(copy, mebibytes: 64)
+        let server = try await NBDServerProcess(["-t", copy], in: directory)
+        let filled = try await Tool.run([
+            "bash", "-c", "\(Tool.crossdock) nbd copy <(cat \(image)) '\(server.uri())' && cmp \(image) \(copy)",
+        ])
+        #expect(filled.code == 0, "\(filled.all)")
+        let both = try await Tool.run(["bash", "-c", "\(Tool.crossdock) nbd copy <(true) /dev/null"])
+        #expect(both.code != 0 && both.errors.contains("One of the ends must be a disk"), "\(both.all)")
+    }
+
     @Test func digestsAreThoseThatMigrationsCompare() async throws {
         let directory = try TestDirectory()
         let a = directory.file("a")
@@ -367,7 +435,7 @@ struct NBDCopyTests {
             try ChildProcess([Tool.crossdock, "nbd", "serve", "-t", "-k", socket, b])
         }
         let first = try serve()
-        try await first.wait(for: "the server") { first.output.contains("listening on") }
+        try await first.wait(for: "the server") { first.errors.contains("listening on") }
         let copying = try ChildProcess([
             Tool.crossdock, "nbd", "copy", "--verify", "--bandwidth", "80M", a, "nbd+unix:///?socket=\(socket)",
         ])

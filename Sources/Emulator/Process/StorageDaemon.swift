@@ -91,6 +91,7 @@ public final class StorageDaemon: Sendable {
     }
 
     private static func startNow(_ image: Image, _ program: String) throws -> StorageDaemon {
+        try ImageInspection.check(image)
         let directory = try BoundProcess.makeDirectory()
         let socket = "\(directory)/nbd.sock"
         let key = try image.secret.map { try MasterKey(sealing: ["key": $0]) }

@@ -40,24 +40,36 @@ public struct DiskStream: Sendable {
         try await target.flush()
     }
 
-    /// Writes a whole disk to a descriptor.
+    /// Writes a whole disk to a descriptor. What the disk says to be zeroes is not read.
+    ///
+    /// - Throws: `ChannelError` when writing fails; `NBDError` when reading does.
     public func pour(_ source: any BackEnd, into fd: Int32) async throws {
-        let buffer = IOBuffer(capacity: piece)
+        let (buffer, zeroes) = (IOBuffer(capacity: piece), IOBuffer(capacity: piece))
+        zeroes.mutable(0..<piece).initializeMemory(as: UInt8.self, repeating: 0)
         var position: UInt64 = 0
         while position < source.size {
-            let count = Int(min(UInt64(piece), source.size - position))
-            let data = Payload(buffer, 0..<count)
-            try await source.readFully(into: data, at: position)
-            try await BlockingPool.shared.run {
-                var done = 0
-                while done < count {
-                    let written = Glibc.write(fd, data.bytes.baseAddress! + done, count - done)
-                    if written < 0, errno == EINTR { continue }
-                    guard written > 0 else { throw ChannelError.system("write the output", errno) }
-                    done += written
+            for extent in try await source.extents(at: position, count: source.size - position, limit: 4096) {
+                let end = min(position + extent.length, source.size)
+                while position < end {
+                    let count = Int(min(UInt64(piece), end - position))
+                    let data = Payload(extent.isZero ? zeroes : buffer, 0..<count)
+                    if !extent.isZero { try await source.readFully(into: data, at: position) }
+                    try await write(data, to: fd)
+                    position += UInt64(count)
                 }
             }
-            position += UInt64(count)
+        }
+    }
+
+    private func write(_ data: Payload, to fd: Int32) async throws {
+        try await BlockingPool.shared.run {
+            var done = 0
+            while done < data.count {
+                let written = Glibc.write(fd, data.bytes.baseAddress! + done, data.count - done)
+                if written < 0, errno == EINTR { continue }
+                guard written > 0 else { throw ChannelError.system("write the output", errno) }
+                done += written
+            }
         }
     }
 

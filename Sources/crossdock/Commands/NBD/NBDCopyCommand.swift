@@ -11,7 +11,8 @@ struct NBDCopyCommand: AsyncParsableCommand {
         commandName: "copy",
         abstract: "Copies disks between files, devices and NBD servers: nbdcopy's job.",
         discussion: """
-            SOURCE and TARGET are NBD URIs, files, devices, or '-' for standard input and output; TARGET may be 'null:'. A file is \
+            SOURCE and TARGET are NBD URIs, files, devices, or '-' for standard input and output; one of them may be a pipe, TARGET also \
+            'null:'. A file is \
             made, or replaced. Holes stay holes.
 
               crossdock nbd copy disk.raw nbds://host/web1
@@ -91,12 +92,12 @@ struct NBDCopyCommand: AsyncParsableCommand {
         }
         guard (0...86400).contains(reconnect) else { throw ValidationError("--reconnect is a number from 0 to 86400.") }
         guard bandwidth?.value != 0 else { throw ValidationError("--bandwidth is at least 1.") }
-        if bitmap != nil, !NBDURI.isURI(source) || target == "-" || resume != nil || destinationIsZero {
+        if bitmap != nil, !NBDURI.isURI(source) || Self.isStream(target) || resume != nil || destinationIsZero {
             throw ValidationError(
                 "--bitmap needs an NBD source and a target with the earlier contents, and no --resume."
             )
         }
-        if source == "-" || target == "-" {
+        if Self.isStream(source) || Self.isStream(target) {
             guard resume == nil, !verify else {
                 throw ValidationError("A stream can be neither resumed nor verified.")
             }
@@ -107,7 +108,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
         try await failing {
             let loops = EventLoopGroup(name: "copy")
             let start = ContinuousClock.now
-            if source == "-" || target == "-" {
+            if Self.isStream(source) || Self.isStream(target) {
                 try await stream(loops)
                 return
             }
@@ -314,24 +315,41 @@ struct NBDCopyCommand: AsyncParsableCommand {
 
     // MARK: Streams
 
-    /// Copies from standard input or to standard output, in order.
+    /// Whether an end can be read or written in order only: standard input or output, a pipe, a terminal, `/dev/null`.
+    private static func isStream(_ end: String) -> Bool {
+        if end == "-" { return true }
+        var status = stat()
+        guard !NBDURI.isURI(end), end != "null:", stat(end, &status) == 0 else { return false }
+        return [S_IFIFO, S_IFCHR].contains(status.st_mode & S_IFMT)
+    }
+
+    private static func openStream(_ end: String, _ flags: Int32, standard: Int32) throws -> Int32 {
+        if end == "-" { return standard }
+        let descriptor = Glibc.open(end, flags | O_CLOEXEC)
+        guard descriptor >= 0 else { throw FileError.system("open \(end)", errno) }
+        return descriptor
+    }
+
+    /// Copies from a stream to a disk, or from a disk to a stream.
     private func stream(_ loops: EventLoopGroup) async throws {
-        guard source != target else { throw ValidationError("One of the ends must be a disk") }
+        guard !(Self.isStream(source) && Self.isStream(target)) else {
+            throw ValidationError("One of the ends must be a disk")
+        }
         let piece = Int(requestSize.value)
-        if source == "-" {
+        if Self.isStream(source) {
             guard NBDURI.isURI(target) || target == "null:" else {
-                throw ValidationError(
-                    "Standard input is copied to an NBD server; for a file a shell's '>' does the same"
-                )
+                throw ValidationError("A stream is copied to an NBD server; for a file a shell's '>' does the same")
             }
+            let descriptor = try Self.openStream(source, O_RDONLY, standard: 0)
             let to = target == "null:" ? End(backEnd: NullDisk(size: .max)) : try await remote(target, loops)
             let loop = to.loops?.first ?? loops.loops[0]
-            try await loop.run { try await DiskStream(piece: piece).fill(to.backEnd, from: 0) }
+            try await loop.run { try await DiskStream(piece: piece).fill(to.backEnd, from: descriptor) }
             await to.backEnd.close()
         } else {
             let from = try await openSource(loops)
             let loop = from.loops?.first ?? loops.loops[0]
-            try await loop.run { try await DiskStream(piece: piece).pour(from.backEnd, into: 1) }
+            let descriptor = try Self.openStream(target, O_WRONLY, standard: 1)
+            try await loop.run { try await DiskStream(piece: piece).pour(from.backEnd, into: descriptor) }
             await from.backEnd.close()
         }
     }

@@ -68,8 +68,8 @@ struct NBDServeCommand: AsyncParsableCommand {
 
     func run() async throws {
         if fork { return try await failing { try runInBackground() } }
-        let signals = AsyncStream<Int32>.makeStream()
-        SignalWatcher.start([SIGINT, SIGTERM, SIGHUP]) { signals.continuation.yield($0) }
+        let events = AsyncStream<Event>.makeStream()
+        SignalWatcher.start([SIGINT, SIGTERM, SIGHUP]) { events.continuation.yield(.signal($0)) }
         try await failing {
             xd_raise_descriptor_limit()
             let objects = try security.credentials.store()
@@ -92,47 +92,69 @@ struct NBDServeCommand: AsyncParsableCommand {
                 limits: limits,
                 log: { [common] in common.log(.warning, $0) },
                 note: { [common] in common.log(.debug, $0) },
-                onDisconnect: { if endsWithLast, $0 == 0 { signals.continuation.yield(SIGTERM) } }
+                onDisconnect: { if endsWithLast, $0 == 0 { events.continuation.yield(.lastClientLeft) } }
             )
-            let result: Result<Void, any Error>
+            let result: Result<Event, any Error>
             do {
-                result = .success(try await serve(server, loops, signals.stream, objects))
+                result = .success(try await serve(server, loops, events.stream, objects))
             } catch {
                 result = .failure(error)
             }
-            // Somebody who says it twice does not want to wait.
+            // Somebody who says it twice does not want to wait. Who says it once to a server that ends by itself says nothing new.
             let impatient = Task {
-                for await signal in signals.stream where signal != SIGHUP { _exit(1) }
+                var isTold = (try? result.get())?.isOrder ?? true
+                for await event in events.stream where event.isOrder {
+                    if isTold { _exit(1) }
+                    isTold = true
+                }
             }
             await server.drain()
             for export in served.exports { await export.backEnd.close() }
             for daemon in served.daemons { await daemon.stop() }
             if let pidFile { unlink(pidFile) }
             impatient.cancel()
-            try result.get()
+            _ = try result.get()
         }
     }
 
-    /// Listens and serves until a signal.
+    /// What a server that runs can hear.
+    private enum Event: Equatable, Sendable {
+        case signal(Int32)
+        case lastClientLeft
+        case endOfInput
+
+        /// Whether somebody wants the server to end.
+        var isOrder: Bool {
+            if case .signal(let number) = self { number != SIGHUP } else { false }
+        }
+    }
+
+    /// Listens and serves until something ends it, and says what.
     private func serve(
         _ server: NBDServer,
         _ loops: EventLoopGroup,
-        _ signals: AsyncStream<Int32>,
+        _ events: AsyncStream<Event>,
         _ objects: ObjectStore
-    ) async throws {
+    ) async throws -> Event {
         let loop = loops.loops[0]
         if network.stdio {
             try announce(["standard input"])
-            try await withThrowingTaskGroup(of: Void.self) { group in
-                group.addTask { try await loop.run { try await server.serve(DescriptorChannel.standard(on: loop)) } }
+            return try await withThrowingTaskGroup(of: Event.self) { group in
                 group.addTask {
-                    for await signal in signals where signal != SIGHUP { break }
-                    await server.drain()
+                    try await loop.run { try await server.serve(DescriptorChannel.standard(on: loop)) }
+                    return .endOfInput
                 }
-                try await group.next()
+                group.addTask {
+                    for await event in events where event != .signal(SIGHUP) {
+                        await server.drain()
+                        return event
+                    }
+                    return .endOfInput
+                }
+                let first = try await group.next() ?? .endOfInput
                 group.cancelAll()
+                return first
             }
-            return
         }
         let listener = try await network.listen(on: loop)
         defer { listener.abort() }
@@ -140,19 +162,21 @@ struct NBDServeCommand: AsyncParsableCommand {
             Task(executorPreference: loop) { await server.serve(each) }
         }
         try announce(listener.addresses.map(\.description))
-        for await signal in signals {
-            guard signal == SIGHUP else { break }
+        for await event in events {
+            guard event == .signal(SIGHUP) else { return event }
             let result = try objects.reload()
             for id in result.reloaded { common.log(.info, "reloaded '\(id)'") }
             for failure in result.failures { common.log(.error, "\(failure)") }
         }
+        return .endOfInput
     }
 
     /// Tells whoever waits that the server is running.
     private func announce(_ addresses: [String]) throws {
         if let pidFile { try DurableFile.write(Array("\(getpid())\n".utf8), to: pidFile, mode: 0o644) }
         guard let readyFD else {
-            if !network.stdio { output("crossdock nbd serve: listening on \(addresses.joined(separator: ", "))\n") }
+            // Standard output belongs to whoever runs the server for a command of theirs.
+            if !network.stdio { printError("crossdock nbd serve: listening on \(addresses.joined(separator: ", "))") }
             return
         }
         let null = Glibc.open("/dev/null", O_RDWR)
