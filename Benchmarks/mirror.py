@@ -117,7 +117,7 @@ class Bench:
         os.link(self.disk, image)
         agent = subprocess.Popen(
             [self.crossdock, "destination", "--state-dir", work + "/b", "--listen", "127.0.0.1:0", "--nbd-listen",
-             "127.0.0.1:0", "--log-level", "error", *credentials], stdout=subprocess.PIPE, text=True)
+             "127.0.0.1:0", "--guest-network", "host", "--log-level", "error", *credentials], stdout=subprocess.PIPE, text=True)
         try:
             port = agent.stdout.readline().split(", NBD")[0].rsplit(":", 1)[1]
             subprocess.run([self.crossdock, "guest", "start", "bench", "--state-dir", work + "/a", "--",

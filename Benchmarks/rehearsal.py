@@ -56,7 +56,7 @@ def measure(crossdock, rounds, pair):
         tls = ["--object", f"tls-creds-x509,id=t,dir={directory}/tls", "--tls-creds", "t"]
         agent = subprocess.Popen(
             [*there, crossdock, "destination", "--state-dir", f"{directory}/b", "--listen", "127.0.0.1:0", "--nbd-listen",
-             "127.0.0.1:0", *tls], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+             "127.0.0.1:0", "--guest-network", "host", *tls], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         port = agent.stdout.readline().split(":")[2].split(",")[0]
         for memory in (64, 8192, 65536):

@@ -61,7 +61,7 @@ enum EmulatorFuzz {
         let line = GuestCommandLine(arguments: ["qemu-system-x86_64"] + words, directory: "/nonexistent")
         _ = try? line.paths()
         _ = try? line.pinned(machine: "pc-i440fx-7.2")
-        _ = try? line.hostPorts()
+        _ = try? line.endpoints()
         _ = try? line.bridges()
         for format in [nil, "raw", "qcow2"] {
             guard

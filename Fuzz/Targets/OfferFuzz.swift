@@ -18,8 +18,11 @@ enum OfferFuzz {
         guard (try? guest.judge()) != nil, let (relocation, material) = try? guest.rehearsal(for: nil) else { return }
         check(relocation.arguments)
         let line = GuestCommandLine(arguments: relocation.arguments, directory: "/")
-        _ = try? line.hostPorts()
         _ = try? line.bridges()
+        if let demands = try? GuestDemands(line, offer) {
+            _ = GuestPolicy().problems(of: demands, filterObstacle: "there is no filter")
+            _ = GuestLimits().problems(of: demands.usage, besides: [demands.usage, demands.usage])
+        }
         // What was rewritten means the same to whoever starts it again.
         guard let again = try? line.relocated(isAtHome: true, { .init(path: $0.path) }) else {
             preconditionFailure("a command line of this host cannot be read: \(relocation.arguments)")

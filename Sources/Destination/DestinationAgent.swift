@@ -33,6 +33,8 @@ public final class DestinationAgent: @unchecked Sendable {
         public var confinement = ConfinementPolicy()
         /// Where guests may name files of this host.
         public var allowedDirectories = AllowedDirectories()
+        /// What its operator lets guests have. Its directories are those of `allowedDirectories` and `confinement`.
+        public var policy = GuestPolicy()
         /// The users that guests get, one each, where the agent may give them; nil for its own.
         public var guestUsers: ClosedRange<UInt32>? = GuestUsers.defaultRange
         /// What the operator reads.
@@ -80,6 +82,10 @@ public final class DestinationAgent: @unchecked Sendable {
     private var incoming: [String: IncomingMigration] = [:]
     /// What each identity holds.
     let accounts = PeerAccounts()
+    /// What the guests of each identity take.
+    var ledger = GuestLedger()
+    /// Why the network of guests is not filtered; nil when it is, or need not be.
+    private(set) var filterObstacle: String?
     /// Connections that have not said HELLO.
     private var unproven = UnprovenConnections(limit: PeerLimits.unprovenConnections)
     private var refusals = LogLimit()
@@ -118,6 +124,7 @@ public final class DestinationAgent: @unchecked Sendable {
         let loop = EventLoop(name: "control")
         let data = EventLoopGroup(name: "data")
         let agent = DestinationAgent(configuration, loop: loop, dataLoops: data, lock: lock)
+        agent.filterObstacle = await installFilter(configuration, hasUsers: agent.users != nil)
         do {
             try await loop.run { try await agent.listen() }
         } catch {
@@ -201,6 +208,7 @@ public final class DestinationAgent: @unchecked Sendable {
     }
 
     private func listen() async throws {
+        ledger = try await readLedger()
         await restore()
         let control = try await listener("control", or: configuration.listen)
         self.control = control

@@ -5,12 +5,12 @@ internal import IO
 
 /// What a command line wants of this host besides files: ports that must be free, interfaces that must be there.
 struct HostResources: Sendable {
-    private let ports: [GuestCommandLine.HostPort]
+    private let listeners: [GuestEndpoint]
     private let interfaces: [String]
     private let hugePages: [String]
 
     init(_ commandLine: GuestCommandLine) throws {
-        ports = try commandLine.hostPorts()
+        listeners = try commandLine.endpoints().filter { $0.role == .listens }
         interfaces = try commandLine.bridges()
         hugePages = try commandLine.hugePages()
     }
@@ -20,9 +20,11 @@ struct HostResources: Sendable {
     /// - Parameter abandonment: when that has happened nobody wants to know any more.
     func problems(until abandonment: Abandonment) -> [String] {
         var problems: [String] = []
-        for port in ports where !abandonment.hasHappened {
-            if let reason = Self.refusal(port) {
-                problems.append("The port \(port.port) of \(port.option) cannot be opened on this host: \(reason)")
+        for endpoint in listeners where !abandonment.hasHappened {
+            // Where QEMU may have one of several ports, it looks for a free one itself.
+            guard let ports = endpoint.ports, ports.count == 1, let port = ports.first else { continue }
+            if let reason = Self.refusal(endpoint, port) {
+                problems.append("The port \(port) of \(endpoint.option) cannot be opened on this host: \(reason)")
             }
         }
         for name in interfaces {
@@ -39,14 +41,14 @@ struct HostResources: Sendable {
         return problems
     }
 
-    private static func refusal(_ port: GuestCommandLine.HostPort) -> String? {
+    private static func refusal(_ endpoint: GuestEndpoint, _ port: UInt16) -> String? {
         var hints = addrinfo()
+        let name = HostAddress.withoutBrackets(endpoint.host ?? "")
         hints.ai_flags = AI_PASSIVE
-        hints.ai_family = port.host.isEmpty ? AF_INET : AF_UNSPEC
-        hints.ai_socktype = Int32((port.isDatagram ? SOCK_DGRAM : SOCK_STREAM).rawValue)
+        hints.ai_family = name.isEmpty ? AF_INET : AF_UNSPEC
+        hints.ai_socktype = Int32((endpoint.isDatagram ? SOCK_DGRAM : SOCK_STREAM).rawValue)
         var found: UnsafeMutablePointer<addrinfo>?
-        let host = port.host.isEmpty ? "0.0.0.0" : port.host
-        let code = getaddrinfo(host, "\(port.port)", &hints, &found)
+        let code = getaddrinfo(name.isEmpty ? "0.0.0.0" : name, "\(port)", &hints, &found)
         guard code == 0, let address = found else { return String(cString: gai_strerror(code)) }
         defer { freeaddrinfo(found) }
         let descriptor = xd_socket(address.pointee.ai_family, hints.ai_socktype)
@@ -58,7 +60,7 @@ struct HostResources: Sendable {
             return String(cString: strerror(errno))
         }
         // Only who listens needs the port alone.
-        if !port.isDatagram, listen(descriptor, 1) != 0 { return String(cString: strerror(errno)) }
+        if !endpoint.isDatagram, listen(descriptor, 1) != 0 { return String(cString: strerror(errno)) }
         return nil
     }
 }

@@ -266,6 +266,7 @@ extension IncomingMigration {
             commandLine: GuestCommandLine(arguments: arguments, directory: run)
         )
         if !relocation.secrets.isEmpty { record.secrets = relocation.secrets.sorted() }
+        record.arrival = agent.ledger.arrival(id)
         record.confinement = GuestConfinement(
             policy: policy ?? agent.configuration.confinement,
             imageDirectory: imageDirectory(offer),

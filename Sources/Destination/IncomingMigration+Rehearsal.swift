@@ -16,7 +16,11 @@ extension IncomingMigration {
             try offered.rehearsal(for: facts, deviceSize: IncomingImages.deviceSize)
         }
         let line = GuestCommandLine(arguments: relocation.arguments, directory: "/")
-        let (resources, abandonment) = (try HostResources(line), abandonment)
+        let (demands, resources) = try await BlockingPool.decoding.run {
+            (try GuestDemands(line, offer), try HostResources(line))
+        }
+        try await applyPolicy(to: demands, offer)
+        let abandonment = abandonment
         let missing = await BlockingPool.names.value { resources.problems(until: abandonment) }
         // Before a user is taken for the blank copy: there are only so many.
         if !missing.isEmpty { throw Refusal(reasons: missing) }

@@ -276,6 +276,7 @@ extension IncomingMigration {
     /// The guest belongs here. Whether the source knows is its own affair: it may ask again, and the journal answers.
     func finish() {
         absence?.cancel()
+        agent.ledger.settle(id)
         ownedDigests = disks?.ownedDigests ?? ownedDigests
         unlink(files.incoming)
         unlink(files.proofs)

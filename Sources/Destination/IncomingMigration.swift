@@ -132,6 +132,7 @@ final class IncomingMigration: @unchecked Sendable {
         }
         if handover.isOver {
             holdings.close()
+            agent.ledger.drop(id)
             if conversation.isEmpty { agent.forget(self) }
         }
         return complaint

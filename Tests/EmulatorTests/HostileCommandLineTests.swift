@@ -309,12 +309,13 @@ struct HostileCommandLineTests {
     ])
     func nothingTraps(_ words: [String]) throws {
         let line = GuestCommandLine(arguments: ["qemu-system-x86_64"] + words, directory: "/")
-        _ = try? line.hostPorts()
+        _ = try? line.endpoints()
+        _ = try? (line.memory(), line.processors())
         _ = try? line.bridges()
         _ = try? line.paths()
         _ = line.sockets
-        let ports = try? relocate(words).hostPorts()
-        #expect(ports?.allSatisfy { (1..<65536).contains($0.port) } ?? true)
+        let ports = try? relocate(words).endpoints().compactMap(\.ports)
+        #expect(ports?.allSatisfy { $0.lowerBound > 0 } ?? true)
         _ = try? blank(words)
     }
 

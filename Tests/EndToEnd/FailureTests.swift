@@ -36,7 +36,7 @@ struct FailureTests {
         let first = try #require(lab.destination)
         let command = [
             Lab.crossdock, "destination", "--state-dir", lab.state("b"), "--listen", "127.0.0.1:0", "--nbd-listen",
-            "127.0.0.1:0",
+            "127.0.0.1:0", "--guest-network", "host",
         ]
         async let refused = lab.crossdock(Array(command.dropFirst()) + lab.credentials())
         let (result, follower) = (try await refused, try ChildProcess(command + lab.credentials()))

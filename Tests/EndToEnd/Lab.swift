@@ -83,22 +83,29 @@ final class Lab: @unchecked Sendable {
     /// Puts everything that is started from here on into a network namespace whose loopback carries so much:
     /// `160mbit`.
     func throttle(_ rate: String) async throws {
-        let script = """
-            ip link set lo mtu 1500 up && tc qdisc add dev lo root tbf rate \(rate) burst 128kb latency 50ms && echo up \
-            && exec sleep infinity
-            """
-        let holder = try ChildProcess(Namespace.network + ["sh", "-c", script])
+        let limit = "tc qdisc add dev lo root tbf rate \(rate) burst 128kb latency 50ms"
+        prefix = Namespace.enterNetwork(
+            try await hold(Namespace.network, "ip link set lo mtu 1500 up && \(limit)")
+        )
+    }
+
+    /// Puts everything that is started from here on into a network namespace with its own `/sys`, in which commands have been run.
+    func network(_ commands: String) async throws {
+        let first = "ip link set lo up && mount -t sysfs none /sys"
+        prefix = Namespace.enterHost(try await hold(Namespace.host, "\(first) && \(commands)"))
+    }
+
+    /// A process that keeps namespaces in which commands have been run.
+    private func hold(_ namespaces: [String], _ commands: String) async throws -> Int32 {
+        let holder = try ChildProcess(namespaces + ["sh", "-c", "\(commands) && echo up && exec sleep infinity"])
         children.append(holder)
-        try await holder.wait(for: "the network namespace") { holder.output.contains("up") }
-        prefix = Namespace.enterNetwork(holder.pid)
+        try await holder.wait(for: "the namespaces") { holder.output.contains("up") }
+        return holder.pid
     }
 
     /// Puts everything that is started from here on into a mount namespace in which commands have been run.
     func mount(_ commands: String) async throws {
-        let holder = try ChildProcess(Namespace.mount + ["sh", "-c", "\(commands) && echo up && exec sleep infinity"])
-        children.append(holder)
-        try await holder.wait(for: "the mount namespace") { holder.output.contains("up") }
-        prefix = Namespace.enter(holder.pid)
+        prefix = Namespace.enter(try await hold(Namespace.mount, commands))
     }
 
     func state(_ side: String) -> String { directory.file(side) }
@@ -216,6 +223,11 @@ final class Lab: @unchecked Sendable {
 
     // MARK: Agents
 
+    /// Tests about other things leave no packet filter on this machine, and their guests may reach what they like.
+    private func network(_ program: String, _ more: [String]) -> [String] {
+        program != Self.crossdock || more.contains("--guest-network") ? [] : ["--guest-network", "host"]
+    }
+
     /// Starts a destination agent, which may be another release's, and returns its control port.
     @discardableResult
     func startDestination(
@@ -230,7 +242,7 @@ final class Lab: @unchecked Sendable {
         let agent = try ChildProcess(
             prefix + versionPrefix(side == "b") + before + [program, "destination", "--state-dir", state(side)]
                 + ["--listen", "127.0.0.1:\(ports.control)", "--nbd-listen", "127.0.0.1:\(ports.nbd)"]
-                + (credentials ?? self.credentials()) + more,
+                + (credentials ?? self.credentials()) + network(program, more) + more,
             environment: environment
         )
         destination = agent

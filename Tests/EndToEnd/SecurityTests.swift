@@ -126,6 +126,7 @@ struct SecurityTests {
             """
         let agent = try ChildProcess(
             ["python3", "-c", script, Tool.crossdock, "destination", "--state-dir", lab.state("b")] + lab.credentials()
+                + ["--guest-network", "host"]
         )
         try await agent.wait(for: "the agent") { agent.output.contains("listening on") }
         let ports = agent.output.split(separator: "\n")[0].split(separator: " ").dropFirst()

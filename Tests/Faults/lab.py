@@ -72,6 +72,8 @@ class Site:
         self.authority, self.other_authority = (Authority(copy, os.path.join(self.base, one)) for one in ("ca", "other-ca"))
         options = self.run([copy, "migrate", "--help"]) + self.run([copy, "destination", "--help"])
         self.patience = patience if "--patience" in options else None
+        # No packet filter stays on this machine.
+        self.network = ["--guest-network", "host"] if "--guest-network" in options else []
         saved = os.path.join(self.base, "saved")
         os.makedirs(saved)
         self.saved = guest.SavedGuest(saved, os.path.abspath(files))
@@ -309,7 +311,7 @@ class Scene:
 
     def _launch_agent(self):
         address = self.pair.addresses["b"]
-        command = self.installations["b"].destination(address, *self.agent_options, pki=self.agent_credentials)
+        command = self.installations["b"].destination(address, *self.agent_options, *self.site.network, pki=self.agent_credentials)
         if self.site.patience is not None:
             command += ["--patience", str(self.site.patience)]
         if guest.IS_MIXED:
@@ -366,7 +368,7 @@ class Scene:
 
     def receive_on_source(self):
         """Starts a destination agent on host a, which the harness does not look after."""
-        command = self.installations["a"].destination(self.pair.addresses["a"])
+        command = self.installations["a"].destination(self.pair.addresses["a"], *self.site.network)
         agent = self._begin("a", command, "agent.log")
         log = os.path.join(self.directory, "a", "agent.log")
         self.wait(20, "host a's own agent", lambda: b"NBD port" in open(log, "rb").read())

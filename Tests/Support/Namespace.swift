@@ -9,6 +9,9 @@ public enum Namespace {
     /// Runs what follows in a network namespace of its own.
     public static let network = isRoot ? ["unshare", "-n"] : ["unshare", "-Urn"]
 
+    /// Runs what follows in a network namespace of its own that can have its own `/sys`.
+    public static let host = isRoot ? ["unshare", "-nm"] : ["unshare", "-Urnm"]
+
     /// Runs what follows in a network namespace of its own whose loopback loses every packet: none fits into the burst.
     public static let blackHole =
         network + [
@@ -25,4 +28,7 @@ public enum Namespace {
     public static func enterNetwork(_ process: Int32) -> [String] {
         ["nsenter", "-t", "\(process)"] + (isRoot ? [] : ["-U", "--preserve-credentials"]) + ["-n"]
     }
+
+    /// Runs what follows in the network and mount namespaces of a process.
+    public static func enterHost(_ process: Int32) -> [String] { enterNetwork(process) + ["-m"] }
 }

@@ -191,4 +191,42 @@ enum DriveDefinition {
         }
         return .written
     }
+
+    // MARK: on the network
+
+    /// What a disk on the network connects to.
+    @Sendable static func endpoints(_ option: ParsedOption) -> [GuestEndpoint] {
+        guard case .settings = option.rule.argument else {
+            return isNetwork(option.argument) ? [endpoint(option, address: option.argument)] : []
+        }
+        let settings = option.settings
+        let drivers = settings.prefixes(of: "driver").filter {
+            ImageFormat.networkProtocols.contains(settings["\($0)driver"] ?? "")
+        }
+        let named = drivers.map { prefix in
+            for key in ["url", "filename"] {
+                if let address = settings["\(prefix)\(key)"] { return endpoint(option, address: address) }
+            }
+            let port = settings["\(prefix)server.port"] ?? settings["\(prefix)port"]
+            let host = settings["\(prefix)server.host"] ?? settings["\(prefix)host"]
+            return option.connecting(to: host, port: port.flatMap { Int($0) })
+        }
+        let addresses = ["file", "file.filename", "filename"].compactMap { settings[$0] }.filter(isNetwork)
+        return named + addresses.map { endpoint(option, address: $0) }
+    }
+
+    /// `SCHEME://[USER@]HOST[:PORT]/...`, or `nbd:HOST:PORT...`.
+    private static func endpoint(_ option: ParsedOption, address: String) -> GuestEndpoint {
+        let rest = address.drop { $0 != ":" }.dropFirst()
+        let authority = rest.hasPrefix("//") ? rest.dropFirst(2).prefix { $0 != "/" && $0 != "?" } : rest
+        let place = authority.lastIndex(of: "@").map { authority[authority.index(after: $0)...] } ?? authority
+        if place.hasPrefix("["), let end = place.firstIndex(of: "]") {
+            return option.connecting(to: String(place[...end]))
+        }
+        let parts = place.split(separator: ":", omittingEmptySubsequences: false)
+        return option.connecting(
+            to: parts.first.map { String($0) },
+            port: parts.dropFirst().first.flatMap { Int($0) }
+        )
+    }
 }

@@ -9,7 +9,9 @@ extension OptionRule {
                 argument: .settings("backend"),
                 blank: .emptied(emptyDevice),
                 check: checkDevice,
-                relocate: placeDevice
+                relocate: placeDevice,
+                endpoints: deviceEndpoints,
+                hostFiles: terminals
             ),
             OptionRule("mon", argument: .settings("chardev"), blank: .leftOut) {
                 try $0.allow(["chardev", "mode", "pretty", "id", "default"])
@@ -23,7 +25,9 @@ extension OptionRule {
                 copy.options.append(GuestOption(option.name, isKept ? option.argument : "null"))
             },
             check: checkPort,
-            relocate: placePort
+            relocate: placePort,
+            endpoints: portEndpoints,
+            hostFiles: terminals
         )
         // The debugger's stub takes a monitor's commands.
         + each(
@@ -31,7 +35,8 @@ extension OptionRule {
             argument: .text,
             blank: .leftOut,
             check: checkPort,
-            relocate: placePort
+            relocate: placePort,
+            endpoints: portEndpoints
         )
 
     private static let monitors: Set<String> = ["monitor", "qmp", "qmp-pretty", "gdb"]
@@ -81,6 +86,31 @@ extension OptionRule {
         guard let id = option.settings["id"] else { return }
         let mux = option.settings.isOn("mux") ? ",mux=on" : ""
         copy.options.append(GuestOption("chardev", "null,id=\(KeyValue.escape(id))\(mux)"))
+    }
+
+    @Sendable private static func deviceEndpoints(_ option: ParsedOption) -> [GuestEndpoint] {
+        let settings = option.settings
+        func number(_ key: String) -> Int? { settings[key].flatMap { Int($0) } }
+        switch settings["backend"] {
+        case "socket" where settings.has("host") || settings.has("port"):
+            let (host, port) = (settings["host"] ?? "", number("port"))
+            guard settings.isOn("server") else { return [option.connecting(to: host, port: port)] }
+            return [option.listening(on: host, GuestEndpoint.ports(port, through: number("to")))]
+        case "udp":
+            let far = option.connecting(to: settings["host"] ?? "localhost", port: number("port"), isDatagram: true)
+            guard settings.has("localaddr") || settings.has("localport") else { return [far] }
+            let near = GuestEndpoint.ports(number("localport"))
+            return [far, option.listening(on: settings["localaddr"] ?? "", near, isDatagram: true)]
+        default: return []
+        }
+    }
+
+    @Sendable private static func terminals(_ option: ParsedOption) -> [Confinement.Rule] {
+        let isTerminal = ["pty", "mon:pty"].contains(option.argument) || option.settings["backend"] == "pty"
+        guard isTerminal else { return [] }
+        return [
+            .init("/dev/ptmx", .device, isOptional: true), .init("/dev/pts", .device.union(.list), isOptional: true),
+        ]
     }
 
     /// Whether a monitor on a character device stays within the guest's own directory.
@@ -139,6 +169,21 @@ extension OptionRule {
                     ? "a monitor must not be open to others on the other host; give it a Unix socket"
                     : "it is a port of this host"
             )
+        }
+    }
+
+    @Sendable private static func portEndpoints(_ option: ParsedOption) throws -> [GuestEndpoint] {
+        let address = try CharacterAddress(option.argument)
+        switch address.target {
+        case .network(_, let host, let port):
+            guard address.isServer else { return [option.connecting(to: host, port: Int(port))] }
+            let last = address.settings["to"].flatMap { Int($0) }
+            return [option.listening(on: host, GuestEndpoint.ports(Int(port), through: last))]
+        case .datagram(let addresses):
+            let ends = addresses.split(separator: "@", omittingEmptySubsequences: false)
+            return ends.prefix(1).map { option.connecting(toAddress: $0, isDatagram: true) }
+                + ends.dropFirst().map { option.listening(on: $0, isDatagram: true) }
+        default: return []
         }
     }
 

@@ -9,10 +9,16 @@ extension OptionRule {
                 argument: .settings(),
                 blank: .emptied(emptyDrive),
                 check: DriveDefinition.check,
-                relocate: DriveDefinition.relocate
+                relocate: DriveDefinition.relocate,
+                endpoints: DriveDefinition.endpoints
             ),
             // All definitions are one: see `BlockNodeSet`.
-            OptionRule("blockdev", argument: .object("driver"), blank: .emptied(emptyNode)),
+            OptionRule(
+                "blockdev",
+                argument: .object("driver"),
+                blank: .emptied(emptyNode),
+                endpoints: DriveDefinition.endpoints
+            ),
             OptionRule(
                 "cdrom",
                 blank: .emptied(emptyDisc),
@@ -25,7 +31,8 @@ extension OptionRule {
                     settings.set("file", .string(placement.path))
                     settings.set("format", .string(format))
                     return .replaced([GuestOption("drive", settings.text)])
-                }
+                },
+                endpoints: DriveDefinition.endpoints
             ),
             OptionRule("hdachs", owner: .nobody("it is obsolete"), blank: .leftOut),
             OptionRule(
@@ -41,7 +48,8 @@ extension OptionRule {
             blank: .emptied { copy, option in
                 copy.addDrive(of: copy.size(option.argument), form: driveForms[option.name] ?? "")
             },
-            relocate: placeDisk
+            relocate: placeDisk,
+            endpoints: DriveDefinition.endpoints
         )
         + each(
             "virtfs fsdev",

@@ -4,17 +4,31 @@ internal import IO
 extension OptionRule {
     static let displays: [OptionRule] =
         [
-            OptionRule("vnc", argument: .settings("vnc"), blank: .leftOut, check: checkVNC, relocate: placeVNC),
+            OptionRule(
+                "vnc",
+                argument: .settings("vnc"),
+                blank: .leftOut,
+                check: checkVNC,
+                relocate: placeVNC,
+                endpoints: endpointsOfVNC
+            ),
             OptionRule(
                 "spice",
                 argument: .settings(),
                 repeatable: ["tls-channel", "plaintext-channel"],
                 blank: .emptied { copy, _ in copy.hasSpice = true },
                 check: checkSpice,
-                relocate: placeSpice
+                relocate: placeSpice,
+                endpoints: endpointsOfSpice
             ),
             OptionRule("display", argument: .object("type"), blank: .leftOut, check: checkDisplay, relocate: hide),
-            OptionRule("audiodev", argument: .object("driver"), blank: .emptied(silence), check: checkSound),
+            OptionRule(
+                "audiodev",
+                argument: .object("driver"),
+                blank: .emptied(silence),
+                check: checkSound,
+                endpoints: { option in option.settings["server"].map { _ in [option.connecting(to: nil)] } ?? [] }
+            ),
             OptionRule("vga-fd", owner: .nobody("it passes a descriptor"), blank: .leftOut),
             OptionRule("nographic", argument: .none, blank: .leftOut),
         ]
@@ -79,7 +93,39 @@ extension OptionRule {
         return .written
     }
 
+    @Sendable private static func endpointsOfVNC(_ option: ParsedOption) -> [GuestEndpoint] {
+        let settings = option.settings
+        guard let address = settings["vnc"], !address.hasPrefix("unix:"), address.contains(":") else { return [] }
+        let (host, display) = GuestEndpoint.split(address)
+        if settings.isOn("reverse") { return [option.connecting(to: host, port: display)] }
+        // A display that is taken moves on to the next one, and its other port with it.
+        let first = display.flatMap { (0...Int(lastDisplay)).contains($0) ? $0 : nil }
+        let last = max(first ?? 0, min(settings["to"].flatMap { Int($0) } ?? 0, Int(lastDisplay)))
+        func ports(_ base: Int?) -> ClosedRange<UInt16>? {
+            guard let first, let base, base <= 65535 else { return nil }
+            return GuestEndpoint.ports(base, through: base + last - first)
+        }
+        let near = option.listening(on: host, ports(first.map { 5900 + $0 }))
+        guard let socket = settings["websocket"] else { return [near] }
+        switch BlockOptions.truth(socket) {
+        case true?: return [near, option.listening(on: host, ports(first.map { 5700 + $0 }))]
+        case false?: return [near]
+        case nil:
+            let (own, port) = GuestEndpoint.split(socket)
+            // A number alone is a port on the display's address.
+            let isPort = !socket.contains(":")
+            return [near, option.listening(on: isPort ? host : own, ports(isPort ? Int(socket) : port))]
+        }
+    }
+
     // MARK: SPICE
+
+    @Sendable private static func endpointsOfSpice(_ option: ParsedOption) -> [GuestEndpoint] {
+        if option.settings.isOn("unix") { return [] }
+        return ["port", "tls-port"].compactMap { option.settings[$0] }.map {
+            option.listening(on: option.settings["addr"] ?? "", GuestEndpoint.ports(Int($0)))
+        }
+    }
 
     private static let spiceFiles = [
         "x509-dir", "x509-key-file", "x509-cert-file", "x509-cacert-file", "x509-dh-key-file",

@@ -4,9 +4,16 @@ internal import IO
 extension OptionRule {
     static let machine: [OptionRule] =
         [
-            OptionRule("machine", "M", argument: .settings("type"), check: checkMachine),
+            OptionRule(
+                "machine",
+                "M",
+                argument: .settings("type"),
+                check: checkMachine,
+                hostFiles: accelerator
+            ),
             OptionRule("cpu", check: checkProcessor),
-            OptionRule("accel", argument: .settings("accel"), check: checkAccelerator),
+            OptionRule("accel", argument: .settings("accel"), check: checkAccelerator, hostFiles: accelerator),
+            OptionRule("enable-kvm", argument: .none, hostFiles: { _ in [kvm] }),
             OptionRule("icount", argument: .settings("shift"), check: checkInstructionCount),
             OptionRule(
                 "option-rom",
@@ -78,7 +85,8 @@ extension OptionRule {
                 relocate: { option in
                     if option.isAtHome { return .written }
                     return .replaced([GuestOption("mem-path", HugePages.root(of: option.argument) ?? "")])
-                }
+                },
+                hostFiles: { [.init($0.argument, .directory, isOptional: true)] }
             ),
             OptionRule("msg", argument: .settings()),
             OptionRule("iscsi", argument: .settings()) {
@@ -99,7 +107,7 @@ extension OptionRule {
         + each("uuid seed tb-size echr", argument: .text, check: checkWord)
         + each("prom-env id", argument: .text)
         + each(
-            "enable-kvm nodefaults no-user-config no-reboot no-shutdown no-acpi no-hpet no-fd-bootchk only-migratable singlestep "
+            "nodefaults no-user-config no-reboot no-shutdown no-acpi no-hpet no-fd-bootchk only-migratable singlestep "
                 + "win2k-hack enable-fips async-teardown old-param",
             argument: .none
         )
@@ -136,6 +144,14 @@ extension OptionRule {
             blank: .leftOut
         ),
     ]
+
+    // MARK: devices of the host
+
+    private static let kvm = Confinement.Rule("/dev/kvm", .device, isOptional: true)
+
+    @Sendable private static func accelerator(_ option: ParsedOption) -> [Confinement.Rule] {
+        option.argument.contains("kvm") ? [kvm] : []
+    }
 
     // MARK: checks
 

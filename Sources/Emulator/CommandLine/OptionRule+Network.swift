@@ -9,7 +9,9 @@ extension OptionRule {
             repeatable: forwards,
             blank: .emptied(emptyBackend),
             check: checkNetwork,
-            relocate: placeNetwork
+            relocate: placeNetwork,
+            endpoints: endpointsOfNetwork,
+            hostFiles: devicesOfNetwork
         ),
         OptionRule(
             "nic",
@@ -18,7 +20,9 @@ extension OptionRule {
             repeatable: forwards,
             blank: .emptied(emptyCard),
             check: checkNetwork,
-            relocate: placeNetwork
+            relocate: placeNetwork,
+            endpoints: endpointsOfNetwork,
+            hostFiles: devicesOfNetwork
         ),
     ]
 
@@ -77,6 +81,64 @@ extension OptionRule {
         let there = ends[1].split(separator: ":", omittingEmptySubsequences: false)
         return here.count == 3 && ["", "tcp", "udp"].contains(here[0]) && PeerText.isHost(here[1])
             && PeerText.isPort(here[2]) && there.count == 2 && PeerText.isHost(there[0]) && PeerText.isPort(there[1])
+    }
+
+    @Sendable private static func endpointsOfNetwork(_ option: ParsedOption) -> [GuestEndpoint] {
+        let settings = option.settings
+        func address(_ key: String, _ number: String) -> (host: String, ports: ClosedRange<UInt16>?, port: Int?)? {
+            guard settings.has(key) else { return nil }
+            let port = settings[number].flatMap { Int($0) }
+            return (settings[key] ?? "", GuestEndpoint.ports(port), port)
+        }
+        switch settings["type"] {
+        case "user": return (settings.isOn("restrict") ? [] : [option.connecting(to: nil)]) + forwards(of: option)
+        case "socket":
+            let isDatagram = !settings.has("listen") && !settings.has("connect")
+            // Whoever joins a group takes what is sent to it.
+            return ["listen", "mcast", "localaddr"].compactMap { settings[$0] }.map {
+                option.listening(on: $0, isDatagram: isDatagram)
+            }
+                + ["connect", "mcast", "udp"].compactMap { settings[$0] }.map {
+                    option.connecting(toAddress: $0, isDatagram: isDatagram)
+                }
+        case "stream":
+            guard let (host, _, port) = address("addr.host", "addr.port") else { return [] }
+            guard settings.isOn("server") else { return [option.connecting(to: host, port: port)] }
+            let last = settings["addr.to"].flatMap { Int($0) }
+            return [option.listening(on: host, GuestEndpoint.ports(port, through: last))]
+        case "dgram":
+            return [address("local.host", "local.port")].compactMap { $0 }.map {
+                option.listening(on: $0.host, $0.ports, isDatagram: true)
+            }
+                + [address("remote.host", "remote.port")].compactMap { $0 }.map {
+                    option.connecting(to: $0.host, port: $0.port, isDatagram: true)
+                }
+        case "l2tpv3":
+            return [address("src", "srcport")].compactMap { $0 }.map {
+                option.listening(on: $0.host, $0.ports, isDatagram: true)
+            }
+                + [address("dst", "dstport")].compactMap { $0 }.map {
+                    option.connecting(to: $0.host, port: $0.port, isDatagram: true)
+                }
+        default: return []
+        }
+    }
+
+    @Sendable private static func devicesOfNetwork(_ option: ParsedOption) -> [Confinement.Rule] {
+        let settings = option.settings
+        guard ["tap", "bridge"].contains(settings["type"]) else { return [] }
+        let tun = Confinement.Rule("/dev/net/tun", .device, isOptional: true)
+        guard settings.has("vhost") || settings.has("vhostforce") else { return [tun] }
+        return [tun, .init("/dev/vhost-net", .device, isOptional: true)]
+    }
+
+    /// `hostfwd=[tcp|udp]:[ADDRESS]:PORT-[ADDRESS]:PORT`, as often as one likes.
+    private static func forwards(of option: ParsedOption) -> [GuestEndpoint] {
+        option.settings.leaves.filter { $0.key == "hostfwd" || $0.key.hasPrefix("hostfwd.") }.compactMap { forward in
+            let here = forward.value.prefix { $0 != "-" }
+            guard let colon = here.firstIndex(of: ":") else { return nil }
+            return option.listening(on: here[here.index(after: colon)...], isDatagram: here[..<colon] == "udp")
+        }
     }
 
     @Sendable private static func placeNetwork(_ option: inout ParsedOption) throws -> Relocation {

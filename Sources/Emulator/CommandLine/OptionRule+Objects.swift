@@ -9,7 +9,8 @@ extension OptionRule {
                 argument: .object("qom-type"),
                 blank: .emptied(emptyObject),
                 check: checkObject,
-                relocate: placeObject
+                relocate: placeObject,
+                hostFiles: filesOfObject
             ),
             OptionRule(
                 "device",
@@ -104,6 +105,15 @@ extension OptionRule {
         if type == "filter-dump" { try option.place(.output, keys: "file") }
         if type.hasPrefix("tls-creds-") { try option.place(.directory, keys: "dir") }
         return .written
+    }
+
+    @Sendable private static func filesOfObject(_ option: ParsedOption) -> [Confinement.Rule] {
+        let settings = option.settings
+        let source = settings["qom-type"] == "rng-random" ? settings["filename"] ?? "/dev/urandom" : nil
+        return [(settings["mem-path"], .directory), (source, .read), (settings["dir"], .reading)].compactMap {
+            (path: String?, rights: Confinement.Rights) in
+            path.map { Confinement.Rule($0, rights, isOptional: true) }
+        }
     }
 
     @Sendable private static func emptyObject(_ copy: inout BlankCopy, _ option: ParsedOption) {

@@ -61,6 +61,10 @@ public struct OptionRule: Sendable {
     let check: @Sendable (ParsedOption) throws -> Void
     /// Places it on this host.
     let relocate: @Sendable (inout ParsedOption) throws -> Relocation
+    /// The addresses of the network that QEMU uses because of it.
+    let endpoints: @Sendable (ParsedOption) throws -> [GuestEndpoint]
+    /// The devices and files of the host that QEMU opens because of it, besides those that are placed.
+    let hostFiles: @Sendable (ParsedOption) -> [Confinement.Rule]
 
     init(
         _ names: String...,
@@ -69,7 +73,9 @@ public struct OptionRule: Sendable {
         repeatable: Set<String> = [],
         blank: Blank = .kept,
         check: @escaping @Sendable (ParsedOption) throws -> Void = { _ in },
-        relocate: @escaping @Sendable (inout ParsedOption) throws -> Relocation = { _ in .written }
+        relocate: @escaping @Sendable (inout ParsedOption) throws -> Relocation = { _ in .written },
+        endpoints: @escaping @Sendable (ParsedOption) throws -> [GuestEndpoint] = { _ in [] },
+        hostFiles: @escaping @Sendable (ParsedOption) -> [Confinement.Rule] = { _ in [] }
     ) {
         self.names = names
         self.argument = argument
@@ -78,6 +84,8 @@ public struct OptionRule: Sendable {
         self.blank = blank
         self.check = check
         self.relocate = relocate
+        self.endpoints = endpoints
+        self.hostFiles = hostFiles
     }
 
     /// Every rule.
@@ -104,7 +112,9 @@ public struct OptionRule: Sendable {
         owner: Owner = .anyone,
         blank: Blank = .kept,
         check: @escaping @Sendable (ParsedOption) throws -> Void = { _ in },
-        relocate: @escaping @Sendable (inout ParsedOption) throws -> Relocation = { _ in .written }
+        relocate: @escaping @Sendable (inout ParsedOption) throws -> Relocation = { _ in .written },
+        endpoints: @escaping @Sendable (ParsedOption) throws -> [GuestEndpoint] = { _ in [] },
+        hostFiles: @escaping @Sendable (ParsedOption) -> [Confinement.Rule] = { _ in [] }
     ) -> [OptionRule] {
         names.split(separator: " ").map {
             OptionRule(
@@ -113,7 +123,9 @@ public struct OptionRule: Sendable {
                 owner: owner,
                 blank: blank,
                 check: check,
-                relocate: relocate
+                relocate: relocate,
+                endpoints: endpoints,
+                hostFiles: hostFiles
             )
         }
     }

@@ -16,6 +16,23 @@ public struct GuestRecord: Sendable, Codable {
     /// How it is confined, if it came from another host; nil for a guest that was described here.
     public var confinement: GuestConfinement?
 
+    /// Where it came from, and what it takes of this host; nil for a guest that was described here.
+    public var arrival: Arrival?
+
+    /// That the guest came from another host.
+    public struct Arrival: Sendable, Hashable, Codable {
+        /// Who the source proved to be.
+        public var source: String
+        /// What the guest takes of this host.
+        public var usage: GuestUsage
+
+        /// Describes an arrival.
+        public init(source: String, usage: GuestUsage) {
+            self.source = source
+            self.usage = usage
+        }
+    }
+
     /// That the guest has left.
     public struct Release: Sendable, Codable {
         /// The migration.

@@ -39,10 +39,39 @@ public struct CredentialSelection: Sendable, Codable, Hashable {
         return credentials
     }
 
+    /// Where the credentials of QEMU, libvirt and others are, of an authority that they share.
+    private static let sharedDirectory = "/etc/pki/qemu"
+
+    /// The directory whose credentials are taken when none are named.
+    private static var defaultDirectory: String? {
+        ["/etc/pki/crossdock", sharedDirectory].first { DurableFile.exists("\($0)/ca-cert.pem") }
+    }
+
+    /// Checks that whoever may connect was chosen: every certificate of the authority counts unless an authorisation says otherwise.
+    ///
+    /// - Parameters:
+    ///   - authorization: the id of an authz object; nil for none.
+    ///   - allowsAll: whether somebody has said that all shall count.
+    ///   - warn: is told what works but should be known.
+    /// - Throws: `CredentialError` for credentials that were not named and are of an authority that other services share.
+    public func checkAuthority(authorization: String?, allowsAll: Bool, warn: (String) -> Void) throws {
+        if authorization != nil || allowsAll { return }
+        guard tlsCreds == nil else {
+            return warn(
+                "every peer that the credentials '\(tlsCreds ?? "")' verify may migrate guests to this host; name those who may with "
+                    + "--tls-authz, or say --allow-all-of-authority"
+            )
+        }
+        guard Self.defaultDirectory == Self.sharedDirectory else { return }
+        throw CredentialError(
+            "The credentials in \(Self.sharedDirectory) are of an authority that also vouches for other services, and each of its "
+                + "certificates could start guests on this host; name the sources with --tls-authz, or say --allow-all-of-authority"
+        )
+    }
+
     private func find(_ endpoint: TLSEndpoint, from store: ObjectStore, user: String) throws -> any TLSCredentials {
         if let tlsCreds { return try store.credentials(tlsCreds, endpoint: endpoint, user: user) }
-        let directories = ["/etc/pki/crossdock", "/etc/pki/qemu"]
-        guard let directory = directories.first(where: { DurableFile.exists("\($0)/ca-cert.pem") }) else {
+        guard let directory = Self.defaultDirectory else {
             throw CredentialError(
                 "There are no TLS credentials: neither /etc/pki/crossdock nor /etc/pki/qemu has a ca-cert.pem; make them "
                     + "with 'crossdock pki', or name a directory with --object tls-creds-x509,id=tls0,dir=DIR --tls-creds tls0"

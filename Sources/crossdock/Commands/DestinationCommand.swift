@@ -14,7 +14,9 @@ struct DestinationCommand: AsyncParsableCommand {
         abstract: "Receives guests: the destination agent.",
         discussion: """
             Ends on SIGTERM or SIGINT; guests that run on this host go on running. SIGHUP loads the credentials again. \
-            Objects are added, listed and removed while it runs with 'crossdock object'.
+            Objects are added, listed and removed while it runs with 'crossdock object'. What guests may have can also be said in a file \
+            (--policy): the rules are --allow-directory, --allow-bridge, --allow-listen, --most-memory, --most-processors, \
+            --most-disk, --most-guests and --guest-network, without their dashes, 'rule = value' in each line.
             """
     )
 
@@ -29,6 +31,12 @@ struct DestinationCommand: AsyncParsableCommand {
         )
     )
     var tlsAuthz: String?
+
+    @Flag(
+        help:
+            "Every peer with a certificate of the authority may migrate guests to this host: needed without --tls-authz for the credentials in /etc/pki/qemu, which other services share."
+    )
+    var allowAllOfAuthority = false
 
     @Option(help: ArgumentHelp("Where source agents connect; port 0 lets the system choose.", valueName: "host:port"))
     var listen: String = ":\(MessageConnection.port)"
@@ -74,6 +82,8 @@ struct DestinationCommand: AsyncParsableCommand {
     )
     var guestUsers = "\(GuestUsers.defaultRange.lowerBound)-\(GuestUsers.defaultRange.upperBound)"
 
+    @OptionGroup var rules: PolicyOptions
+
     private func userRange() throws -> ClosedRange<UInt32>? {
         if guestUsers == "none" { return nil }
         let numbers = guestUsers.split(separator: "-", omittingEmptySubsequences: false).map { UInt32($0) }
@@ -88,18 +98,19 @@ struct DestinationCommand: AsyncParsableCommand {
     func validate() throws {
         try patience.checkPatience()
         _ = try userRange()
+        var policy = GuestPolicy()
+        try rules.apply(to: &policy)
         if requireConfinement, noConfinement {
             throw ValidationError("--require-confinement and --no-confinement exclude each other")
         }
     }
 
-    private var listed: [String] { allowedDirectories.map { DurableFile.resolve($0, in: currentDirectory) } }
-
-    private var confinement: ConfinementPolicy {
-        ConfinementPolicy(
-            noConfinement ? .off : requireConfinement ? .required : .available,
-            directories: AllowedDirectories.firmware + listed
-        )
+    /// What the operator lets guests have, from the file and the flags.
+    private func policy() throws -> GuestPolicy {
+        var policy = try rules.file()
+        try rules.apply(to: &policy)
+        policy.directories += allowedDirectories.map { DurableFile.resolve($0, in: currentDirectory) }
+        return policy
     }
 
     func run() async throws {
@@ -107,6 +118,7 @@ struct DestinationCommand: AsyncParsableCommand {
         SignalWatcher.start([SIGINT, SIGTERM, SIGHUP]) { signals.continuation.yield($0) }
         try await failing {
             let state = common.stateDirectory
+            let policy = try policy()
             let objects = try security.store()
             let credentials = try security.credentials(.server, from: objects, user: "the destination agent")
             // An agent starts QEMU for its peers: it has to know who they are.
@@ -115,6 +127,9 @@ struct DestinationCommand: AsyncParsableCommand {
                     "The credentials '\(credentials.id)' do not verify who connects, and who connects to a destination agent "
                         + "starts guests on this host; use tls-creds-x509 with verify-peer=on, or tls-creds-psk"
                 )
+            }
+            try security.selection.checkAuthority(authorization: tlsAuthz, allowsAll: allowAllOfAuthority) {
+                common.log(.warning, $0)
             }
             if let tlsAuthz { _ = try objects.authorizer(tlsAuthz) }
             var configuration = DestinationAgent.Configuration(
@@ -127,9 +142,13 @@ struct DestinationCommand: AsyncParsableCommand {
                 authorization: tlsAuthz,
                 log: common.log
             )
-            configuration.allowedDirectories = AllowedDirectories(listed)
+            configuration.policy = policy
+            configuration.allowedDirectories = AllowedDirectories(policy.directories)
             configuration.patience = .seconds(patience.seconds)
-            configuration.confinement = confinement
+            configuration.confinement = ConfinementPolicy(
+                noConfinement ? .off : requireConfinement ? .required : .available,
+                directories: AllowedDirectories.firmware + policy.directories
+            )
             configuration.guestUsers = try userRange()
             let agent = try await DestinationAgent.start(configuration)
             for path in FencedImages.purge(common.migrations) {

@@ -1,0 +1,36 @@
+public import Emulator
+public import Migration
+
+/// What a guest of another host wants of this one, as far as its operator's policy is about it.
+public struct GuestDemands: Sendable {
+    /// The addresses of the network that its QEMU uses.
+    public var endpoints: [GuestEndpoint] = []
+    /// The tap interfaces; nil for one without a name.
+    public var taps: [String?] = []
+    /// What it takes of the host.
+    public var usage = GuestUsage()
+
+    /// Describes what a guest wants.
+    public init(endpoints: [GuestEndpoint] = [], taps: [String?] = [], usage: GuestUsage = GuestUsage()) {
+        self.endpoints = endpoints
+        self.taps = taps
+        self.usage = usage
+    }
+
+    /// Reads an offer.
+    ///
+    /// - Parameters:
+    ///   - commandLine: its command line for this host.
+    ///   - offer: the offer.
+    /// - Throws: `GuestError` for an option that cannot be read.
+    public init(_ commandLine: GuestCommandLine, _ offer: Message.Offer) throws {
+        endpoints = try commandLine.endpoints()
+        taps = try commandLine.taps()
+        let disks = offer.disks.map { max($0.size, $0.containerSize ?? 0) } + offer.files.map(\.size)
+        usage = GuestUsage(
+            memory: max(try commandLine.memory(), offer.memory),
+            processors: try commandLine.processors(),
+            disk: disks.reduce(0) { $0.addingSaturated($1) }
+        )
+    }
+}
