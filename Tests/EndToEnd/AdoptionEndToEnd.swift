@@ -173,7 +173,8 @@ struct AdoptionEndToEnd {
         #expect(made.code == 0)
         _ = try await lab.startForeignGuest([
             "-machine", "q35,accel=tcg", "-m", "64", "-nodefaults", "-drive", "file=\(disk),format=raw,if=none,id=d0",
-            "-device", "nvme,drive=d0,serial=x", "-drive", "file=\(saved),format=qcow2,if=virtio",
+            "-device", "virtio-blk-pci,drive=d0", "-device", "qemu-xhci,id=x0", "-device", "usb-uas,bus=x0.0", "-drive",
+            "file=\(saved),format=qcow2,if=virtio",
         ])
         let socket = lab.directory.file("foreign.sock")
         let adopted = try await lab.crossdock([
@@ -181,13 +182,13 @@ struct AdoptionEndToEnd {
         ])
         #expect(adopted.code == 0, "\(adopted.all)")
         #expect(
-            adopted.errors.contains("nvme") && adopted.errors.contains("internal snapshots (before)"),
+            adopted.errors.contains("usb-uas") && adopted.errors.contains("internal snapshots (before)"),
             "\(adopted.all)"
         )
         try await lab.startDestination()
         let refused = try await lab.migrate()
         #expect(refused.code == MigrationError.Code.guest.rawValue, "\(refused.all)")
-        #expect(refused.errors.contains("nvme") && refused.errors.contains("internal snapshots"), "\(refused.all)")
+        #expect(refused.errors.contains("usb-uas") && refused.errors.contains("internal snapshots"), "\(refused.all)")
         #expect(try await lab.foreignMonitor { try await $0.status() } == "running")
         #expect(try lab.leftAtDestination() == [])
     }
