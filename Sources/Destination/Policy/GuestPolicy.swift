@@ -91,9 +91,10 @@ public struct GuestPolicy: Sendable {
     private func problem(ofListener endpoint: GuestEndpoint) -> String? {
         let host = HostAddress.withoutBrackets(endpoint.host ?? "")
         if !isAllowed(listening: host) {
-            let place = host.isEmpty ? "all addresses" : "the address '\(host)'"
+            let place = host.isEmpty ? "all addresses" : "'\(host)'"
+            let allowed = (["loopback addresses"] + listenAddresses.names).joined(separator: ", ")
             return
-                "\(endpoint.option) would listen on \(place) of this host, which lets guests listen on loopback addresses only; "
+                "\(endpoint.option) would listen on \(place), and the destination lets guests listen on \(allowed) only; its "
                 + "--allow-listen \(host.isEmpty ? "all" : host) allows it"
         }
         // The filter knows no answers of UDP.

@@ -1,3 +1,4 @@
+internal import Glibc
 internal import IO
 
 /// Which credentials a program was told to use: descriptions of objects, and the id of the credentials among them.
@@ -72,6 +73,13 @@ public struct CredentialSelection: Sendable, Codable, Hashable {
     private func find(_ endpoint: TLSEndpoint, from store: ObjectStore, user: String) throws -> any TLSCredentials {
         if let tlsCreds { return try store.credentials(tlsCreds, endpoint: endpoint, user: user) }
         guard let directory = Self.defaultDirectory else {
+            for directory in ["/etc/pki/crossdock", Self.sharedDirectory] {
+                guard access("\(directory)/ca-cert.pem", R_OK) != 0, errno == EACCES else { continue }
+                throw CredentialError(
+                    "The credentials in \(directory) cannot be read by this user; run this as their owner, or name a directory with "
+                        + "--object tls-creds-x509,id=tls0,dir=DIR --tls-creds tls0"
+                )
+            }
             throw CredentialError(
                 "There are no TLS credentials: neither /etc/pki/crossdock nor /etc/pki/qemu has a ca-cert.pem; make them "
                     + "with 'crossdock pki', or name a directory with --object tls-creds-x509,id=tls0,dir=DIR --tls-creds tls0"

@@ -153,6 +153,7 @@ struct GuestCommand: AsyncParsableCommand {
             try await failing {
                 let loop = EventLoop(name: "guest")
                 let common = common
+                try common.checkAccess()
                 let views = try await loop.run {
                     var views: [GuestView] = []
                     for name in common.guests.names() {

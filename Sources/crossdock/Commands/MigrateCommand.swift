@@ -48,8 +48,8 @@ struct MigrateCommand: AsyncParsableCommand {
     @Option(help: "Connections for each disk.")
     var connections: Int = 4
 
-    @Option(help: ArgumentHelp("The most that disks, and then memory, may use; 0 for no limit.", valueName: "bytes/s"))
-    var bandwidth: UInt64 = 0
+    @Option(help: ArgumentHelp("The most that disks, and then memory, may use; 0 for no limit.", valueName: "size/s"))
+    var bandwidth = ByteCount(0)
 
     @Option(help: ArgumentHelp("The pause of the guest to aim at.", valueName: "ms"))
     var downtimeLimit: Int = 300
@@ -101,7 +101,7 @@ struct MigrateCommand: AsyncParsableCommand {
         guard (1...2_000_000).contains(downtimeLimit) else {
             throw ValidationError("--downtime-limit takes 1 to 2000000")
         }
-        guard bandwidth <= 1 << 50 else { throw ValidationError("--bandwidth takes at most 1125899906842624") }
+        guard bandwidth.value <= 1 << 50 else { throw ValidationError("--bandwidth takes at most 1125899906842624") }
         guard (100...3_600_000).contains(blackoutDeadline), blackoutDeadline >= downtimeLimit else {
             throw ValidationError("--blackout-deadline takes 100 to 3600000, and not less than --downtime-limit")
         }
@@ -151,7 +151,7 @@ struct MigrateCommand: AsyncParsableCommand {
         plan.monitor = qmp.map { DurableFile.resolve($0, in: currentDirectory) }
         plan.format = format
         plan.isRehearsal = dryRun
-        plan.bandwidth = bandwidth
+        plan.bandwidth = bandwidth.value
         plan.downtimeLimit = downtimeLimit
         plan.blackoutDeadline = blackoutDeadline
         plan.keepSource = keepSource.seconds

@@ -25,6 +25,18 @@ struct CommonOptions: ParsableArguments {
     var log: Log { Log(level: logLevel) }
     var guests: GuestStore { GuestStore(stateDirectory: stateDirectory) }
     var migrations: MigrationStore { MigrationStore(stateDirectory: stateDirectory) }
+
+    /// Sees to it that what cannot be read is not taken for something that is not there.
+    ///
+    /// - Throws: `FileError` that names the directory.
+    func checkAccess() throws {
+        for directory in [stateDirectory, migrations.directory, "\(stateDirectory)/guests"] {
+            guard access(directory, R_OK | X_OK) != 0, errno == EACCES else { continue }
+            throw FileError(
+                "\(directory) cannot be read by this user: what is there is not known; ask as the user that the agent runs as"
+            )
+        }
+    }
 }
 
 extension Log.Level: ExpressibleByArgument {

@@ -67,6 +67,7 @@ struct RecoverCommand: AsyncParsableCommand {
     func run() async throws {
         try await failing {
             // Before anything is asked of another host, which may take as long as that is away.
+            try common.checkAccess()
             if migration == nil {
                 for problem in DeviceHolder.holdAgain(common.migrations) { printError("crossdock: \(problem)") }
             }
@@ -78,7 +79,8 @@ struct RecoverCommand: AsyncParsableCommand {
             let ids = try recovery.pending()
             if ids.isEmpty {
                 output(
-                    "There is nothing to recover on this host, or somebody is at it already; see 'crossdock status'.\n"
+                    "There is nothing to recover on this host, or somebody is at it already; see 'crossdock status'. What arrives here is "
+                        + "recovered by 'crossdock destination'.\n"
                 )
             }
             // One destination may be away for long, and the other guests are none of its business.

@@ -24,6 +24,7 @@ struct StatusCommand: AsyncParsableCommand {
 
     func run() async throws {
         try await failing {
+            try common.checkAccess()
             let rows = try common.migrations.ids().compactMap { try row($0) }
             if json {
                 output(String(decoding: try JSONText.encode(rows, pretty: true), as: UTF8.self) + "\n")
