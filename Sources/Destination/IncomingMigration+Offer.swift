@@ -170,7 +170,15 @@ extension IncomingMigration {
         }
         if missing.isEmpty { return found }
         if conversation.isEmpty { throw ChannelError(.closed, "The connection to the source was lost") }
-        try await BlockingPool.shared.run { try DurableFile.makeDirectory(store) }
+        try await BlockingPool.shared.run {
+            // The directory above may belong to a guest that was here: what it put there is not followed.
+            var status = stat()
+            if lstat(earlier, &status) == 0, status.st_mode & S_IFMT != S_IFDIR {
+                throw GuestError("\(earlier) is in the way: it is no directory; remove it")
+            }
+            guard lstat(store, &status) != 0 else { throw GuestError("\(store) is in the way; remove it") }
+            try DurableFile.makeDirectory(store)
+        }
         let receiver = FileReceiver(offer.files, missing, store: store, migration: id)
         self.receiver = receiver
         defer { self.receiver = nil }

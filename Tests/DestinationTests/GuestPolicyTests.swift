@@ -59,6 +59,7 @@ struct GuestPolicyTests {
         (["-netdev", "user,id=n,restrict=on,hostfwd=tcp::2222-:22"], "-netdev", ""),
         (["-nic", "user,restrict=on,hostfwd=udp:192.0.2.1:53-:53"], "-nic", "192.0.2.1"),
         (["-netdev", "socket,id=n,listen=:9"], "-netdev", ""),
+        (["-vnc", "unix:/x,websocket=0.0.0.0:5702"], "-vnc", "0.0.0.0"), (["-vnc", "none,websocket=5702"], "-vnc", ""),
         (["-netdev", "socket,id=n,mcast=230.0.0.1:1234"], "-netdev", "230.0.0.1"),
         (["-netdev", "stream,id=n,server=on,addr.type=inet,addr.host=host-a,addr.port=9"], "-netdev", "host-a"),
         (["-netdev", "dgram,id=n,local.type=inet,local.host=0.0.0.0,local.port=9"], "-netdev", "0.0.0.0"),
@@ -182,6 +183,7 @@ struct GuestPolicyTests {
         #expect(try usage("-smp", "4").processors == 4)
         #expect(try usage("-smp", "2,maxcpus=8").processors == 8)
         #expect(try usage("-smp", "sockets=2,cores=3,threads=2").processors == 12)
+        #expect(try usage("-smp", "sockets=8", "-smp", "cores=8", "-machine", "pc,smp.threads=2").processors == 128)
         #expect(try usage("-M", "pc,smp.cpus=9").processors == 9)
         // No number of a peer traps.
         #expect(try usage("-smp", "sockets=18446744073709551615,cores=18446744073709551615").processors == .max)

@@ -180,6 +180,8 @@ struct HostileCommandLineTests {
         ["-drive", "file=rbd:p/i:admin_socket=/etc/x,format=raw"],
         ["-drive", "file=gluster+tcp://h/v/i?so%63ket=/x,format=raw"],
         ["-drive", "file=nbd://h/x?socket=/x,format=raw"],
+        ["-netdev", "socket,id=n,listen=0:0:0:0:0:0:0:1:8010"],
+        ["-netdev", "socket,id=n,udp=192.0.2.9:1,localaddr=::1:8010"],
         // A path where none is expected.
         ["-blockdev", "node-name=n,filename=/etc/shadow"],
         ["-blockdev", "driver=raw,node-name=n,file.filename=/etc/shadow"],

@@ -95,7 +95,13 @@ extension OptionRule {
 
     @Sendable private static func endpointsOfVNC(_ option: ParsedOption) -> [GuestEndpoint] {
         let settings = option.settings
-        guard let address = settings["vnc"], !address.hasPrefix("unix:"), address.contains(":") else { return [] }
+        guard let address = settings["vnc"] else { return [] }
+        guard !address.hasPrefix("unix:"), address.contains(":") else {
+            // Its WebSocket listens on the network all the same.
+            guard let socket = settings["websocket"], BlockOptions.truth(socket) != false else { return [] }
+            let (host, port) = socket.contains(":") ? GuestEndpoint.split(socket) : ("", Int(socket))
+            return [option.listening(on: host, GuestEndpoint.ports(port))]
+        }
         let (host, display) = GuestEndpoint.split(address)
         if settings.isOn("reverse") { return [option.connecting(to: host, port: display)] }
         // A display that is taken moves on to the next one, and its other port with it.

@@ -59,6 +59,13 @@ extension OptionRule {
         }
         guard let keys = networks[settings["type"] ?? ""] else { throw option.refusal("it depends on this host") }
         try option.allow(keys.union(option.name == "netdev" ? [] : cards).union(["type", "id"]))
+        // QEMU ends a host at the first colon.
+        for key in ["listen", "connect", "mcast", "udp", "localaddr"] where settings["type"] == "socket" {
+            guard let address = settings[key] else { continue }
+            guard address.count(where: { $0 == ":" }) == 1 else {
+                throw option.refusal("'\(address)' is not 'address:port' with one colon")
+            }
+        }
         for leaf in settings.leaves {
             let name = leaf.key.split(separator: ".").last.map(String.init) ?? leaf.key
             if ["path", "fd", "str"].contains(name) && !leaf.key.hasPrefix("hostfwd.")

@@ -79,6 +79,9 @@ public struct GuestConfinement: Sendable, Hashable, Codable {
 
     private static func isDevice(_ path: String) -> Bool {
         var status = stat()
+        // A link that the guest has made leads to nothing that is meant.
+        guard lstat(path, &status) == 0 else { return false }
+        if status.st_mode & S_IFMT == S_IFLNK, status.st_uid != geteuid() { return false }
         return stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFBLK
     }
 }

@@ -2,7 +2,7 @@ internal import Glibc
 internal import IO
 
 /// Gives files and directories to the user of a confined program, before it starts.
-enum HandOver {
+public enum HandOver {
     /// Gives everything that a confinement names to its user.
     static func carryOut(_ confinement: Confinement) throws {
         guard let user = confinement.user else { return }
@@ -45,8 +45,10 @@ enum HandOver {
         var status = stat()
         guard lstat(path, &status) == 0 else { return }
         if status.st_mode & S_IFMT == S_IFLNK {
-            // Only a device is meant by a link: the image of a guest that has one.
-            guard stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFBLK else { return }
+            // Only a device is meant by a link: the image of a guest that has one. The guest makes none.
+            guard status.st_uid == geteuid(), stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFBLK else {
+                return
+            }
             return try change(DurableFile.resolve(path, in: "/"), to: user)
         }
         if status.st_mode & S_IFMT == S_IFDIR {
@@ -59,6 +61,21 @@ enum HandOver {
         }
         let isShared = status.st_mode & S_IFMT == S_IFREG && status.st_nlink != 1
         if !isShared { try change(path, to: user) }
+    }
+
+    /// Makes a directory in one that belongs to a user, who may have put something else in its place, and gives it to that user.
+    ///
+    /// - Throws: `FileError` when it cannot be made or given, or when something else is there.
+    public static func makeDirectory(_ path: String, for user: UInt32) throws {
+        guard mkdir(path, 0o700) == 0 || errno == EEXIST else {
+            throw FileError.system("make the directory \(path)", errno)
+        }
+        let descriptor = Glibc.open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+        guard descriptor >= 0 else { throw FileError.system("open the directory \(path)", errno) }
+        defer { close(descriptor) }
+        guard user == geteuid() || fchown(descriptor, user, gid_t.max) == 0 else {
+            throw FileError.system("give \(path) to the user that QEMU runs as", errno)
+        }
     }
 
     private static func change(_ path: String, to user: UInt32) throws {

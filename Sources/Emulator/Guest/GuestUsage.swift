@@ -86,10 +86,11 @@ extension GuestCommandLine {
     /// - Throws: `GuestError` for a number that is none.
     public func processors() throws -> UInt64 {
         var most: UInt64 = 1
+        // QEMU takes all of them together; the last of two equal ones counts.
+        var topology: [String: UInt64] = [:]
         for option in try options() where ["smp", "machine", "M"].contains(option.name) {
             let parsed = try ParsedOption(ofOriginal: option)
             let prefix = option.name == "smp" ? "" : "smp."
-            var product: UInt64 = 1
             for leaf in parsed.settings.leaves where leaf.key.hasPrefix(prefix) {
                 let key = leaf.key.dropFirst(prefix.count)
                 guard Self.topology.contains(String(key)) || ["cpus", "maxcpus"].contains(key) else { continue }
@@ -97,12 +98,11 @@ extension GuestCommandLine {
                 if ["cpus", "maxcpus"].contains(key) {
                     most = max(most, number)
                 } else {
-                    product = product.multipliedSaturated(max(number, 1))
+                    topology[String(key)] = max(number, 1)
                 }
             }
-            most = max(most, product)
         }
-        return most
+        return max(most, topology.values.reduce(1) { $0.multipliedSaturated($1) })
     }
 
     private static let topology: Set<String> = [

@@ -154,10 +154,7 @@ public final class GuestExport: @unchecked Sendable {
                 scratch = wanted
             } else if let own = ownDirectory {
                 scratch = "\(own)/scratch"
-                try DurableFile.makeDirectory(scratch)
-                guard owner == geteuid() || chown(scratch, owner, gid_t.max) == 0 else {
-                    throw FileError.system("give \(scratch) to the user that QEMU runs as", errno)
-                }
+                try HandOver.makeDirectory(scratch, for: owner)
             } else {
                 // The state directory is not for others.
                 scratch =
@@ -253,11 +250,8 @@ public final class GuestExport: @unchecked Sendable {
     private func makeDirectory(owner: UInt32) throws -> String {
         guard let own = ownDirectory else { return try Self.makeDirectory(owner: owner, in: "/tmp") }
         let path = "\(own)/x"
+        try HandOver.makeDirectory(path, for: owner)
         unlink("\(path)/nbd.sock")
-        try DurableFile.makeDirectory(path)
-        guard owner == geteuid() || chown(path, owner, gid_t.max) == 0 else {
-            throw FileError.system("give \(path) to the user that QEMU runs as", errno)
-        }
         return path
     }
 

@@ -76,6 +76,7 @@ struct GuestCommand: AsyncParsableCommand {
                 )
                 // A guest whose command line another host wrote stays confined.
                 started.confinement = record.confinement
+                started.arrival = record.arrival
                 let again = started
                 let loop = EventLoop(name: "guest")
                 let pid = try await loop.run {
