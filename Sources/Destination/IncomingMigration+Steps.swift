@@ -69,7 +69,7 @@ extension IncomingMigration {
             try DurableFile.makeDirectory(files.directory)
             let journal = try Journal(creating: files.journal)
             try journal.append(.accepted(guest: offer.guest, source: source, order: migrations.nextOrder()))
-            migrations.forgetRefused(of: source, keeping: PeerLimits.refusedMigrations)
+            migrations.forgetRefused(of: source, keeping: PeerLimits.refusedMigrations - 1)
             return journal
         }
     }

@@ -64,6 +64,10 @@ public struct OfferedGuest: Sendable {
             )
         }
         try judgeTexts()
+        // The blank copy is made with it. Machines have memory of different sizes when nothing is said, all below this.
+        guard offer.memory <= (try offer.commandLine.memory()).addingSaturated(1 << 30) else {
+            throw GuestError("The offer is malformed: it has more memory than its command line")
+        }
         if let id = offer.memoryID, !PeerText.isIdentifier(id) {
             throw GuestError("The offer is malformed: its memory has no id")
         }

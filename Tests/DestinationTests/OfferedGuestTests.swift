@@ -48,7 +48,7 @@ struct OfferedGuestTests {
         { $0.machine = "pc\u{0}" }, { $0.emulatorVersion = "7\n2" }, { $0.guest = "../x" },
         { $0.commandLine.directory = "/\u{0}" }, { $0.commandLine.arguments.append("-append\u{0}") },
         { $0.commandLine.arguments = [] }, { $0.sizes = ["a\u{0}": 1] }, { $0.sizes = ["a": .max] },
-        { $0.standards = ["nic mac": "\u{1}"] }, { $0.memory = .max },
+        { $0.standards = ["nic mac": "\u{1}"] }, { $0.memory = .max }, { $0.memory = 1 << 46 },
         { $0.files = [.init(path: "/a\u{0}b", size: 1, digest: digest)] },
         { $0.files = [.init(path: "/a", size: 1, digest: "../../etc/shadow")] },
         { $0.files = [.init(path: "/a", size: 1, digest: digest), .init(path: "/a", size: 1, digest: digest)] },
