@@ -186,6 +186,11 @@ def markdown(results):
     return "\n".join(lines + [""] + [f"{index + 1}. {words}" for index, words in enumerate(notes)])
 
 
+def moves_nothing(found):
+    outcomes = [found[name] for name, *_ in SCENARIOS if name in found]
+    return bool(outcomes) and all(outcome.startswith("refused") for outcome in outcomes)
+
+
 def write(path, results):
     with open(path, "w", encoding="utf-8") as file:
         json.dump(results, file, indent=1)
@@ -215,10 +220,12 @@ def main():
         found = results.setdefault(pair, {})
         if options.only in (None, "scenarios"):
             found.update(scenarios(crossdock, files, versions))
-        # Where QEMU itself moves nothing, the suites have nothing to move either.
-        if found and all(outcome.startswith("refused") for outcome in found.values()):
+        # Where QEMU itself moves nothing, the suites have nothing to move either; they go both ways.
+        if moves_nothing(found):
             continue
-        if options.only in (None, "suites"):
+        if moves_nothing(results.get(":".join(reversed(versions)), {})):
+            found["suites"] = "not run: QEMU moves nothing back"
+        elif options.only in (None, "suites"):
             found.update(suites(versions, logs))
         if options.only in (None, "faults"):
             found.update(faults(crossdock, files, versions))
