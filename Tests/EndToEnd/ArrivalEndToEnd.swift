@@ -49,7 +49,8 @@ struct ArrivalEndToEnd {
             "-monitor", "unix:\(lab.directory.file("human.sock")),server=on,wait=off",
         ]
         try await lab.startIdleGuest(disks: [disk], more: more)
-        let migration = try lab.beginMigration(more: ["--bandwidth", "1000000"])
+        // Long enough for all looks, also on a busy machine.
+        let migration = try lab.beginMigration(more: ["--bandwidth", "200000"])
         try await migration.wait(for: "the copy") { migration.output.contains("copying disks") }
         let state = lab.state("b")
         let hidden = sockets(below: state)
@@ -57,7 +58,8 @@ struct ArrivalEndToEnd {
         #expect(hidden.count == 5, "\(hidden)")
         for path in hidden { #expect(try await !answers(path, lab), "\(path)") }
         let record = try #require(try lab.guests("b").load("web1"))
-        let shown = await lab.guests("b").state(of: record, on: lab.loop)
+        let (store, loop) = (lab.guests("b"), lab.loop)
+        let shown = try await loop.run { await store.state(of: record, on: loop) }
         #expect(shown == "arriving")
         let result = try await migration.finish(seconds: 120)
         #expect(result.code == 0, "\(result.all)")
