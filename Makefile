@@ -1,6 +1,6 @@
 # The front door: `make demo` and `make test` do everything that they need on a fresh Debian machine with Swift.
 CONFIGURATION ?= debug
-WIDTH ?= 6
+WIDTH ?= 4
 FUZZ_SECONDS ?= 60
 SWIFT_SOURCES = Sources Tests Benchmarks Fuzz Package.swift
 

@@ -277,7 +277,7 @@ struct GuestStateEndToEnd {
             let drives = try await lab.monitor(side) { try await $0.execute("query-block").array }
             return drives.compactMap { $0["inserted"]?["image"]?["virtual-size"]?.integer }.first.map(Int.init)
         }
-        let migration = try lab.beginMigration(more: ["--bandwidth", "4000000"])
+        let migration = try lab.beginMigration(more: ["--bandwidth", "1500000"])
         // The offer has the size by then, and the rehearsal is still to come.
         try await migration.wait(for: "the offer") { !DurableFile.list("\(lab.state("b"))/migrations").isEmpty }
         try? await execute(lab, "block_resize", ["device": "virtio0", "size": .integer(64 << 20)])

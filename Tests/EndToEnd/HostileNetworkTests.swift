@@ -47,7 +47,7 @@ struct HostileNetworkTests {
         let disk = try await lab.makeImage("disk.raw", megabytes: 32, data: 16)
         try await lab.startIdleGuest(disks: [disk])
         try await lab.startDestination()
-        let migration = try lab.beginMigration(more: ["--bandwidth", "4000000"])
+        let migration = try lab.beginMigration(more: ["--bandwidth", "500000"])
         try await migration.wait(for: "the copy") { migration.output.contains("copying disks") }
         let id = DurableFile.list("\(lab.state("a"))/migrations").first ?? ""
         let other = try lab.pki.issue("other", hosts: ["other"])

@@ -145,7 +145,7 @@ struct OwnershipEndToEnd {
         try await lab.startDestination()
         let disk = try await lab.makeImage("disk.raw", megabytes: 64, data: 16)
         try await lab.startIdleGuest(disks: [disk])
-        let migration = try lab.beginMigration(more: ["--bandwidth", "4000000"])
+        let migration = try lab.beginMigration(more: ["--bandwidth", "1500000"])
         try await migration.wait(for: "the copy") { migration.output.contains("copying disks") }
         for process in Lab.processes(containing: "source-watchdog") where process.line.contains(lab.state("a")) {
             kill(process.pid, SIGKILL)
@@ -178,7 +178,7 @@ struct OwnershipEndToEnd {
         try await lab.startDestination()
         let disk = try await lab.makeImage("disk.raw", megabytes: 64, data: 16)
         try await lab.startIdleGuest(disks: [disk])
-        let migration = try lab.beginMigration(more: ["--bandwidth", "4000000"])
+        let migration = try lab.beginMigration(more: ["--bandwidth", "1500000"])
         try await migration.wait(for: "the copy") { migration.output.contains("copying disks") }
         for process in Lab.processes(containing: "source-watchdog") where process.line.contains(lab.state("a")) {
             kill(process.pid, SIGKILL)

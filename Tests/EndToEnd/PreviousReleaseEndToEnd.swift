@@ -53,7 +53,7 @@ struct PreviousReleaseEndToEnd {
         try await lab.startDestination(program: Self.program)
         let disk = try await lab.makeImage("disk.raw", megabytes: 48, data: 16)
         try await lab.startIdleGuest(disks: [disk])
-        let migration = try lab.beginMigration(more: ["--bandwidth", "4000000"])
+        let migration = try lab.beginMigration(more: ["--bandwidth", "1500000"])
         try await migration.wait(for: "the copy") { migration.output.contains("copying disks") }
         try await lab.monitor("a") { try await $0.pause() }
         let result = try await migration.finish(seconds: 120)

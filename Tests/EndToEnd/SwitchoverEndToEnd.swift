@@ -62,7 +62,7 @@ struct SwitchoverEndToEnd {
         try await lab.startDestination()
         let disk = try await lab.makeImage("disk.raw", megabytes: 64, data: 16)
         try await lab.startLinuxGuest(disks: [disk])
-        let migration = try lab.beginMigration(more: ["--bandwidth", "4000000"])
+        let migration = try lab.beginMigration(more: ["--bandwidth", "1500000"])
         try await migration.wait(for: "the copy") { migration.output.contains("copying disks") }
         try await lab.monitor("a") { _ = try await $0.execute("stop") }
         let agent = try lab.sourceAgent()
