@@ -20,7 +20,7 @@ struct GuestStateEndToEnd {
         let migration: ChildProcess
     }
 
-    private func begin(_ lab: Lab, disk: String, bandwidth: Int = 4_000_000) async throws -> Copying {
+    private func begin(_ lab: Lab, disk: String, bandwidth: Int = 2_000_000) async throws -> Copying {
         let report = lab.directory.file("report.json")
         let migration = try lab.beginMigration(more: ["--bandwidth", "\(bandwidth)", "--report", report])
         try await migration.wait(for: "the copy") { migration.output.contains("copying disks") }
