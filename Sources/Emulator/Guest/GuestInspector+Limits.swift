@@ -2,11 +2,10 @@ internal import IO
 
 /// I/O limits that were set at run time: with `block_set_io_throttle`, or in a throttle group.
 extension GuestInspector {
-    /// One limit: as `query-block` has it, as `-drive` has it, and as `-drive` had it before QEMU 2.0 and still takes it.
+    /// One limit: as `query-block` has it and `-drive` in its old form, and as `-drive` has it.
     private struct Limit {
         let state: String
         let option: String
-        let short: String
         /// What it is when nobody has set it.
         var initial: Int64 = 0
 
@@ -15,11 +14,10 @@ extension GuestInspector {
             let (long, number) = (suffix.replacing("_", with: "-"), suffix == "_max_length" ? 1 : 0)
             state = kind + direction + suffix
             option = "\(kind)-\(words[direction] ?? "")\(long)"
-            short = state
             initial = Int64(number)
         }
 
-        private init(state: String, option: String) { (self.state, self.option, short) = (state, option, state) }
+        private init(state: String, option: String) { (self.state, self.option) = (state, option) }
 
         static let all: [Limit] =
             ["bps", "iops"].flatMap { kind in
@@ -52,7 +50,7 @@ extension GuestInspector {
             }
             var settings = try BlockOptions(parsing: options[index].argument ?? "")
             func given(_ limit: Limit) -> Int64 {
-                (settings["throttling.\(limit.option)"] ?? settings[limit.short]).flatMap { Int64($0) } ?? limit.initial
+                (settings["throttling.\(limit.option)"] ?? settings[limit.state]).flatMap { Int64($0) } ?? limit.initial
             }
             let group = medium["group"]?.string
             let givenGroup = settings["throttling.group"] ?? settings["group"]
@@ -60,7 +58,7 @@ extension GuestInspector {
             if isSameGroup, Limit.all.allSatisfy({ given($0) == now($0) }) { continue }
             for limit in Limit.all {
                 settings.remove("throttling.\(limit.option)")
-                settings.remove(limit.short)
+                settings.remove(limit.state)
             }
             for key in ["throttling.group", "group"] { settings.remove(key) }
             for limit in set { settings.set("throttling.\(limit.option)", .string("\(now(limit))")) }

@@ -57,6 +57,22 @@ final class BoundProcess: Sendable {
         }
     }
 
+    /// Waits for its end. Blocks.
+    ///
+    /// - Parameter limit: how long; then it is killed, and what it left is removed.
+    /// - Returns: its exit code; nil when it had to be killed.
+    func waitForEnd(_ limit: Duration) -> Int32? {
+        let end = ContinuousClock.now + limit
+        while true {
+            if let code = exitCode() { return code }
+            guard ContinuousClock.now < end else {
+                kill()
+                return nil
+            }
+            usleep(1_000)
+        }
+    }
+
     /// Whether it has ended.
     func hasEnded() -> Bool { exitCode() != nil }
 

@@ -37,17 +37,12 @@ public enum GuestScope {
         do {
             return try await BlockingPool.shared.run {
                 let helper = try BoundProcess(command, directory: try BoundProcess.makeDirectory())
-                let end = ContinuousClock.now + .seconds(10)
-                while helper.exitCode() == nil {
-                    guard ContinuousClock.now < end else {
-                        helper.kill()
-                        return
-                            "Guest '\(guest)' stays in the unit of whoever started it: systemd did not answer within 10 s"
-                    }
-                    usleep(1_000)
+                guard let code = helper.waitForEnd(.seconds(10)) else {
+                    return
+                        "Guest '\(guest)' stays in the unit of whoever started it: systemd did not answer within 10 s"
                 }
                 defer { helper.clear() }
-                guard helper.exitCode() != 0, process.isRunning else { return nil }
+                guard code != 0, process.isRunning else { return nil }
                 return
                     "Guest '\(guest)' stays in the unit of whoever started it: systemd gives it no scope: \(helper.words)"
             }

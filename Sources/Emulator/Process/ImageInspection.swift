@@ -1,4 +1,3 @@
-internal import Glibc
 internal import IO
 
 /// What `qemu-img info` says of an image, which is not opened for writing.
@@ -19,17 +18,12 @@ enum ImageInspection {
             arguments + [image.path],
             directory: try BoundProcess.makeDirectory()
         )
-        let end = ContinuousClock.now + .seconds(30)
-        while process.exitCode() == nil {
-            guard ContinuousClock.now < end else {
-                process.kill()
-                throw GuestError("qemu-img did not say within 30 s what is in \(image.path)")
-            }
-            usleep(1_000)
+        guard let code = process.waitForEnd(.seconds(30)) else {
+            throw GuestError("qemu-img did not say within 30 s what is in \(image.path)")
         }
         defer { process.clear() }
         let said = (try DurableFile.read("\(process.directory)/log")) ?? []
-        guard process.exitCode() == 0, let start = said.firstIndex(of: UInt8(ascii: "{")) else {
+        guard code == 0, let start = said.firstIndex(of: UInt8(ascii: "{")) else {
             throw GuestError("qemu-img cannot read \(image.path): \(process.words)")
         }
         let information = try JSONValue(parsing: Array(said[start...]))

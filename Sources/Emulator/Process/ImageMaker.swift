@@ -60,17 +60,8 @@ public enum ImageMaker {
             DurableFile.remove(directory)
             throw error
         }
-        let end = ContinuousClock.now + .seconds(300)
-        while true {
-            if let code = process.exitCode() {
-                defer { process.clear() }
-                return code == 0 ? nil : process.lastWords ?? "it ended with code \(code)"
-            }
-            if ContinuousClock.now > end {
-                process.kill()
-                return "it did not end within 300 s"
-            }
-            usleep(1_000)
-        }
+        guard let code = process.waitForEnd(.seconds(300)) else { return "it did not end within 300 s" }
+        defer { process.clear() }
+        return code == 0 ? nil : process.lastWords ?? "it ended with code \(code)"
     }
 }
