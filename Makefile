@@ -4,7 +4,7 @@ WIDTH ?= 4
 FUZZ_SECONDS ?= 60
 SWIFT_SOURCES = Sources Tests Benchmarks Fuzz Package.swift
 
-.PHONY: all setup qemus previous build release lint fmt test model faults units matrix demo bench soak tsan clean
+.PHONY: all setup qemus previous build release package deb install package-test lint fmt test model faults units evacuation matrix demo bench soak tsan clean
 
 all: build
 
@@ -26,10 +26,28 @@ build: setup
 release: setup
 	swift build -c release --product crossdock
 
+# The Debian package, with the Swift runtime linked in: .build/deb/crossdock_VERSION_ARCHITECTURE.deb.
+package: setup
+	deploy/package/build
+
+deb: package
+
+# The same files elsewhere: make install PREFIX=/usr/local DESTDIR=... ; units and configuration go below PREFIX/lib and /etc.
+PREFIX ?= /usr/local
+install: setup
+	swift build -c release --static-swift-stdlib --product crossdock --scratch-path .build/package -debug-info-format none -Xlinker -z -Xlinker now
+	deploy/package/install .build/package/release/crossdock $(PREFIX) $(DESTDIR)
+
+# The package in fresh Debian systems of two releases; needs root, takes minutes, and longer the first time.
+package-test: package
+	Tests/Package/roots
+	python3 Tests/Package/package.py .build/deb/crossdock_*.deb .cache/package .cache/guest .build/package/release/crossdock
+	python3 Tests/Package/getting_started.py docs/getting-started.md .build/deb/crossdock_*.deb .cache/package
+
 lint: setup
 	swift format lint --strict --recursive --parallel $(SWIFT_SOURCES)
-	python3 -m py_compile deploy/demo/*.py Benchmarks/*.py Tests/EndToEnd/*.py Tests/Faults/*.py Tests/Matrix/*.py Tests/Units/*.py
-	sh -n deploy/setup && sh -n Fuzz/run && sh -n docs/model/check && sh -n docs/model/transitions && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n deploy/guest/init-agent && sh -n deploy/guest/init-devices && sh -n deploy/qemu && sh -n deploy/previous-release && sh -n .ci/run && sh -n Tests/Matrix/pairs && sh -n Tests/Units/image && sh -n Tests/Units/initrd
+	python3 -m py_compile deploy/demo/*.py Benchmarks/*.py Tests/EndToEnd/*.py Tests/Faults/*.py Tests/Matrix/*.py Tests/Units/*.py Tests/Evacuation/*.py Tests/Package/*.py deploy/package/*.py
+	sh -n deploy/setup && sh -n Fuzz/run && sh -n docs/model/check && sh -n docs/model/transitions && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n deploy/guest/init-agent && sh -n deploy/guest/init-devices && sh -n deploy/qemu && sh -n deploy/previous-release && sh -n .ci/run && sh -n Tests/Matrix/pairs && sh -n Tests/Units/image && sh -n Tests/Units/initrd && sh -n Tests/Package/roots && sh -n deploy/package/build && sh -n deploy/package/install
 
 fmt:
 	swift format --in-place --recursive --parallel $(SWIFT_SOURCES)
@@ -62,6 +80,12 @@ units: release
 	Tests/Units/image
 	python3 Tests/Units/units.py .build/release/crossdock .cache/units
 
+# Three hosts in namespaces: one is emptied with its coordinator killed in the middle, and everyone comes home; then the coordinator is killed
+# before and after each record of its plan. Needs root, takes minutes.
+evacuation: release
+	python3 Tests/Evacuation/evacuation.py .build/release/crossdock .cache/guest
+	python3 Tests/Evacuation/records.py .build/release/crossdock
+
 demo: release
 	python3 deploy/demo/demo.py .build/release/crossdock .cache/guest
 
@@ -71,6 +95,8 @@ bench: release
 	Benchmarks/channels
 	python3 Benchmarks/rehearsal.py .build/release/crossdock
 	python3 Benchmarks/export.py .build/release/crossdock
+	python3 Benchmarks/evacuation.py .build/release/crossdock .cache/guest
+	python3 Benchmarks/attack.py .build/release/crossdock
 
 # What takes too long for every run of the tests: 2^24 records over one session, and the fuzzers.
 soak: release

@@ -45,10 +45,15 @@ let package = Package(
             dependencies: ["Migration", "NBD", "Emulator", "TLS", "IO", "CLinux"],
             swiftSettings: settings
         ),
+        .target(
+            name: "Fleet",
+            dependencies: ["Migration", "TLS", "IO", "CLinux", "CSSH"],
+            swiftSettings: settings
+        ),
         .executableTarget(
             name: "crossdock",
             dependencies: [
-                "Source", "Destination", "Migration", "NBD", "Emulator", "TLS", "IO", "CLinux",
+                "Source", "Destination", "Fleet", "Migration", "NBD", "Emulator", "TLS", "IO", "CLinux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: settings
@@ -118,13 +123,18 @@ let package = Package(
             swiftSettings: settings
         ),
         .testTarget(
+            name: "FleetTests",
+            dependencies: ["Fleet", "Migration", "TLS", "IO", "TestSupport", "crossdock"],
+            swiftSettings: settings
+        ),
+        .testTarget(
             name: "Interop",
             dependencies: ["NBD", "TLS", "IO", "TestSupport", "crossdock"],
             swiftSettings: settings
         ),
         .testTarget(
             name: "EndToEnd",
-            dependencies: ["Migration", "NBD", "Emulator", "TLS", "IO", "TestSupport", "crossdock"],
+            dependencies: ["Source", "Migration", "NBD", "Emulator", "TLS", "IO", "TestSupport", "crossdock"],
             exclude: ["https.py"],
             swiftSettings: settings
         ),

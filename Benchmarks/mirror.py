@@ -147,7 +147,7 @@ class Bench:
             return self.figures(report["phases_ms"]["disks"] / 1000, sum(split.values()))
         finally:
             for side in ("/a", "/b"):
-                subprocess.run([self.crossdock, "guest", "stop", "bench", "--state-dir", work + side], check=False,
+                subprocess.run([self.crossdock, "guest", "stop", "bench", "--force", "--state-dir", work + side], check=False,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             agent.send_signal(signal.SIGTERM)
             agent.wait()

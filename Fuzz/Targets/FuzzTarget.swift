@@ -1,5 +1,6 @@
 internal import Glibc
 internal import IO
+internal import Migration
 internal import TLS
 internal import TestSupport
 
@@ -35,6 +36,8 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
     case control
     /// What another host offers, up to the command line of the blank copy.
     case offer
+    /// The table of what a destination has of a disk: how many chunks, how long each frame is, and the frames.
+    case seedTable = "seed-table"
 
     /// Runs the decoder on an input.
     public func run(_ input: UnsafeRawBufferPointer) {
@@ -52,6 +55,7 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
         case .qmp: EmulatorFuzz.monitor(Array(input))
         case .control: ControlFuzz.conversation(input)
         case .offer: OfferFuzz.offer(String(decoding: input, as: UTF8.self))
+        case .seedTable: seedTable(Array(input))
         case .commandLine: EmulatorFuzz.commandLine(String(decoding: input, as: UTF8.self))
         }
     }
@@ -63,6 +67,26 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
         let store = ObjectStore()
         guard (try? store.add(description)) != nil else { return }
         _ = try? store.authorizer(description.id).allows(["CN=host", "DNS:host"])
+    }
+
+    private func seedTable(_ input: [UInt8]) {
+        guard input.count > 3 else { return }
+        let (chunks, length) = (Int(input[0]) << 8 | Int(input[1]), Int(input[2]) + 1)
+        var table = SeedTable(chunks: chunks)
+        var rest = input.dropFirst(3)
+        while !rest.isEmpty {
+            let before = table.end
+            guard (try? table.append(Array(rest.prefix(length)))) != nil else {
+                precondition(table.end == before, "a frame that is none was taken")
+                return
+            }
+            precondition(table.end > before && table.end <= chunks, "a table is longer than its disk")
+            for chunk in [before, table.end - 1] {
+                precondition(table.withDigest(of: chunk) { $0.count } == 16, "a chunk that was told is not known")
+            }
+            precondition(table.withDigest(of: table.end) { $0.count } == nil, "a chunk that was not told is known")
+            rest = rest.dropFirst(length)
+        }
     }
 
     private func frame(_ input: UnsafeRawBufferPointer) {

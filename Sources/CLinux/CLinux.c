@@ -3,6 +3,7 @@
 #include <linux/rtnetlink.h>
 #include <linux/sock_diag.h>
 #include <linux/unix_diag.h>
+#include <sys/timex.h>
 #include <sys/mman.h>
 #include "CLinux.h"
 #include "Confinement.h"
@@ -13,6 +14,7 @@
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <linux/magic.h>
+#include <linux/openat2.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -112,7 +114,9 @@ int xd_eventfd_drain(int fd) {
     return read(fd, &value, sizeof value) == sizeof value ? 0 : -1;
 }
 
-int xd_accept(int fd) { return accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK); }
+int xd_accept(int fd, void *peer, uint32_t *length) {
+    return accept4(fd, peer, length, SOCK_CLOEXEC | SOCK_NONBLOCK);
+}
 int xd_socket(int domain, int type) { return socket(domain, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0); }
 int xd_socketpair(int descriptors[2]) {
     return socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, descriptors);
@@ -483,6 +487,13 @@ void xd_raise_descriptor_limit(void) {
     }
 }
 
+int xd_clock_is_synchronised(void) {
+    struct timex state = {0};
+    int code = adjtimex(&state);
+    if (code < 0) return -1;
+    return code != TIME_ERROR && !(state.status & STA_UNSYNC);
+}
+
 int xd_terminal_width(int fd) {
     struct winsize size;
     return ioctl(fd, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
@@ -514,6 +525,27 @@ int xd_rename_no_replace(int old_directory, const char *old_name, int new_direct
 int xd_is_immutable(int fd) {
     int flags = 0;
     return ioctl(fd, FS_IOC_GETFLAGS, &flags) == 0 && flags & (FS_IMMUTABLE_FL | FS_APPEND_FL);
+}
+
+int xd_is_only_opener(int fd) {
+    // Whoever opens the file meanwhile waits, and this process is told by a signal: one that is ignored, not SIGIO, which would end it.
+    if (fcntl(fd, F_SETSIG, SIGURG) < 0 || fcntl(fd, F_SETLEASE, F_WRLCK) < 0) return -1;
+    return fcntl(fd, F_SETLEASE, F_UNLCK);
+}
+
+int xd_clone(int target, int source) { return ioctl(target, FICLONE, source); }
+
+ssize_t xd_copy_range(int source, int target, off_t offset, size_t count) {
+    off_t from = offset, to = offset;
+    return copy_file_range(source, &from, target, &to, count, 0);
+}
+
+int xd_open_beneath(int directory, const char *path) {
+    struct open_how how = {
+        .flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK,
+        .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS,
+    };
+    return (int)syscall(SYS_openat2, directory, path, &how, sizeof how);
 }
 
 void *xd_secret_pages(size_t length) {

@@ -37,6 +37,14 @@ public final class DestinationAgent: @unchecked Sendable {
         public var policy = GuestPolicy()
         /// The users that guests get, one each, where the agent may give them; nil for its own.
         public var guestUsers: ClosedRange<UInt32>? = GuestUsers.defaultRange
+        /// What moves guests away that their home asks for; nil for an agent that sends none back.
+        public var sendAway: SendAway?
+        /// What examines this host for others; nil for an agent that examines nothing.
+        public var examineHost: ExamineHost?
+        /// What takes the list of the fleet over; nil for an agent of no fleet.
+        public var takeMembers: TakeMembers?
+        /// What issues a member's next certificate; nil for an agent whose host has no authority.
+        public var renewCertificate: RenewCertificate?
         /// What the operator reads.
         public var log: Log
 
@@ -89,6 +97,10 @@ public final class DestinationAgent: @unchecked Sendable {
     /// Connections that have not said HELLO.
     private var unproven = UnprovenConnections(limit: PeerLimits.unprovenConnections)
     private var refusals = LogLimit()
+    /// The order in which reservations are made durable.
+    let reservationLock = AsyncLock()
+    /// Whose switchover it is.
+    let turns: SwitchoverTurns
     private let stateLock: FileLock
     /// Gives each guest a user; nil where that cannot be.
     private let users: GuestUsers?
@@ -98,12 +110,14 @@ public final class DestinationAgent: @unchecked Sendable {
         self.loop = loop
         self.dataLoops = dataLoops
         stateLock = lock
+        turns = SwitchoverTurns(on: loop)
         users = Self.users(configuration)
         guests = GuestStore(stateDirectory: configuration.stateDirectory)
         migrations = MigrationStore(stateDirectory: configuration.stateDirectory)
     }
 
     var log: Log { configuration.log }
+    var reservationFile: ReservationFile { ReservationFile(stateDirectory: configuration.stateDirectory) }
     private var access: AccessControl {
         AccessControl(objects: configuration.objects, authorization: configuration.authorization)
     }
@@ -116,10 +130,10 @@ public final class DestinationAgent: @unchecked Sendable {
     ///
     /// - Throws: `MigrationError`, `FileError` or `ChannelError` naming the directory or the address that cannot be used.
     public static func start(_ configuration: Configuration) async throws -> DestinationAgent {
-        xd_raise_descriptor_limit()
+        DescriptorBudget.raise()
         try checkConfinement(configuration)
         try DurableFile.makeDirectory(configuration.stateDirectory)
-        try DurableFile.makeDirectory(configuration.imageDirectory)
+        try ImageDirectory.prepare(configuration.imageDirectory, stateDirectory: configuration.stateDirectory)
         let lock = try await stateLock(configuration)
         let loop = EventLoop(name: "control")
         let data = EventLoopGroup(name: "data")
@@ -156,6 +170,12 @@ public final class DestinationAgent: @unchecked Sendable {
         policy.user = try await BlockingPool.shared.run { try users.take() }
         policy.roots = [configuration.stateDirectory, configuration.imageDirectory]
         return policy
+    }
+
+    /// As whom QEMUs of guests attach to taps.
+    var tapUser: TapUser {
+        if users != nil { return .itsOwn }
+        return configuration.confinement.strictness == .off && geteuid() == 0 ? .everything : .user(geteuid())
     }
 
     /// Says once what this host lacks, or ends here.
@@ -209,6 +229,7 @@ public final class DestinationAgent: @unchecked Sendable {
 
     private func listen() async throws {
         ledger = try await readLedger()
+        await restoreReservations()
         await restore()
         let control = try await listener("control", or: configuration.listen)
         self.control = control
@@ -217,6 +238,7 @@ public final class DestinationAgent: @unchecked Sendable {
         var limits = NBDServer.Limits()
         limits.connections = PeerLimits.allDiskConnections
         limits.connectionsForPeer = PeerLimits.diskConnections
+        limits.payloadForPeer = PeerLimits.diskPayload
         limits.connectionsToExport = PeerLimits.connectionsToExport
         let server = NBDServer(
             exports: exports,
@@ -246,7 +268,15 @@ public final class DestinationAgent: @unchecked Sendable {
     /// The socket that systemd opened under this name (FileDescriptorName= of a socket unit), or one of our own.
     private func listener(_ name: String, or address: SocketAddress) async throws -> Listener {
         if let inherited = try NetworkListener.inherited(named: name, loop: loop)?.listeners.first { return inherited }
-        return try await Listener.listen(on: address, loop: loop)
+        do { return try await Listener.listen(on: address, loop: loop) } catch let error as ChannelError
+            where error.number == EADDRINUSE
+        {
+            let option = name == "nbd" ? "--nbd-listen" : "--listen"
+            throw MigrationError(
+                .failed,
+                "\(error); another program has this port, 'ss -ltnp' shows which. End that, or name another port with \(option)"
+            )
+        }
     }
 
     /// Takes up the migrations that an earlier agent of this state directory did not finish.
@@ -374,6 +404,16 @@ public final class DestinationAgent: @unchecked Sendable {
             }
             base.limitUnsent(256 << 10)
             try await migration.serveStream(connection)
+        case .host:
+            do { try accounts.beginHost(peer.name) } catch { return try await connection.send(.abort("\(error)")) }
+            defer { accounts.endHost(peer.name) }
+            try await HostConversation(self, peer, evacuation: hello.migration, connection).serve()
+        case .seed:
+            guard let migration = incoming[hello.migration], migration.peer.name == peer.name else {
+                try await connection.send(.abort("There is no such migration here"))
+                return
+            }
+            try await migration.serveSeed(hello.index, connection)
         }
     }
 
@@ -389,6 +429,20 @@ public final class DestinationAgent: @unchecked Sendable {
             throw error
         }
     }
+
+    /// A source that offers a guest anew has given up what it had begun: its earlier migrations of the guest are not waited for.
+    func endAbsences(of peer: TLSPeer, guest: String, but id: String) async {
+        for migration in incoming.values
+        where migration.id != id && migration.peer.name == peer.name && migration.offer?.guest == guest
+            // One that is busy is at work for its source, and must not be waited for: it may be waiting for this one.
+            && migration.handover.waitsForSource
+        {
+            await migration.endAbsence("before it offered the guest anew")
+        }
+    }
+
+    /// The migrations that this agent has to do with.
+    var arrivals: [IncomingMigration] { Array(incoming.values) }
 
     /// Nothing is left to do for a migration.
     func forget(_ migration: IncomingMigration) {

@@ -2,6 +2,7 @@ internal import CLinux
 internal import Emulator
 internal import Glibc
 internal import IO
+internal import Migration
 
 /// What a command line wants of this host besides files: ports that must be free, interfaces that must be there.
 struct HostResources: Sendable {
@@ -18,25 +19,27 @@ struct HostResources: Sendable {
     /// Why the guest cannot have what it wants; empty when it can. Blocks: it resolves names.
     ///
     /// - Parameter abandonment: when that has happened nobody wants to know any more.
-    func problems(until abandonment: Abandonment) -> [String] {
-        var problems: [String] = []
+    func problems(until abandonment: Abandonment) -> [Obstacle] {
+        var problems: [Obstacle] = []
         for endpoint in listeners where !abandonment.hasHappened {
             // Where QEMU may have one of several ports, it looks for a free one itself.
             guard let ports = endpoint.ports, ports.count == 1, let port = ports.first else { continue }
             if let reason = Self.refusal(endpoint, port) {
-                problems.append("The port \(port) of \(endpoint.option) cannot be opened on this host: \(reason)")
+                problems.append(
+                    .init(.listeners, "The port \(port) of \(endpoint.option) cannot be opened on this host: \(reason)")
+                )
             }
         }
         for name in interfaces {
-            problems.append(
+            let reason =
                 DurableFile.exists("/sys/class/net/\(name)")
-                    ? "The network bridge '\(name)' would be joined by QEMU's helper, which a guest of another host may not start; "
-                        + "give it a tap interface (-netdev tap,ifname=)"
-                    : "The network bridge '\(name)' is not there on this host"
-            )
+                ? "The network bridge '\(name)' would be joined by QEMU's helper, which a guest of another host may not start; "
+                    + "give it a tap interface (-netdev tap,ifname=), or start the move with --network \(name)=BRIDGE"
+                : "The network bridge '\(name)' is not there on this host; the move can be started with --network \(name)=BRIDGE"
+            problems.append(.init(.network, reason))
         }
         for path in Set(hugePages).sorted() where xd_is_huge_page_file_system(path) != 1 {
-            problems.append("The directory \(path) is no file system of huge pages on this host")
+            problems.append(.init(.memory, "The directory \(path) is no file system of huge pages on this host"))
         }
         return problems
     }

@@ -64,7 +64,10 @@ final class IncomingDisks: @unchecked Sendable {
     func readCopied() async throws {
         await endSettling()
         occasion = .running
+        await images.endTables()
         try await images.updateDigests(.running)
+        // What was there already is not what was written here: it may have been damaged since it was read.
+        if try await images.compareSeeds() { try await images.updateDigests(.running) }
         settle()
     }
 
@@ -105,6 +108,11 @@ final class IncomingDisks: @unchecked Sendable {
 
     /// What is wrong with the disks; nil when they are what the source has sent.
     func flaw(_ expected: [String: String]) async -> String? {
+        let displaced = images.displaced()
+        guard displaced.isEmpty else {
+            return
+                "The image \(displaced.joined(separator: ", ")) on the destination was moved or replaced while the guest was on its way"
+        }
         guard let readingBack else { return nil }
         do {
             try await readingBack.value

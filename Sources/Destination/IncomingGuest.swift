@@ -21,6 +21,8 @@ final class IncomingGuest: @unchecked Sendable {
     private(set) var record: GuestRecord?
     /// How it stood when the migration stopped it, if that is how it shall stand here; nil for a guest that shall run.
     var standsAs: RunState?
+    /// Whether it is off, and its QEMU ends when it belongs to this host.
+    var isOff = false
     /// Is told, in QEMU's words, when QEMU ends, and whether that is what a broken stream makes of it.
     var onEnd: ((String, Bool) -> Void)?
     private let store: GuestStore
@@ -61,15 +63,24 @@ final class IncomingGuest: @unchecked Sendable {
     var isRunning: Bool { record?.process?.isRunning == true }
     private var words: String { EmulatorProcess.tail(of: store.log(of: name)) }
 
+    /// Where its displays and the like listen; nil when that is not known.
+    private(set) var listeners: [GuestListener]?
+
     func keep(_ secrets: [String: SecretBytes]) { self.secrets = secrets }
     func forgetSecrets() { secrets = [:] }
+    /// Notes the lineages of its disks by the paths of their images; `admit` makes that durable.
+    func keep(lineages: [String: [String]]) {
+        if !lineages.isEmpty { record?.lineages = lineages }
+    }
 
     // MARK: Starting
 
     /// Starts a QEMU that waits.
     func start(_ record: GuestRecord) async throws {
         self.record = record
-        _ = try await startEmulator()
+        let monitor = try await startEmulator()
+        // Unix sockets have other places here, and nobody else can have taken them.
+        listeners = await monitor.listeners().filter(\.isOnNetwork)
     }
 
     private func startEmulator() async throws -> QMPClient {
@@ -240,7 +251,16 @@ final class IncomingGuest: @unchecked Sendable {
             try await resume(monitor)
         }
         record.released = nil
-        try store.save(record)
+        if isOff {
+            closeMonitor()
+            log(
+                .info,
+                "guest '\(name)' is off, as it was where it came from; 'crossdock guest start \(name)' starts it"
+            )
+            try await store.switchOff(&record)
+        } else {
+            try store.save(record)
+        }
         self.record = record
     }
 

@@ -18,8 +18,36 @@ final class IncomingImages: @unchecked Sendable {
         /// The image, open; nil for one that an earlier agent made in another format than raw.
         let open: DiskImage?
         let digests: ChunkDigests
+        /// Set for one that had contents when the migration began.
+        var seed: SeedServing?
+        /// Which file it is.
+        let identity: ImageIdentity?
+
+        init(
+            disk: Message.Offer.Disk,
+            path: String,
+            export: Export,
+            isDevice: Bool,
+            open: DiskImage?,
+            digests: ChunkDigests,
+            seed: SeedServing? = nil
+        ) {
+            self.disk = disk
+            self.path = path
+            self.export = export
+            self.isDevice = isDevice
+            self.open = open
+            self.digests = digests
+            self.seed = seed
+            identity = ImageIdentity(of: path)
+        }
 
         var file: RawFile? { open?.contents as? RawFile }
+    }
+
+    /// The images that are not under their names any more, by their paths. QEMU opens them by these names when it goes on.
+    func displaced() -> [String] {
+        images.filter { $0.identity == nil || ImageIdentity(of: $0.path) != $0.identity }.map(\.path)
     }
 
     private(set) var images: [Image] = []
@@ -32,14 +60,35 @@ final class IncomingImages: @unchecked Sendable {
     private let generation: String
     /// How the programs are confined that make and open images.
     private let policy: ConfinementPolicy
+    let log: Log
+    /// The old images among them, by the disk's name.
+    var oldImages: [String: PlacedImage] = [:]
+    /// Whether what was there already was compared with what was told of it.
+    var areSeedsCompared = false
+    /// The passes that compare them, by the image's path.
+    var comparisons: [String: ChunkDigests.Pass] = [:]
+    /// How many bytes are still to be read back.
+    var staleBytes: UInt64 {
+        images.reduce(0) { sum, image in
+            let isCompared = image.seed == nil || areSeedsCompared
+            let rest =
+                isCompared
+                ? 0
+                : comparisons[image.path]?.rest(of: image.digests)
+                    ?? ChunkDigests.Pass(.comparison).rest(of: image.digests)
+            return sum + image.digests.staleBytes + rest
+        }
+    }
 
     init(
         directory: String,
         generation: String,
         exports: ExportTable,
         loops: EventLoopGroup,
-        policy: ConfinementPolicy
+        policy: ConfinementPolicy,
+        log: Log
     ) {
+        self.log = log
         self.policy = policy
         self.directory = directory
         self.generation = generation
@@ -67,12 +116,7 @@ final class IncomingImages: @unchecked Sendable {
         header: String?,
         for peer: TLSPeerName
     ) async throws {
-        let directory = directory
-        try await BlockingPool.shared.run { try DurableFile.makeDirectory(directory) }
-        var status = stat()
-        guard lstat(directory, &status) == 0, status.st_mode & S_IFMT == S_IFDIR else {
-            throw GuestError("\(directory) is no directory of its own; a link would lead the images elsewhere")
-        }
+        try await makeDirectory()
         let isDevice = Self.deviceSize(path) != nil
         guard isDevice || !DurableFile.exists(path) else {
             throw FileError.system("create the image \(path)", EEXIST)
@@ -107,8 +151,17 @@ final class IncomingImages: @unchecked Sendable {
         }
     }
 
+    func makeDirectory() async throws {
+        let directory = directory
+        try await BlockingPool.shared.run { try DurableFile.makeDirectory(directory) }
+        var status = stat()
+        guard lstat(directory, &status) == 0, status.st_mode & S_IFMT == S_IFDIR else {
+            throw GuestError("\(directory) is no directory of its own; a link would lead the images elsewhere")
+        }
+    }
+
     /// A raw image, locked. A device may be larger than the disk.
-    private static func openRaw(
+    static func openRaw(
         _ disk: Message.Offer.Disk,
         _ path: String,
         _ isDevice: Bool,
@@ -122,7 +175,7 @@ final class IncomingImages: @unchecked Sendable {
         return file
     }
 
-    private func add(
+    func add(
         _ disk: Message.Offer.Disk,
         _ path: String,
         _ name: String,
@@ -130,13 +183,24 @@ final class IncomingImages: @unchecked Sendable {
         _ isDevice: Bool,
         _ open: DiskImage,
         _ digests: ChunkDigests,
-        _ peer: TLSPeerName
+        _ peer: TLSPeerName,
+        seed: SeedServing? = nil
     ) {
         let summary = "\(disk.name) of an incoming guest, generation \(generation)"
         let export = Export(name: name, summary: summary, backEnd: served) {
             $0?.name == peer ? .readWrite : .denied("It is of another migration")
         }
-        images.append(Image(disk: disk, path: path, export: export, isDevice: isDevice, open: open, digests: digests))
+        images.append(
+            Image(
+                disk: disk,
+                path: path,
+                export: export,
+                isDevice: isDevice,
+                open: open,
+                digests: digests,
+                seed: seed
+            )
+        )
         exports.addFenced(export)
     }
 
@@ -188,7 +252,8 @@ final class IncomingImages: @unchecked Sendable {
 
     /// The bytes of a block device; nil when the path leads to none.
     static func deviceSize(_ path: String) -> UInt64? {
-        let fd = Glibc.open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
+        guard let device = GuestDevice.path(of: path) else { return nil }
+        let fd = Glibc.open(device, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
         guard fd >= 0 else { return nil }
         defer { close(fd) }
         var size: UInt64 = 0
@@ -283,20 +348,10 @@ final class IncomingImages: @unchecked Sendable {
     func updateDigests(_ occasion: Occasion) async throws {
         for image in images {
             let (digests, path) = (image.digests, image.path)
+            // The source waits for the table, which reads the same.
+            if occasion == .copying, image.seed?.isDue == true { continue }
             if image.file != nil {
-                let pass = ChunkDigests.Pass(isSettledOnly: occasion == .copying)
-                try await withThrowingDiscardingTaskGroup { group in
-                    for _ in 0..<occasion.workers {
-                        group.addTask {
-                            // Others want the threads too, and theirs may be a guest that is paused.
-                            while !pass.isOver(digests), !self.mustStop {
-                                _ = try await occasion.pool.run {
-                                    try digests.update(from: path, in: pass, limit: 1024) { self.mustStop }
-                                }
-                            }
-                        }
-                    }
-                }
+                try await read(digests, path, occasion, .init(occasion == .copying ? .settled : .marked))
             } else if let contents = image.open?.contents, occasion != .copying {
                 try await loops.next().run {
                     try await digests.update(from: contents) { self.mustStop }
@@ -307,16 +362,37 @@ final class IncomingImages: @unchecked Sendable {
         }
     }
 
+    /// Has several threads share one pass over an image.
+    func read(
+        _ digests: ChunkDigests,
+        _ path: String,
+        _ occasion: Occasion,
+        _ pass: ChunkDigests.Pass
+    ) async throws {
+        try await withThrowingDiscardingTaskGroup { group in
+            for _ in 0..<occasion.workers {
+                group.addTask {
+                    // Others want the threads too, and theirs may be a guest that is paused.
+                    while !pass.isOver(digests), !self.mustStop {
+                        _ = try await occasion.pool.run {
+                            try digests.update(from: path, in: pass, limit: 1024) { self.mustStop }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     /// Empties the page cache of an image. QEMU does so when the guest is resumed, which takes 50 ms for each GiB that is
     /// cached: the guest would wait for that.
-    private static func dropCache(_ path: String) {
+    static func dropCache(_ path: String) {
         let fd = Glibc.open(path, O_RDONLY | O_CLOEXEC)
         guard fd >= 0 else { return }
         posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED)
         close(fd)
     }
 
-    private var mustStop: Bool { isStopped.load(ordering: .relaxed) || isPassUnwanted.load(ordering: .relaxed) }
+    var mustStop: Bool { isStopped.load(ordering: .relaxed) || isPassUnwanted.load(ordering: .relaxed) }
 
     /// Lets every pass end early from now on, since their results are no longer wanted. From any thread.
     func stopDigests() { isStopped.store(true, ordering: .relaxed) }
@@ -380,7 +456,10 @@ final class IncomingImages: @unchecked Sendable {
     /// Ends the exports without touching the images.
     func forget() async {
         await closeExports()
-        for image in images { await image.open?.close() }
+        for image in images {
+            await image.seed?.stop()
+            await image.open?.close()
+        }
         images = []
     }
 
@@ -389,8 +468,10 @@ final class IncomingImages: @unchecked Sendable {
         await closeExports()
         for image in images {
             if image.file == nil { await image.open?.close() }
-            if !image.isDevice { unlink(image.path) }
+            await image.seed?.stop()
+            if !image.isDevice, oldImages[image.disk.name] == nil { unlink(image.path) }
         }
+        await giveOldImagesBack()
         images = []
         rmdir(directory)
     }

@@ -6,6 +6,7 @@ internal import TLS
 extension IncomingMigration {
     func serve(_ connection: MessageConnection, _ features: Set<Feature>) async {
         conversation.begin(connection, features)
+        sourceAddress = connection.channel.peerAddress?.host
         for action in handover.handle(.connected) where action == .stopWaiting { absence?.cancel() }
         var failure: (any Error)?
         do {
@@ -138,10 +139,18 @@ extension IncomingMigration {
         switch answer {
         case .shadow: return sketch.map { Message.shadow($0) } ?? .abort("There is no blank copy")
         case .ready(let reasons) where !reasons.isEmpty || offer?.isRehearsal == true:
-            return .ready(.init(reasons: reasons))
+            return .ready(.init(reasons: reasons, checks: Obstacle.checks(of: reasons, in: obstacles)))
         case .ready:
             let exports = Dictionary(uniqueKeysWithValues: (offer?.disks ?? []).map { ($0.name, exportName($0)) })
-            return .ready(.init(nbdPort: agent.nbdPort, exports: exports, keepsBacking: keptBacking.sorted()))
+            return .ready(
+                .init(
+                    nbdPort: agent.nbdPort,
+                    exports: exports,
+                    keepsBacking: keptBacking.sorted(),
+                    seeds: seedProofs,
+                    listeners: guest?.listeners
+                )
+            )
         case .mirrored: return .mirrored
         case .stream: return .stream
         case .prepared: return .prepared(.init())

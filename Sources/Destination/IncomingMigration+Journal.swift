@@ -14,6 +14,10 @@ extension IncomingMigration {
         var isReady: Bool?
         /// How the guest stands still, if it does; noted before it belongs to this host.
         var runState: RunState?
+        /// Whether it is off.
+        var isOff: Bool?
+        /// The old images that disks are begun with, by the disk's name.
+        var oldImages: [String: OldImage]?
     }
 
     /// A migration that ended here may be asked for again by a source that did not hear OWNED: the journal answers.
@@ -40,6 +44,7 @@ extension IncomingMigration {
         let migration = IncomingMigration(id, peer: saved.peer, agent: agent, DestinationHandover(.stuck))
         migration.offer = saved.offer
         migration.previous = saved.previous
+        migration.oldImages = saved.oldImages ?? [:]
         return migration
     }
 
@@ -69,10 +74,12 @@ extension IncomingMigration {
     }
 
     /// Notes durably what a later agent needs.
-    func save(isReady: Bool, runState: RunState? = nil) async throws {
+    func save(isReady: Bool, runState: RunState? = nil, isOff: Bool = false) async throws {
         guard let offer else { return }
-        let saved = Saved(peer: peer, offer: offer, previous: previous, isReady: isReady, runState: runState)
+        var saved = Saved(peer: peer, offer: offer, previous: previous, isReady: isReady, runState: runState)
+        if isOff { saved.isOff = true }
+        if !oldImages.isEmpty { saved.oldImages = oldImages }
         let path = files.incoming
-        try await BlockingPool.shared.run { try DurableFile.write(try JSONText.encode(saved), to: path) }
+        try await BlockingPool.shared.run { [saved] in try DurableFile.write(try JSONText.encode(saved), to: path) }
     }
 }

@@ -44,61 +44,83 @@ extension IncomingMigration {
     }
 
     /// Everything that can be known before anything is made.
-    func check(_ offer: Message.Offer) async -> [String] {
-        var reasons: [String] = []
+    func check(_ offer: Message.Offer) async -> [Obstacle] {
+        var obstacles: [Obstacle] = []
         do {
             if let known = try agent.guests.load(offer.guest) {
                 previous = known
                 if known.process?.isRunning == true {
-                    reasons.append("A guest '\(offer.guest)' runs on this host already")
+                    obstacles.append(.init(.leftovers, "A guest '\(offer.guest)' runs on this host already"))
                 } else if known.released == nil {
-                    reasons.append("A guest '\(offer.guest)' is defined on this host already")
+                    obstacles.append(.init(.leftovers, "A guest '\(offer.guest)' is defined on this host already"))
                 }
             }
-        } catch { reasons.append("\(error)") }
+        } catch { obstacles.append(.init(.leftovers, "\(error)")) }
         let program = offer.commandLine.arguments[0]
         if let found = localProgram(program) {
             do {
                 if try await !facts(offer).machines.contains(offer.machine) {
-                    reasons.append("\(found) on this host does not know the machine type '\(offer.machine)'")
+                    obstacles.append(
+                        .init(.machine, "\(found) on this host does not know the machine type '\(offer.machine)'")
+                    )
                 }
-            } catch { reasons.append("\(error)") }
+            } catch { obstacles.append(.init(.programs, "\(error)")) }
         } else {
-            reasons.append("The QEMU program '\(program)' is not installed on this host")
+            obstacles.append(.init(.programs, "The QEMU program '\(program)' is not installed on this host"))
         }
         let directory = agent.configuration.imageDirectory
         if access(directory, W_OK) != 0 {
-            reasons.append("Cannot write the image directory \(directory): \(String(cString: strerror(errno)))")
+            obstacles.append(
+                .init(.space, "Cannot write the image directory \(directory): \(String(cString: strerror(errno)))")
+            )
         } else {
-            let needed = offer.disks.filter { IncomingImages.deviceSize(imagePath($0, offer)) == nil }
-                .reduce(0) { $0 + $1.allocated }
-            let free = xd_free_bytes(directory)
-            // Below this a file system is full for all practical purposes.
-            if free < needed + (1 << 20) {
-                reasons.append(
-                    "The image directory \(directory) has \(free) bytes free, the disks need at least \(needed)"
-                )
+            // What is here of a disk already is known later, and the rest is looked at then.
+            if let reason = shortage(offer, without: await mayBeSeeded(offer)) {
+                obstacles.append(.init(.space, reason))
             }
         }
+        if let reason = DescriptorBudget.shortage(disks: offer.disks.count) {
+            obstacles.append(Obstacle(.kernel, "The destination agent: \(reason)"))
+        }
+        obstacles += await problemsOfTemplates(offer).map { Obstacle(.files, $0) }
         var names: Set<String> = []
         for disk in offer.disks {
             let path = imagePath(disk, offer)
-            if !names.insert(path).inserted { reasons.append("Two disks would both become \(path)") }
+            if !names.insert(path).inserted {
+                obstacles.append(.init(.files, "Two disks would both become \(path)"))
+            }
             if let size = IncomingImages.deviceSize(path) {
                 if disk.format != "raw" {
-                    reasons.append("The image \(path) is a block device, which can only be raw; use --format raw")
+                    obstacles.append(
+                        .init(.files, "The image \(path) is a block device, which can only be raw; use --format raw")
+                    )
                 } else if size < disk.size {
-                    reasons.append("The block device \(path) has \(size) bytes, the disk needs \(disk.size)")
+                    obstacles.append(
+                        .init(.space, "The block device \(path) has \(size) bytes, the disk needs \(disk.size)")
+                    )
                 } else if !DeviceHolder.isHeld(path, for: offer.guest, agent.migrations),
                     let holder = Self.deviceHolder(path)
                 {
-                    reasons.append("The block device \(path) cannot be used: \(holder)")
+                    obstacles.append(.init(.files, "The block device \(path) cannot be used: \(holder)"))
                 }
             } else if DurableFile.exists(path) {
-                reasons.append("The image \(path) exists already")
+                obstacles.append(.init(.leftovers, "The image \(path) exists already"))
             }
         }
-        return reasons
+        return obstacles
+    }
+
+    /// Why there is no room for the disks but for some; nil when there is.
+    func shortage(_ offer: Message.Offer, without seeded: Set<String>) -> String? {
+        let directory = agent.configuration.imageDirectory
+        let needed = offer.disks.filter {
+            !seeded.contains($0.name) && IncomingImages.deviceSize(imagePath($0, offer)) == nil
+        }
+        .reduce(0) { $0 + $1.allocated }
+        let free = xd_free_bytes(directory)
+        // Below this a file system is full for all practical purposes.
+        guard free < needed + (1 << 20) else { return nil }
+        return "The image directory \(directory) has \(free) bytes free, the disks need at least \(needed)"
     }
 
     /// Why a block device is not free; nil when it is.
@@ -221,6 +243,7 @@ extension IncomingMigration {
             throw GuestError(problem)
         }
         for disk in offer.disks {
+            if try await begin(disk, offer, disks) { continue }
             var secret: SecretBytes?
             if let id = disk.keySecret {
                 guard let known = secrets[id] else {
@@ -245,6 +268,39 @@ extension IncomingMigration {
         }
     }
 
+    /// Begins a disk with what is here already.
+    ///
+    /// - Returns: false when there is nothing, or it cannot be used any more.
+    private func begin(_ disk: Message.Offer.Disk, _ offer: Message.Offer, _ disks: IncomingDisks) async throws -> Bool
+    {
+        let path = imagePath(disk, offer)
+        guard IncomingImages.deviceSize(path) == nil else {
+            (oldImages[disk.name], seedProofs[disk.name]) = (nil, nil)
+            return false
+        }
+        if let template = try template(disk) {
+            try await disks.images.copy(template, disk, at: path, export: exportName(disk), for: peer.name, abandonment)
+            seedProofs[disk.name] = ""
+            return true
+        }
+        guard let image = oldImages[disk.name] else { return false }
+        do {
+            try await disks.images.use(
+                placed(image, of: disk, offer),
+                for: disk,
+                export: exportName(disk),
+                for: peer.name
+            )
+            return true
+        } catch {
+            log(.warning, "Migration \(id): \(disk.name) is sent as a whole: \(error)")
+            (oldImages[disk.name], seedProofs[disk.name]) = (nil, nil)
+            // A later agent must not take what is made now for the old image.
+            try await save(isReady: false)
+            return false
+        }
+    }
+
     /// The guest's command line for this host.
     func makeRecord(
         _ offer: Message.Offer,
@@ -252,7 +308,11 @@ extension IncomingMigration {
         _ secrets: [String: SecretBytes]
     ) async throws -> GuestRecord {
         let run = "\(agent.guests.directory(of: offer.guest))/run"
-        try await BlockingPool.shared.run { try DurableFile.makeDirectory(run) }
+        let (guests, guest) = (agent.guests, offer.guest)
+        try await BlockingPool.shared.run {
+            try DurableFile.makeDirectory(run)
+            guests.removeOutputLinks(of: guest)
+        }
         let facts = try await self.facts(offer)
         let (offered, kept) = (self.offered(offer), keptBacking)
         // How long a command line takes is up to the source.
@@ -269,12 +329,14 @@ extension IncomingMigration {
         for id in relocation.secrets where secrets[id] == nil {
             throw GuestError("The secret '\(id)' of the guest did not come")
         }
-        var record = GuestRecord(
-            name: offer.guest,
-            commandLine: GuestCommandLine(arguments: arguments, directory: run)
-        )
+        let commandLine = GuestCommandLine(arguments: arguments, directory: run)
+        let names = try chooseTaps(offer, commandLine)
+        var record = GuestRecord(name: offer.guest, commandLine: try commandLine.renamingTaps(names))
+        if !taps.isEmpty { record.taps = taps }
         if !relocation.secrets.isEmpty { record.secrets = relocation.secrets.sorted() }
         record.arrival = agent.ledger.arrival(id)
+        record.placement = offer.placement
+        record.origin = origin(of: offer)
         record.confinement = GuestConfinement(
             policy: policy ?? agent.configuration.confinement,
             imageDirectory: imageDirectory(offer),
@@ -282,5 +344,15 @@ extension IncomingMigration {
             filtersSystemCalls: facts.hasSystemCallFilter
         )
         return record
+    }
+
+    /// Where the guest was at home before it first moved; nil when that is this host.
+    private func origin(of offer: Message.Offer) -> GuestRecord.Origin? {
+        // It comes back: what was known of it here is still true.
+        if let previous { return previous.origin }
+        guard let home = offer.home, home.identity != peer.name else {
+            return GuestRecord.Origin(identity: peer.name, address: sourceAddress)
+        }
+        return GuestRecord.Origin(identity: home.identity, address: home.address, toldBy: peer.name)
     }
 }

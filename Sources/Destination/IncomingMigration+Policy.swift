@@ -8,18 +8,80 @@ extension IncomingMigration {
     ///
     /// - Throws: `Refusal` with the rules that refuse it.
     func applyPolicy(to demands: GuestDemands, _ offer: Message.Offer) async throws {
-        let (policy, obstacle) = (agent.configuration.policy, agent.filterObstacle)
-        var reasons = try await BlockingPool.decoding.run { policy.problems(of: demands, filterObstacle: obstacle) }
-        if !policy.limits.isEmpty {
-            try await agent.refreshLedger(of: peer.name)
-            let others = agent.ledger.usages(of: peer.name, but: id)
-            reasons += policy.limits.problems(of: demands.usage, besides: others)
+        let (policy, obstacle, user) = (agent.configuration.policy, agent.filterObstacle, agent.tapUser)
+        let refused = try await BlockingPool.decoding.run {
+            policy.problems(of: demands, filterObstacle: obstacle, tapUser: user)
         }
-        if !reasons.isEmpty { throw Refusal(reasons: reasons) }
+        var obstacles = refused.map { Obstacle(.network, $0) }
+        let figures = try await agent.readFigures(for: peer.name)
+        try await agent.refreshLedger(of: peer.name)
+        let allocated = offer.disks.filter { IncomingImages.deviceSize(imagePath($0, offer)) == nil }
+            .reduce(UInt64(0)) { $0.addingSaturated($1.allocated) }
+        agent.expireReservations()
+        let reservation = agent.ledger.reservation(offer.reservation, for: offer.guest, of: peer.name)
+        obstacles += admissionProblems(demands.usage, allocated: allocated, reservation, figures)
+        // A rehearsal is about later, when others have arrived.
+        if !offer.isRehearsal { obstacles += crowding().map { Obstacle(.policy, $0) } }
+        if !obstacles.isEmpty { throw Refusal(obstacles: obstacles) }
+        if offer.isRehearsal { return }
         // No turn of anybody else's lies between the judgement and this.
-        if !offer.isRehearsal {
-            agent.ledger.begin(id, guest: offer.guest, .init(source: peer.name, usage: demands.usage))
+        let arrival = GuestRecord.Arrival(source: peer.name, usage: demands.usage)
+        agent.ledger.begin(id, guest: offer.guest, arrival, allocated: allocated)
+        guard let reservation else { return }
+        agent.ledger.release(reservation.id)
+        // It expires, should that not be possible.
+        do { try await agent.saveReservations() } catch { log(.warning, "Migration \(id): \(error)") }
+    }
+
+    /// What every guest has of its devices: firmware, ROMs, a display.
+    private static let usualDeviceMemory: UInt64 = 32 << 20
+
+    /// Counts the memory of the guest's devices, of which only a QEMU that has them knows.
+    ///
+    /// - Throws: `Refusal` when the guest wants more with it than its source may have.
+    func count(deviceMemory bytes: UInt64, _ demands: GuestDemands, _ offer: Message.Offer) throws {
+        guard bytes > Self.usualDeviceMemory else { return }
+        var usage = demands.usage
+        usage.memory = usage.memory.addingSaturated(bytes - Self.usualDeviceMemory)
+        let reservation = agent.ledger.reservation(offer.reservation, for: offer.guest, of: peer.name)
+        let others = agent.ledger.usages(of: peer.name, but: id, reservation: reservation?.id)
+        let problems = agent.configuration.policy.limits.problems(of: usage, besides: others)
+        guard problems.isEmpty else {
+            let what = "\(ByteSize.text(bytes & ~0xfffff)) of it are its devices'"
+            throw Refusal(obstacles: problems.map { Obstacle(.policy, "\($0); \(what)") })
         }
+        if !offer.isRehearsal { agent.ledger.amend(id, usage) }
+    }
+
+    /// Whether too many guests are on their way to this host already, a sentence.
+    private func crowding() -> [String] {
+        guard let most = agent.configuration.policy.mostIncoming, agent.ledger.incoming(but: id) >= most else {
+            return []
+        }
+        return [
+            "The limit of \(most) guests that may be on their way to this host at once (--most-incoming) is reached; try again when "
+                + "one of them has arrived"
+        ]
+    }
+
+    /// What the books of this host say against the guest.
+    private func admissionProblems(
+        _ usage: GuestUsage,
+        allocated: UInt64,
+        _ reservation: Reservation?,
+        _ figures: HostFigures
+    ) -> [Obstacle] {
+        let (policy, ledger) = (agent.configuration.policy, agent.ledger)
+        let others = ledger.usages(of: peer.name, but: id, reservation: reservation?.id)
+        let problems = policy.limits.problems(of: usage, besides: others).map { Obstacle(.policy, $0) }
+        // What was promised to this guest is not taken back.
+        if reservation?.covers(usage, allocated: allocated) == true { return problems }
+        let promises = ledger.promises(figures, but: id, reservation: reservation?.id)
+        // Where nothing is kept for anybody, memory may be promised more than once: that is between the operator and the kernel.
+        let memory = promises.reservations > 0 || reservation != nil ? usage.memory : nil
+        return problems
+            + figures.problems(memory: memory, allocated: nil, besides: promises).map { Obstacle(.memory, $0) }
+            + figures.problems(memory: nil, allocated: allocated, besides: promises).map { Obstacle(.space, $0) }
     }
 }
 

@@ -23,12 +23,12 @@ extension IncomingMigration {
         let abandonment = abandonment
         let missing = await BlockingPool.names.value { resources.problems(until: abandonment) }
         // Before a user is taken for the blank copy: there are only so many.
-        if !missing.isEmpty { throw Refusal(reasons: missing) }
+        if !missing.isEmpty { throw Refusal(obstacles: missing) }
         let policy = try await agent.makePolicy()
         let obstacles = try line.paths().filter { $0.kind == .directory }.compactMap {
             policy.obstacle(toReading: $0.path)
         }
-        if !obstacles.isEmpty { throw Refusal(reasons: obstacles) }
+        if !obstacles.isEmpty { throw Refusal(obstacles: obstacles.map { Obstacle(.confinement, $0) }) }
         let shadow = try await ShadowEmulator.start(
             line,
             program: localProgram(offer.commandLine.program),
@@ -36,9 +36,11 @@ extension IncomingMigration {
             isIncoming: true,
             policy: policy,
             isFiltered: facts.hasSystemCallFilter,
+            isWanted: { !abandonment.hasHappened },
             on: agent.loop
         )
         self.shadow = shadow
+        try count(deviceMemory: try await shadow.monitor.deviceMemory(), demands, offer)
         var warnings: [String] = []
         let free = xd_free_bytes(agent.configuration.imageDirectory)
         let most = offer.disks.filter { IncomingImages.deviceSize(imagePath($0, offer)) == nil }.reduce(0) {
@@ -62,15 +64,18 @@ extension IncomingMigration {
             return allowed.contain(file.path) && stat(file.path, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
                 && UInt64(status.st_size) == file.size
         }
-        return Message.Shadow(
+        if !offer.isRehearsal, conversation.features.contains(.seeds) { seedNonce = SeedExchange.makeNonce() }
+        var sketch = Message.Shadow(
             fingerprint: try await MachineFingerprint(of: shadow.monitor),
             emulatorVersion: shadow.monitor.version,
-            changes: relocation.changes,
+            changes: relocation.changes + sketchNetworks(offer),
             warnings: warnings,
             backing: backing.map(\.path),
             clock: Int64(Date.now.timeIntervalSince1970 * 1000),
             free: free
         )
+        sketch.seedNonce = seedNonce
+        return sketch
     }
 
     /// Ends the blank copy.

@@ -14,11 +14,13 @@ extension IncomingMigration {
             case .judge:
                 guard let offer else { throw GuestError("There is no offer") }
                 try await holdings.awaitBlankCopy()
-                let reasons = await check(offer)
-                if !reasons.isEmpty { throw Refusal(reasons: reasons) }
+                let obstacles = await check(offer)
+                if !obstacles.isEmpty { throw Refusal(obstacles: obstacles) }
                 sketch = try await startShadow(offer)
             case .build: try await build(connection)
-            case .mirror: try await disks?.readCopied()
+            case .mirror:
+                try await readBack()
+                await awaitBridges()
             case .listen:
                 // An agent that took the place of another one begins here.
                 disks?.expectMemory()
@@ -27,7 +29,7 @@ extension IncomingMigration {
                 guard guest?.isRunning == true else { throw GuestError("QEMU does not run any more") }
                 try await disks?.complete(prepared)
             case .examine(let claim): return try await examine(claim)
-            case .note: try await save(isReady: true, runState: guest?.standsAs)
+            case .note: try await save(isReady: true, runState: guest?.standsAs, isOff: guest?.isOff ?? false)
             case .takeUp: return try await readJournal()
             case .reopen: try await reopen()
             case .adopt:
@@ -43,7 +45,8 @@ extension IncomingMigration {
                 if step == .takeUp || step == .adopt { await letGo("\(error)") }
                 return .failed("\(error)")
             }
-            let reasons = (error as? Refusal)?.reasons ?? ["\(error)"]
+            obstacles = (error as? Refusal)?.obstacles ?? [Obstacle(.rehearsal, "\(error)")]
+            let reasons = obstacles.map(\.reason)
             let name = offer?.guest ?? ""
             log(.warning, "Migration \(id): refused guest '\(name)': \(reasons.joined(separator: "; "))")
             return .refused(reasons)
@@ -54,8 +57,16 @@ extension IncomingMigration {
         guard let offer else { throw GuestError("There is no offer") }
         try holdings.countGuest()
         try offered(offer).judge()
+        if let refusal = await agent.cordonRefusal() { throw GuestError(refusal) }
+        await agent.endAbsences(of: peer, guest: offer.guest, but: id)
         guard let lock = try agent.migrations.lock(guest: offer.guest) else {
-            throw GuestError("Guest '\(offer.guest)' is being migrated on this host already")
+            let isFromHere = DurableFile.exists(agent.migrations.files(of: id).plan)
+            throw GuestError(
+                isFromHere
+                    ? "Guest '\(offer.guest)' is on this very host already: source and destination are the same, with the state directory "
+                        + agent.configuration.stateDirectory
+                    : "Guest '\(offer.guest)' is being migrated on this host already"
+            )
         }
         guestLock = lock
         // Sources decide how many journals there are.
@@ -79,7 +90,7 @@ extension IncomingMigration {
         guard let offer else { throw GuestError("There is no offer") }
         let reason = await endShadow()
         holdings.endBlankCopy()
-        if let reason { throw Refusal(reasons: [reason]) }
+        if let reason { throw Refusal(obstacles: [.init(.machine, reason)]) }
         if offer.isRehearsal { return }
         guard let connection else { throw ChannelError(.closed, "The connection to the source was lost") }
         policy = try await agent.makePolicy()
@@ -87,6 +98,10 @@ extension IncomingMigration {
         try await save(isReady: false)
         let found = try await findFiles(offer, connection)
         keptBacking = try await findKeptBacking(offer, rehearsed)
+        try await findOldImages(offer, connection)
+        try checkRoom(offer)
+        // Before an old image gets another name.
+        if !oldImages.isEmpty { try await save(isReady: false) }
         let disks = makeDisks(offer)
         self.disks = disks
         try await makeImages(offer, disks, files: found, secrets.values)
@@ -107,8 +122,13 @@ extension IncomingMigration {
             generation: agent.generation,
             exports: agent.exports,
             loops: agent.dataLoops,
-            policy: policy ?? agent.configuration.confinement
+            policy: policy ?? agent.configuration.confinement,
+            log: log
         )
+        for disk in offer.disks {
+            guard let image = oldImages[disk.name] else { continue }
+            images.remember(placed(image, of: disk, offer), for: disk.name)
+        }
         return IncomingDisks(images, proofsFile: files.proofs, on: agent.loop)
     }
 
@@ -143,7 +163,9 @@ extension IncomingMigration {
                 return .flawed("The guest cannot be owned in the state '\(state.rawValue)': \(reason)")
             }
             states = state.arrivals
+            keep(release.lineages)
             standsAs = state.verdict == .stands ? state : nil
+            guest.isOff = release.isOff == true && state == .prelaunch
         case .taken:
             // How it left is not known, and what arrives as itself did not run.
             states = [.paused, .ioError, .suspended, .panicked, .watchdog, .prelaunch]
@@ -160,6 +182,13 @@ extension IncomingMigration {
         return .sound(digests: disks.ownedDigests, stands: standsAs != nil)
     }
 
+    /// Keeps what old images of the disks elsewhere are known by. The record of the guest has it once the guest is admitted.
+    private func keep(_ known: [String: [Lineage]]?) {
+        guard let known, let offer else { return }
+        let names = Set(offer.disks.map(\.name))
+        lineages = known.filter { names.contains($0.key) }.mapValues { Array($0.suffix(Lineage.most)) }
+    }
+
     func admit() async -> DestinationHandover.Event {
         guard let guest else { return .notResumed("The guest is not here") }
         do {
@@ -171,11 +200,24 @@ extension IncomingMigration {
                 return .emulatorEnded("QEMU has ended", isCut: false)
             }
             await disks?.images.release()
+            if let offer {
+                let known = offer.disks.compactMap { disk in
+                    lineages[disk.name].map {
+                        (DurableFile.resolve(imagePath(disk, offer), in: "/"), $0.map(\.text))
+                    }
+                }
+                guest.keep(lineages: Dictionary(known) { first, _ in first })
+            }
             try await guest.admit()
             return .resumed
         } catch {
             log(.error, "Migration \(id): the guest belongs to this host and does not run: \(error)")
-            return guest.isRunning ? .notResumed("\(error)") : .emulatorEnded("\(error)", isCut: false)
+            guard guest.isRunning else { return .emulatorEnded("\(error)", isCut: false) }
+            return .notResumed(
+                "The guest belongs to this host and does not run: \(error). Once what QEMU complains of is settled there, it goes on by "
+                    + "itself; 'crossdock guest stop \(guest.name) --force' there gives its memory up, and 'crossdock guest start "
+                    + "\(guest.name)' starts it anew"
+            )
         }
     }
 
@@ -201,8 +243,15 @@ extension IncomingMigration {
         let guest = makeGuest(offer)
         try guest.takeUp(hasListened: true)
         guest.standsAs = saved.runState
+        guest.isOff = saved.isOff ?? false
         self.guest = guest
         policy = guest.record?.confinement?.policy
+        switch standing {
+        case .accepted, .prepared:
+            guard let arrival = guest.record?.arrival else { break }
+            agent.ledger.begin(id, guest: offer.guest, arrival)
+        default: break
+        }
         disks = makeDisks(offer)
         disks?.ownedDigests = standing.ownerDigests ?? [:]
         return .restarted(standing, wasReady: saved.isReady ?? false)

@@ -10,7 +10,7 @@ internal import TLS
 final class IncomingMigration: @unchecked Sendable {
     // Unchecked: confined to the agent's control loop.
 
-    struct Refusal: Error { let reasons: [String] }
+    struct Refusal: Error { let obstacles: [Obstacle] }
 
     let id: String
     let peer: TLSPeer
@@ -31,11 +31,22 @@ final class IncomingMigration: @unchecked Sendable {
     /// What the source says of the images that it keeps, and of the disks.
     var rehearsed = Message.Rehearsed()
     var prepared = Message.Prepared()
+    /// This host's part of what proofs of lineage are bound to.
+    var seedNonce: String?
+    /// The old images that disks are begun with, by the disk's name, and the proofs that this host knows what they are.
+    var oldImages: [String: OldImage] = [:]
+    var seedProofs: [String: String] = [:]
+    /// What RELEASE said of the disks, for their way back.
+    var lineages: [String: [Lineage]] = [:]
     var secrets = OfferedSecrets()
     /// The disks whose backing images are here.
     var keptBacking: Set<String> = []
+    /// The tap interfaces that are made for the guest.
+    var taps: [GuestTap] = []
     /// How the guest is confined; nil before anything of it is made.
     var policy: ConfinementPolicy?
+    /// What checks have found against the guest.
+    var obstacles: [Obstacle] = []
     /// What the blank copy is.
     var sketch: Message.Shadow?
     /// What the journal says of the disks of a guest that came earlier.
@@ -44,6 +55,8 @@ final class IncomingMigration: @unchecked Sendable {
     let abandonment = Abandonment()
     /// The digests of files that the offer names.
     private(set) lazy var fileDigests = FileDigests(agent.accounts.digests, key: peer.name, abandonment)
+    /// Where the source connects from.
+    var sourceAddress: String?
     /// What the source holds here.
     let holdings: SourceHoldings
     private let order = AsyncLock()
@@ -183,6 +196,9 @@ final class IncomingMigration: @unchecked Sendable {
         return nil
     }
 
+    /// A source that is away is not waited for any more, as long as it has not been promised anything.
+    func endAbsence(_ when: String) async { await exclusively { await perform(.absenceEnded(when)) } }
+
     private var guestName: String { ((try? agent.migrations.reading(of: id)) ?? nil)?.guest ?? "" }
 
     /// The source may come back: the link was cut, or its network card was changed.
@@ -192,7 +208,7 @@ final class IncomingMigration: @unchecked Sendable {
         absence?.cancel()
         absence = agent.loop.schedule(after: patience) {
             Task(executorPreference: self.agent.loop) {
-                await self.exclusively { await self.perform(.absenceEnded("\(patience)")) }
+                await self.endAbsence("within \(patience)")
             }
         }
     }

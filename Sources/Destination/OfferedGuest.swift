@@ -64,6 +64,11 @@ public struct OfferedGuest: Sendable {
             )
         }
         try judgeTexts()
+        try judgeNetworks()
+        try offer.placement?.judge()
+        guard offer.home?.isPlausible ?? true, (offer.reservation?.utf8.count ?? 0) <= 64 else {
+            throw GuestError("The offer is malformed: its origin or its reservation is none")
+        }
         // The blank copy is made with it. Machines have memory of different sizes when nothing is said, all below this.
         guard offer.memory <= (try offer.commandLine.memory()).addingSaturated(1 << 30) else {
             throw GuestError("The offer is malformed: it has more memory than its command line")
@@ -81,11 +86,32 @@ public struct OfferedGuest: Sendable {
         }
     }
 
+    /// Each network that is mapped is one tap of the command line, and has names that nothing reads otherwise.
+    private func judgeNetworks() throws {
+        guard let networks = offer.networks else { return }
+        guard networks.count <= PeerLimits.networks else {
+            throw GuestError(
+                "The limit of \(PeerLimits.networks) networks that are made for a guest is exceeded: it has \(networks.count)"
+            )
+        }
+        let taps = try offer.commandLine.taps()
+        for network in networks {
+            guard taps.count(where: { $0 == network.tap }) == 1,
+                ([network.tap, network.bridge] + (network.former.map { [$0] } ?? [])).allSatisfy(PeerText.isInterface)
+            else { throw GuestError("The offer is malformed: its networks are none of its command line") }
+        }
+        guard Set(networks.map(\.tap)).count == networks.count else {
+            throw GuestError("The offer is malformed: a network is mapped twice")
+        }
+    }
+
     private func judgeTexts() throws {
         var texts = [offer.machine, offer.emulatorVersion, offer.commandLine.directory]
         texts += offer.commandLine.arguments
         for disk in offer.disks {
-            texts += [disk.path, disk.format, disk.sourceFormat] + disk.backing.flatMap { [$0.path, $0.digest] }
+            texts +=
+                [disk.path, disk.format, disk.sourceFormat, disk.seed ?? ""]
+                + disk.backing.flatMap { [$0.path, $0.digest] }
         }
         texts += offer.files.map(\.path) + offer.sizes.keys
         for (key, value) in offer.standards ?? [:] { texts += [key, value] }
@@ -148,13 +174,8 @@ public struct OfferedGuest: Sendable {
     }
 
     /// Where what QEMU makes goes: each name once.
-    func output(_ path: String, _ names: inout Set<String>) -> String {
-        if path == "/dev/null" { return path }
-        var name = Self.lastComponent(path)
-        while !names.insert(name).inserted {
-            name = name.utf8.count < 200 ? "x-\(name)" : "x-\(names.count)"
-        }
-        return "\(runDirectory)/\(name)"
+    func output(_ path: String, _ names: inout OutputNames) -> String {
+        names.name(of: path).map { "\(runDirectory)/\($0)" } ?? path
     }
 
     /// The command line of the blank copy, before its insides are taken out, and what has to be known for that.
@@ -168,7 +189,7 @@ public struct OfferedGuest: Sendable {
         deviceSize: (String) -> UInt64? = { _ in nil }
     ) throws -> (GuestCommandLine.Relocation, GuestCommandLine.ShadowMaterial) {
         var sizes = offer.sizes
-        var outputs: Set<String> = []
+        var outputs = OutputNames()
         let relocation = try offer.commandLine.relocated(for: facts, origin: offer.origin) { reference in
             let placement: GuestCommandLine.Placement
             switch reference.kind {
@@ -203,7 +224,7 @@ public struct OfferedGuest: Sendable {
         keepsBacking: Set<String>,
         deviceSize: (String) -> UInt64?
     ) throws -> GuestCommandLine.Relocation {
-        var outputs: Set<String> = []
+        var outputs = OutputNames()
         // What is under a disk is what was compared, and nothing else.
         let backing = Set(offer.disks.filter { keepsBacking.contains($0.name) }.flatMap(\.backing).map(\.path))
         return try offer.commandLine.relocated(for: facts, origin: offer.origin) { reference in

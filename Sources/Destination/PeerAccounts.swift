@@ -9,8 +9,10 @@ final class PeerAccounts: @unchecked Sendable {
         var connections = 0
         var guests = 0
         var bytes = 0
+        var hosts = 0
+        var recalls = 0
 
-        var isEmpty: Bool { connections == 0 && guests == 0 && bytes == 0 }
+        var isEmpty: Bool { connections == 0 && guests == 0 && bytes == 0 && hosts == 0 && recalls == 0 }
     }
     private var accounts: [String: Account] = [:]
     /// The reading of long messages.
@@ -19,6 +21,8 @@ final class PeerAccounts: @unchecked Sendable {
     let blankCopies = KeyedSemaphore(limit: PeerLimits.blankCopies)
     /// The reckoning of digests of files that offers name.
     let digests = KeyedSemaphore(limit: PeerLimits.digests)
+    /// The reading of the host's figures.
+    let figures = KeyedSemaphore(limit: PeerLimits.figures)
 
     private func change(_ identity: String, _ body: (inout Account) throws -> Void) rethrows {
         var account = accounts[identity] ?? Account()
@@ -46,6 +50,42 @@ final class PeerAccounts: @unchecked Sendable {
 
     /// A connection has ended.
     func disconnect(_ identity: String) { change(identity) { $0.connections -= 1 } }
+
+    /// Counts a connection with the role `host`.
+    ///
+    /// - Throws: `ChannelError` that names the limit.
+    func beginHost(_ identity: String) throws {
+        try change(identity) { account in
+            guard account.hosts < PeerLimits.hostConnections else {
+                throw ChannelError(
+                    .protocolViolation,
+                    "The limit of \(PeerLimits.hostConnections) connections for evacuations of one source is reached"
+                )
+            }
+            account.hosts += 1
+        }
+    }
+
+    /// Such a connection has ended.
+    func endHost(_ identity: String) { change(identity) { $0.hosts -= 1 } }
+
+    /// Counts a guest that goes back to its home.
+    ///
+    /// - Throws: `MigrationError` that names the limit.
+    func beginRecall(_ identity: String) throws {
+        try change(identity) { account in
+            guard account.recalls < PeerLimits.recalls else {
+                throw MigrationError(
+                    .refused,
+                    "The limit of \(PeerLimits.recalls) guests that go back to one host at once is reached; ask again when one has arrived"
+                )
+            }
+            account.recalls += 1
+        }
+    }
+
+    /// It has arrived, or stays.
+    func endRecall(_ identity: String) { change(identity) { $0.recalls -= 1 } }
 
     /// Counts a guest that is offered.
     ///

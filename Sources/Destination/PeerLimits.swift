@@ -18,6 +18,8 @@ enum PeerLimits {
     static let connections = 256
     /// Connections to the NBD port.
     static let diskConnections = 1024
+    /// Bytes of payload that its requests to the NBD port hold; others of its requests wait.
+    static let diskPayload = 1 << 30
     /// Connections to one export.
     static let connectionsToExport = 128
     /// Guests that are offered or on their way.
@@ -38,7 +40,33 @@ enum PeerLimits {
     /// Migrations that were refused or given up before everything was here; of earlier ones nothing is kept.
     static let refusedMigrations = 64
 
+    /// Connections for evacuations.
+    static let hostConnections = 16
+    /// Bytes of a message on such a connection.
+    static let hostMessage = 64 << 10
+    /// How long such a connection may be silent; its source says something every 3 s.
+    static let hostSilence = Duration.seconds(20)
+    /// Guests that room is kept for.
+    static let reservations = 256
+    /// How long room is kept without being renewed.
+    static let reservation = Duration.seconds(3600)
+    /// Readings of the host's figures at once; others wait.
+    static let figures = 1
+    /// Tap interfaces that are made for a guest.
+    static let networks = 32
+    /// Guests that are asked for at once.
+    static let recalledGuests = 256
+    /// Guests that go back at once.
+    static let recalls = 4
+    /// Guests that have or wait for their switchover.
+    static let turns = 4
+
     // MARK: Of all identities
+
+    /// Guests that wait for their switchover.
+    static let waitingTurns = 64
+    /// How long the turn of a switchover lasts while others wait.
+    static let turn = Duration.seconds(120)
 
     /// Connections to the NBD port that use an export.
     static let allDiskConnections = 4096

@@ -28,12 +28,15 @@ public struct MigrationError: Error, Sendable, CustomStringConvertible {
     public let code: Code
     /// What happened, to what, and what to do, as sentences without a final full stop.
     public let message: String
+    /// What checks have found against the guest, each by itself; empty for other failures.
+    public let obstacles: [Obstacle]
 
     /// Makes an error.
     @inline(never)
-    public init(_ code: Code, _ message: String) {
+    public init(_ code: Code, _ message: String, obstacles: [Obstacle] = []) {
         self.code = code
         self.message = message
+        self.obstacles = obstacles
     }
 
     /// The message.

@@ -19,6 +19,8 @@ final class ControlConnection: @unchecked Sendable {
     private(set) var failure: MigrationError?
     /// Whether it ended because of the link, or of a destination that was silent: another one may go on where it stopped.
     private(set) var isLost = false
+    /// Is told how far the destination is with reading back the disks.
+    var onReadBack: ((Message.ReadBack) -> Void)?
     /// What ends a wait for an answer from outside; the connection stays usable.
     var interruption: MigrationError? { didSet { arrived.signal() } }
     /// Told once when the connection fails or the destination gives up.
@@ -39,7 +41,8 @@ final class ControlConnection: @unchecked Sendable {
         credentials: any TLSCredentials,
         on loop: EventLoop
     ) async throws -> (ControlConnection, Message.Welcome) {
-        let (channel, welcome) = try await greet(plan, .init(role: .control, migration: plan.id), credentials, loop)
+        let hello = Message.Hello(role: .control, migration: plan.id)
+        let (channel, welcome) = try await greet(Peer(plan), hello, credentials, loop)
         let control = ControlConnection(channel)
         Task(executorPreference: loop) { await control.receive() }
         Task(executorPreference: loop) { await control.ping() }
@@ -54,38 +57,72 @@ final class ControlConnection: @unchecked Sendable {
         on loop: EventLoop
     ) async throws -> TLSChannel {
         let hello = Message.Hello(role: .stream, migration: plan.id, index: index)
-        return try await greet(plan, hello, credentials, loop).0
+        return try await greet(Peer(plan), hello, credentials, loop).0
     }
 
-    private static func greet(
+    /// Opens a connection on which the destination tells what it has of a disk.
+    static func openSeed(
         _ plan: MigrationPlan,
+        index: Int,
+        credentials: any TLSCredentials,
+        on loop: EventLoop
+    ) async throws -> MessageConnection {
+        let hello = Message.Hello(role: .seed, migration: plan.id, index: index)
+        return MessageConnection(try await greet(Peer(plan), hello, credentials, loop).0)
+    }
+
+    /// An agent that is connected to.
+    struct Peer: Sendable {
+        /// The host, for which its certificate must be.
+        var host: String
+        /// Its control port.
+        var port: UInt16
+        /// Who it must prove to be besides; nil for anybody whom the credentials trust.
+        var identity: String?
+
+        var address: SocketAddress { .inet(host: host, port: port) }
+    }
+
+    /// Connects to an agent, authenticates both sides and greets.
+    ///
+    /// - Throws: `MigrationError` with `unreachable`, `security` or `refused`.
+    static func greet(
+        _ peer: Peer,
         _ hello: Message.Hello,
         _ credentials: any TLSCredentials,
         _ loop: EventLoop
     ) async throws -> (TLSChannel, Message.Welcome) {
         let socket: SocketChannel
         do {
-            socket = try await SocketChannel.connect(to: plan.address, on: loop)
+            socket = try await SocketChannel.connect(to: peer.address, on: loop)
         } catch {
-            throw MigrationError(
-                .unreachable,
-                "\(error); see that 'crossdock destination' runs on \(plan.host), on port \(plan.port)"
-            )
+            // A host that is not known is no question of what runs there.
+            let isUnknown = (error as? ChannelError)?.code == .unresolved
+            let advice =
+                isUnknown
+                ? "see that its name is written as in DNS or /etc/hosts; 'getent hosts \(peer.host)' asks as Crossdock does"
+                : "see that 'crossdock destination' runs on \(peer.host), on port \(peer.port)"
+            throw MigrationError(.unreachable, "\(error); \(advice)")
         }
         if hello.role == .stream { socket.limitUnsent(256 << 10) }
         do {
-            let channel = try await TLSChannel.handshake(over: socket, credentials: credentials, hostname: plan.host)
+            let channel = try await TLSChannel.handshake(over: socket, credentials: credentials, hostname: peer.host)
+            if let identity = peer.identity, channel.session.peer.name != identity {
+                throw CredentialError(
+                    "\(peer.address) proved to be '\(channel.session.peer.name.shown(most: 500))', and only '\(identity)' is meant"
+                )
+            }
             let connection = MessageConnection(channel)
             return try await channel.withDeadline(.seconds(10), for: "The greeting") {
                 try await connection.send(.hello(hello))
                 switch try await connection.receiveMessage() {
                 case .welcome(let welcome) where welcome.version == 1: return (channel, welcome)
                 case .abort(let reason):
-                    throw MigrationError(.refused, "The destination \(plan.host) refused: \(reason)")
+                    throw MigrationError(.refused, "The destination \(peer.host) refused: \(reason)")
                 default:
                     throw ChannelError(
                         .protocolViolation,
-                        "\(plan.address) does not speak Crossdock's handshake protocol"
+                        "\(peer.address) does not speak Crossdock's handshake protocol"
                     )
                 }
             }
@@ -96,7 +133,7 @@ final class ControlConnection: @unchecked Sendable {
             case .closed, .truncated, .timedOut, .protocolViolation:
                 throw MigrationError(
                     .unreachable,
-                    "\(error.message); \(plan.address) is not a destination agent that answers, check the port"
+                    "\(error.message); \(peer.address) is not a destination agent that answers, check the port"
                 )
             default: throw MigrationError(.unreachable, error.message)
             }
@@ -116,6 +153,7 @@ final class ControlConnection: @unchecked Sendable {
                 lastHeard = .now
                 switch message {
                 case .pong: continue
+                case .readBack(let readBack): onReadBack?(readBack)
                 case .abort(let reason):
                     inbox.append(message)
                     fail(MigrationError(.failed, "The destination gave up: \(reason)"))
@@ -202,4 +240,9 @@ final class ControlConnection: @unchecked Sendable {
         onFailure = nil
         fail(MigrationError(.failed, "The connection to the destination was closed"))
     }
+}
+
+extension ControlConnection.Peer {
+    /// The destination of a migration.
+    init(_ plan: MigrationPlan) { self.init(host: plan.host, port: plan.port, identity: plan.identity) }
 }

@@ -22,6 +22,8 @@ final class DestinationLink: @unchecked Sendable {
     var mayBePrepared: () -> Bool = { true }
     /// The values of the guest's secrets: a destination agent keeps them in memory only, so each new one has to be told.
     var secrets: [String: SecretBytes] = [:]
+    /// Is told how far the destination is with reading back the disks.
+    var onReadBack: ((Message.ReadBack) -> Void)?
     /// Is told where the NBD server is when another connection was made.
     var onReconnect: ((SocketAddress) -> Void)?
 
@@ -49,6 +51,7 @@ final class DestinationLink: @unchecked Sendable {
     }
 
     private func watch(_ control: ControlConnection) {
+        control.onReadBack = { [weak self] in self?.onReadBack?($0) }
         control.onFailure = { [weak self, unowned control] error in
             guard let self else { return }
             guard self.isResumable, control.isLost, self.context.mayBeInterrupted(), self.context.fault == nil else {

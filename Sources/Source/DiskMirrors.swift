@@ -30,45 +30,86 @@ final class DiskMirrors: @unchecked Sendable {
 
     // MARK: the relays
 
-    /// Opens the connections for every disk and a Unix socket for QEMU in front of them.
+    /// Opens the connections for every disk, of all disks at once, and a Unix socket for QEMU in front of them.
     func connect(_ ready: Message.Ready, client: Int32?) async throws {
         keepsBacking = Set(ready.keepsBacking)
-        for index in disks.indices {
-            let disk = disks[index]
-            guard let export = ready.exports[disk.offer.name] else {
-                throw MigrationError(.failed, "The destination has no export for \(disk.offer.name)")
-            }
-            let socket = context.files.mirrorSocket(of: disk.offer.name)
-            guard socket.utf8.count < 104 else {
-                throw MigrationError(.failed, "The path \(socket) is too long for a socket; use a shorter --state-dir")
-            }
-            do {
-                disks[index].relay = try await MirrorRelay.start(
-                    socket: socket,
-                    to: plan.address.with(port: ready.nbdPort),
-                    options: NBDClientOptions(export: export, credentials: context.credentials, hostname: plan.host),
-                    connections: plan.connections,
-                    size: disk.offer.size,
-                    client: client,
-                    endurance: .init(
-                        patience: .seconds(plan.patience),
-                        memory: plan.mirrorMemory,
-                        expected: disk.allocated,
-                        isFenced: true
-                    ),
-                    on: context.dataLoops.next()
-                ) { [weak self] reason in
-                    guard let self else { return }
-                    self.context.loop.execute { self.outage(index, reason) }
-                } onFailure: { [weak self] reason in
-                    guard let self else { return }
-                    let name = disk.offer.name
-                    self.context.loop.execute {
-                        self.context.fail(MigrationError(.failed, "Copying \(name) failed: \(reason)"))
-                    }
+        let relays = try await withThrowingTaskGroup(of: (Int, MirrorRelay).self) { group in
+            for index in disks.indices {
+                group.addTask(executorPreference: context.loop) {
+                    (index, try await self.connect(index, ready, client: client))
                 }
-            } catch let error as ChannelError {
-                throw MigrationError(.failed, "Cannot reach the export of \(disk.offer.name): \(error.message)")
+            }
+            var relays: [(Int, MirrorRelay)] = []
+            var failure: (any Error)?
+            while let result = await group.nextResult() {
+                switch result {
+                case .success(let relay): relays.append(relay)
+                case .failure(let error): failure = failure ?? error
+                }
+            }
+            guard let failure else { return relays }
+            for (_, relay) in relays { relay.abort("Another disk could not be connected") }
+            throw failure
+        }
+        for (index, relay) in relays { disks[index].relay = relay }
+        for index in disks.indices where disks[index].isSeeded { followTable(of: index) }
+    }
+
+    private func connect(_ index: Int, _ ready: Message.Ready, client: Int32?) async throws -> MirrorRelay {
+        let disk = disks[index]
+        guard let export = ready.exports[disk.offer.name] else {
+            throw MigrationError(.failed, "The destination has no export for \(disk.offer.name)")
+        }
+        let socket = context.files.mirrorSocket(of: disk.offer.name)
+        guard socket.utf8.count < 104 else {
+            throw MigrationError(.failed, "The path \(socket) is too long for a socket; use a shorter --state-dir")
+        }
+        var options = NBDClientOptions(export: export, credentials: context.credentials, hostname: plan.host)
+        options.identity = plan.identity
+        do {
+            return try await MirrorRelay.start(
+                socket: socket,
+                to: plan.address.with(port: ready.nbdPort),
+                options: options,
+                connections: plan.connections,
+                size: disk.offer.size,
+                client: client,
+                endurance: .init(
+                    patience: .seconds(plan.patience),
+                    memory: plan.mirrorMemory,
+                    expected: disk.allocated,
+                    isFenced: true,
+                    bandwidth: plan.bandwidth / UInt64(max(disks.count, 1)),
+                    beacon: context.beacon
+                ),
+                isSeeded: disk.isSeeded,
+                on: context.dataLoops.next()
+            ) { [weak self] reason in
+                guard let self else { return }
+                self.context.loop.execute { self.outage(index, reason) }
+            } onFailure: { [weak self] reason in
+                guard let self else { return }
+                let name = disk.offer.name
+                self.context.loop.execute {
+                    self.context.fail(MigrationError(.failed, "Copying \(name) failed: \(reason)"))
+                }
+            }
+        } catch let error as ChannelError {
+            throw MigrationError(.failed, "Cannot reach the export of \(disk.offer.name): \(error.message)")
+        }
+    }
+
+    /// Has the destination tell what it has of a disk.
+    private func followTable(of index: Int) {
+        let (plan, credentials, name) = (plan, context.credentials, disks[index].offer.name)
+        disks[index].relay?.followTable { loop in
+            try await ControlConnection.openSeed(plan, index: index, credentials: credentials, on: loop)
+        } onBreak: { [weak self] reason in
+            guard let self else { return }
+            self.context.loop.execute {
+                self.context.warn(
+                    "\(name): what the destination has is not known to the end, and the rest is sent: \(MigrationContext.said(reason))"
+                )
             }
         }
     }
@@ -110,18 +151,31 @@ final class DiskMirrors: @unchecked Sendable {
             let disk = disks[index]
             guard let relay = disk.relay else { continue }
             let target = disk.targetNode(plan.id)
-            try await monitor.addNBDNode(target, socket: relay.socket, export: "\(plan.id)/\(disk.offer.name)")
+            try await monitor.addNBDNode(
+                target,
+                socket: relay.socket,
+                export: "\(plan.id)/\(disk.offer.name)",
+                mayBeEmptied: !disk.isSeeded
+            )
             disks[index].hasTarget = true
             try await monitor.mirror(
                 job: disk.jobName(plan.id),
                 node: disk.node,
                 target: target,
                 sync: keepsBacking.contains(disk.offer.name) ? "top" : "full",
-                speed: speed
+                // Of a seeded disk QEMU reads more than is sent, and the relay keeps to the limit.
+                speed: disk.isSeeded ? 0 : speed,
+                buffer: disk.isSeeded ? nil : Self.buffer(for: speed)
             )
             disks[index].hasJob = true
         }
         try await catchUp(monitor, look: look)
+    }
+
+    /// What QEMU may have under way of a disk whose copy is limited. Its own 16 MiB go out at once, however slow the copy shall be, and it
+    /// then waits for as long as they should have taken.
+    private static func buffer(for speed: UInt64) -> UInt64? {
+        speed == 0 ? nil : min(max(speed / 4, ChunkDigests.chunkSize), 16 << 20)
     }
 
     /// Waits until what is left of the disks can be sent while the guest is paused.
@@ -130,6 +184,10 @@ final class DiskMirrors: @unchecked Sendable {
         var dataMeter = RateMeter()
         var convergence = Convergence()
         var looked = ContinuousClock.now
+        var shown = 0.0
+        // What moves before the first look counts too.
+        meter.add(sentBytes)
+        dataMeter.add(dataBytes)
         while true {
             try await context.wait(.milliseconds(200))
             try await refreshJobs(monitor)
@@ -141,12 +199,18 @@ final class DiskMirrors: @unchecked Sendable {
             dataMeter.add(dataBytes)
             let remaining = remaining
             let total = disks.reduce(0) { $0 + ($1.job?.total ?? $1.offer.size) }
+            // QEMU looks for holes first, which takes its time for a large disk, and knows nothing of what is to do meanwhile.
+            let isCounted = disks.allSatisfy { $0.isReady || ($0.job?.total ?? 0) > 0 }
+            let percent = !isCounted ? 0 : total == 0 ? 100 : 100 * (1 - Double(min(remaining, total)) / Double(total))
+            // QEMU and the relay are not asked at the same moment: what passes from one to the other then is counted twice, or not.
+            if percent > shown || percent < shown - Self.unsteadiness { shown = percent }
             context.progress(
-                percent: total == 0 ? 100 : 100 * (1 - Double(min(remaining, total)) / Double(total)),
+                percent: shown,
                 rate: meter.rate,
-                remaining: meter.rate > 0 ? Double(remaining) / meter.rate : nil
+                remaining: isCounted && meter.rate > 0 ? Double(remaining) / meter.rate : nil,
+                seeded: seededBytes
             )
-            if !isAway, fits(max(dataMeter.peak, rate)) {
+            if !isAway, fits(max(dataMeter.peak, rate, leastRate)) {
                 if disks.allSatisfy(\.isReady) { break }
                 // QEMU keeps a job that is limited in its speed waiting before it says that it is ready.
                 convergence.reset()
@@ -157,7 +221,18 @@ final class DiskMirrors: @unchecked Sendable {
                 throw notConverged("disks", remaining, meter.rate)
             }
         }
-        rate = max(rate, dataMeter.peak)
+        rate = max(rate, dataMeter.peak, leastRate)
+    }
+
+    /// So many points of a percentage fall without a guest that writes.
+    private static let unsteadiness = 5.0
+
+    /// What the link carried before the copy, for disks of which too little is sent to measure it, as far as it may be used.
+    private var leastRate: Double {
+        guard disks.contains(where: \.isSeeded), let measured = context.report.rehearsal?.bytesPerSecond else {
+            return 0
+        }
+        return plan.bandwidth > 0 ? min(measured, Double(plan.bandwidth)) : measured
     }
 
     /// Whether what is left can be sent within the downtime limit.
@@ -191,12 +266,18 @@ final class DiskMirrors: @unchecked Sendable {
     private var sentBytes: UInt64 {
         disks.reduce(0) { sum, disk in
             guard let counters = disk.relay?.counters else { return sum }
-            return sum + counters.bytesSent + counters.zeroBytes
+            return sum + counters.bytesSent + counters.zeroBytes + counters.seededBytes
         }
     }
 
     /// Bytes of all disks that went over the link as data: zeroes cost nothing and would flatter the link.
     var dataBytes: UInt64 { disks.reduce(0) { sum, disk in sum + (disk.relay?.counters.bytesSent ?? 0) } }
+
+    /// Bytes of all disks that the destination had; nil when it had none of them.
+    private var seededBytes: UInt64? {
+        let seeded = disks.filter(\.isSeeded)
+        return seeded.isEmpty ? nil : seeded.reduce(0) { $0 + ($1.relay?.counters.seededBytes ?? 0) }
+    }
 
     var remaining: UInt64 { disks.reduce(0) { $0 + $1.remaining } }
 
@@ -222,7 +303,20 @@ final class DiskMirrors: @unchecked Sendable {
     func verify() async throws {
         // The time depends on the disks: a gigabyte a second is slow for SHA-256, and a silent destination is noticed
         // by its missing pongs.
-        let bytes = disks.reduce(0) { $0 + $1.offer.size }
+        // What was there already is read once more.
+        let bytes = disks.reduce(0) { $0 + $1.offer.size * ($1.isSeeded ? 2 : 1) }
+        for disk in disks where disk.isSeeded { await disk.relay?.endTable() }
+        var meter = RateMeter()
+        link.onReadBack = { [context] readBack in
+            let (done, total) = (min(readBack.done, readBack.total), readBack.total)
+            meter.add(done)
+            context.progress(
+                percent: total == 0 ? 100 : 100 * Double(done) / Double(total),
+                rate: meter.rate,
+                remaining: meter.rate > 0 ? Double(total - done) / meter.rate : nil
+            )
+        }
+        defer { link.onReadBack = nil }
         let answer = try await link.ask(.mirrored, timeout: .seconds(60 + Int(bytes >> 26)))
         guard case .mirrored = answer else {
             throw MigrationError(.failed, "The destination answered MIRRORED with \(answer.name)")
@@ -231,7 +325,10 @@ final class DiskMirrors: @unchecked Sendable {
         try context.checkFault()
     }
 
-    /// Ends the mirrors while the guest is paused: QEMU sends what is left and flushes the destination.
+    /// The destination makes the disks durable when it prepares; QEMU's own FLUSHes while the guest is paused need not wait for it.
+    func promiseBarrier() async { for disk in disks { await disk.relay?.promiseBarrier() } }
+
+    /// Ends the mirrors while the guest is paused: QEMU sends what is left.
     func end(_ monitor: QMPClient) async throws {
         areWhole = false
         for disk in disks where disk.hasJob { try await monitor.cancelMirror(disk.jobName(plan.id), force: false) }
@@ -263,7 +360,7 @@ final class DiskMirrors: @unchecked Sendable {
         var proofs: [String: DiskProof] = [:]
         // One message carries them all.
         var room = 4 * DiskProof.maximumRuns
-        for disk in disks {
+        for (index, disk) in disks.enumerated() {
             guard let relay = disk.relay else { continue }
             let proof = try await relay.rest()
             // What QEMU did not write in whole chunks is known to nobody but QEMU.
@@ -276,6 +373,7 @@ final class DiskMirrors: @unchecked Sendable {
             guard fits else { continue }
             room -= proof.runs.count
             proofs[disk.offer.name] = proof
+            disks[index].isProved = unknown == 0
         }
         return proofs
     }
@@ -305,6 +403,7 @@ final class DiskMirrors: @unchecked Sendable {
             guard let relay = disks[index].relay, index < context.report.disks.count else { continue }
             context.report.disks[index].bytesSent = relay.counters.bytesSent
             context.report.disks[index].zeroBytes = relay.counters.zeroBytes
+            if disks[index].isSeeded { context.report.disks[index].seededBytes = relay.counters.seededBytes }
             context.report.reconnects += relay.counters.reconnects
             context.report.bytesResent += relay.counters.bytesResent
         }

@@ -27,15 +27,20 @@ struct GuestOffering {
         guard case .ready(let ready) = answer else {
             throw MigrationError(.failed, "The destination answered OFFER with \(answer.name)")
         }
-        guard ready.reasons.isEmpty else { throw refusal(ready.reasons, plan) }
+        guard ready.reasons.isEmpty else { throw refusal(Obstacle.paired(ready.reasons, ready.checks), plan) }
         return ready
     }
 
-    static func refusal(_ reasons: [String], _ plan: MigrationPlan) -> MigrationError {
+    static func refusal(_ obstacles: [Obstacle], _ plan: MigrationPlan) -> MigrationError {
         let most = 40
-        let more = reasons.count > most ? "; and \(reasons.count - most) more" : ""
-        let text = reasons.prefix(most).map(MigrationContext.said).joined(separator: "; ")
-        return MigrationError(.refused, "The destination \(plan.host) refused guest '\(plan.guest)': \(text)\(more)")
+        let more = obstacles.count > most ? "; and \(obstacles.count - most) more" : ""
+        let told = obstacles.prefix(most).map { Obstacle($0.check, MigrationContext.said($0.reason)) }
+        let text = told.map(\.reason).joined(separator: "; ")
+        return MigrationError(
+            .refused,
+            "The destination \(plan.host) refused guest '\(plan.guest)': \(text)\(more)",
+            obstacles: told
+        )
     }
 
     // MARK: the description
@@ -53,7 +58,10 @@ struct GuestOffering {
             guard inspection.blockers.isEmpty else {
                 throw MigrationError(
                     .guest,
-                    "Guest '\(plan.guest)' cannot be migrated: \(inspection.blockers.joined(separator: "; "))"
+                    "Guest '\(plan.guest)' cannot be migrated: \(inspection.blockers.joined(separator: "; "))",
+                    obstacles: inspection.blockers.map {
+                        Obstacle(inspection.immovable.contains($0) ? .devices : .blockers, $0)
+                    }
                 )
             }
             return inspection
@@ -66,8 +74,18 @@ struct GuestOffering {
 
     /// Describes a guest.
     ///
+    /// - Parameters:
+    ///   - inspection: what QEMU says of it.
+    ///   - plan: what to do with it.
+    ///   - record: what this host knows of it.
+    ///   - loops: where digests are taken.
     /// - Throws: `MigrationError` naming what cannot be described.
-    init(_ inspection: GuestInspection, _ plan: MigrationPlan, on loops: EventLoopGroup) async throws {
+    init(
+        _ inspection: GuestInspection,
+        _ plan: MigrationPlan,
+        _ record: GuestRecord,
+        on loops: EventLoopGroup
+    ) async throws {
         self.inspection = inspection
         var disks: [SourceDisk] = []
         var headers: [String: String] = [:]
@@ -85,6 +103,7 @@ struct GuestOffering {
                 offered.append(item)
                 var source = SourceDisk(offer: item, node: disk.node, path: path)
                 source.format = disk.format
+                source.dataPath = disk.dataFile.map { DurableFile.resolve($0, in: record.commandLine.directory) }
                 source.secret = item.keySecret.flatMap { inspection.secrets[$0] }
                 disks.append(source)
             }
@@ -116,9 +135,12 @@ struct GuestOffering {
                 )
                 headers[item.headerName] = path
             }
+            try Self.nameSeeds(&offered, plan)
+            let networks = try GuestNetworks(inspection, plan, record)
+            for index in offered.indices { disks[index] = disks[index].offering(offered[index]) }
             var offer = Message.Offer(
                 guest: plan.guest,
-                commandLine: inspection.commandLine,
+                commandLine: networks.commandLine,
                 machine: inspection.machine,
                 emulatorVersion: inspection.emulatorVersion,
                 disks: offered,
@@ -131,12 +153,34 @@ struct GuestOffering {
             offer.memoryID = inspection.memoryID
             offer.hasFixedProcessor = inspection.isProcessorFixed
             offer.standards = inspection.standards
+            offer.reservation = plan.reservation
+            offer.placement = record.placement
+            offer.networks = networks.offered
+            offer.home = record.origin
             self.offer = offer
         } catch let error as GuestError {
-            throw MigrationError(.guest, error.message)
+            throw MigrationError(.guest, error.message, obstacles: [Obstacle(.files, error.message)])
         }
         self.disks = disks
         self.headers = headers
+    }
+
+    /// Names the images of the destination with which disks are begun, as the operator said.
+    private static func nameSeeds(_ disks: inout [Message.Offer.Disk], _ plan: MigrationPlan) throws {
+        for (name, seed) in plan.seeds ?? [:] {
+            guard let index = name.isEmpty && disks.count == 1 ? 0 : disks.firstIndex(where: { $0.name == name }) else {
+                let names = disks.map(\.name).joined(separator: ", ")
+                throw GuestError(
+                    name.isEmpty
+                        ? "Which disk '\(seed)' is for has to be said: --seed DISK=NAME with one of \(names)"
+                        : "There is no disk '\(name)' for --seed; the guest has \(names)"
+                )
+            }
+            guard disks[index].format == "raw", disks[index].keySecret == nil, !disks[index].isContainer else {
+                throw GuestError("\(disks[index].name) is no raw image in clear at the destination, which --seed needs")
+            }
+            disks[index].seed = seed
+        }
     }
 
     private static func headerDigest(
@@ -175,6 +219,10 @@ struct GuestOffering {
         // Only a file system knows how much of a disk is in use.
         let isFile = stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
         var allocated = isFile ? UInt64(status.st_blocks) * 512 : disk.allocated ?? size
+        if let data = disk.dataFile {
+            let isFile = stat(data, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
+            allocated += isFile ? UInt64(status.st_blocks) * 512 : size
+        }
         for image in disk.backing { allocated += image.allocated ?? image.size }
         var item = Message.Offer.Disk(
             name: "disk\(number)",

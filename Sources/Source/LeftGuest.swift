@@ -27,10 +27,10 @@ public struct LeftGuest: Sendable {
         }
         self.lock = lock
         guard let bar = try migrations.startBar(of: name) else {
-            throw GuestError(
-                record == nil
-                    ? "There is no guest '\(name)'" : "Guest '\(name)' belongs to this host; nothing of it is forgotten"
-            )
+            guard let record else { throw guests.unknown(name) }
+            let remedy =
+                record.process?.isRunning == true ? "It runs here" : "'crossdock guest remove \(name)' removes it"
+            throw GuestError("Guest '\(name)' belongs to this host; nothing of it is forgotten. \(remedy)")
         }
         guard bar.isDecided else { throw GuestError(bar.sentence(guest: name)) }
         if let process = record?.process, process.isRunning {
@@ -54,7 +54,7 @@ public struct LeftGuest: Sendable {
                 if DurableFile.exists(files.process(.holder)) {
                     remarks += DeviceHolder(guest: name, files: files).end()
                 }
-                let old = FencedImages.delete(id, files, migrations)
+                let old = FencedImages.delete(id, files)
                 deleted += old.deleted
                 remarks += old.problems
             case .destination(.overruled):

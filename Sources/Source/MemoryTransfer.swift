@@ -114,6 +114,7 @@ final class MemoryTransfer: @unchecked Sendable {
         var isThrottled = false
         var disksMeter = RateMeter()
         var diskConvergence = Convergence()
+        var (sent, processed) = (RateMeter(), RateMeter())
         while !watch.isAtSwitchover {
             let state = try await monitor.migrationState()
             if state.status == "failed" || state.status == "cancelled" {
@@ -136,7 +137,14 @@ final class MemoryTransfer: @unchecked Sendable {
             }
             let rate = state.megabitsPerSecond * 1e6 / 8
             let percent = state.total == 0 ? 0 : 100 * (1 - Double(state.remaining) / Double(state.total))
-            context.progress(percent: percent, rate: rate, remaining: rate > 0 ? Double(state.remaining) / rate : nil)
+            // Empty pages count as memory and cost nothing.
+            sent.add(state.transferred)
+            processed.add(state.processed)
+            context.progress(
+                percent: percent,
+                rate: sent.rate,
+                remaining: processed.rate > 0 ? Double(state.remaining) / processed.rate : nil
+            )
             if gateIsOpen, state.rounds > round {
                 // The first look after QEMU has gone through the memory shows what the guest dirtied meanwhile.
                 let shrank = Double(state.remaining) < Double(peak) * 0.9
@@ -186,9 +194,11 @@ final class MemoryTransfer: @unchecked Sendable {
 
     // MARK: the end
 
-    /// Has QEMU send the rest, and waits until it has completed the migration and says so in its run state.
+    /// Has QEMU send the rest.
+    func proceed(_ monitor: QMPClient) async throws { try await monitor.continueMigration() }
+
+    /// Waits until QEMU has completed the migration and says so in its run state.
     func complete(_ monitor: QMPClient) async throws {
-        try await monitor.continueMigration()
         while true {
             // Completed means that the destination has said so on the return path; nothing else does.
             let state = try await monitor.migrationState()

@@ -16,6 +16,8 @@ final class MigrationContext: @unchecked Sendable {
     let migrations: MigrationStore
     var files: MigrationFiles { migrations.files(of: plan.id) }
     var report: MigrationReport
+    /// Tells other copies of an evacuation that this guest is paused, and this one that another is.
+    let beacon: PauseBeacon?
     private let emit: @Sendable (MigrationEvent) -> Void
     private let began = ContinuousClock.now
     private var phaseBegan = ContinuousClock.now
@@ -45,6 +47,7 @@ final class MigrationContext: @unchecked Sendable {
         self.emit = emit
         guests = GuestStore(stateDirectory: plan.stateDirectory)
         migrations = MigrationStore(stateDirectory: plan.stateDirectory)
+        beacon = plan.evacuation.flatMap { _ in try? EvacuationFiles(stateDirectory: plan.stateDirectory).beacon() }
         report = MigrationReport(migration: plan.id, guest: plan.guest, destination: "\(plan.address)")
     }
 
@@ -108,6 +111,9 @@ final class MigrationContext: @unchecked Sendable {
         )
     }
 
+    /// Whether a phase follows the copy of the disks.
+    static func isAfterCopy(_ phase: String) -> Bool { !["check", "disks", "verify"].contains(phase) }
+
     /// A phase begins; the time that the one before took is noted.
     func enter(_ name: String) {
         endPhase()
@@ -122,12 +128,13 @@ final class MigrationContext: @unchecked Sendable {
         phaseBegan = .now
     }
 
-    func progress(percent: Double, rate: Double, remaining: Double?) {
+    func progress(percent: Double, rate: Double, remaining: Double?, seeded: UInt64? = nil) {
         var event = event("progress")
         event.phase = phase
         event.percent = min(max(percent, 0), 100)
         event.rate = rate
         event.remaining = remaining
+        event.seededBytes = seeded
         emit(event)
     }
 

@@ -29,11 +29,21 @@ public struct MigrationPlan: Sendable, Codable {
     /// How long an outage of the link or the destination is waited for, in seconds.
     public var patience = 300
     /// How many bytes each disk's mirror keeps in memory at most.
-    public var mirrorMemory = 64 << 20
+    public var mirrorMemory = 256 << 20
     /// Whether both sides read all of each disk, with the guest paused, before it is released.
     public var verifiesFully = false
+    /// The destination's images that disks are begun with, by the disk's name; that of a guest with one disk may be empty.
+    public var seeds: [String: String]?
+    /// The destination's bridges that take the place of those here; nil for none.
+    public var networks: NetworkMap?
     /// Whether only the rehearsal is wanted.
     public var isRehearsal = false
+    /// The room that the destination keeps for the guest; nil when none was reserved.
+    public var reservation: String?
+    /// The evacuation that the migration belongs to: its switchover waits until no other guest has its own; nil for a migration by itself.
+    public var evacuation: String?
+    /// Who the destination must prove to be, besides having a certificate for its host; nil for anybody whom the credentials trust.
+    public var identity: String?
 
     /// Makes a plan with the defaults.
     public init(id: String, guest: String, host: String, port: UInt16, stateDirectory: String) {

@@ -33,9 +33,12 @@ extension OutgoingMigration {
     func offer() async throws -> SourceHandover.Event {
         let (monitor, record, watch) = try guest()
         let inspection = try await GuestOffering.inspect(monitor, record, plan)
-        let offering = try await GuestOffering(inspection, plan, on: context.dataLoops)
+        let offering = try await GuestOffering(inspection, plan, record, on: context.dataLoops)
         self.offering = offering
         mirrors.disks = offering.disks
+        if let shortage = DescriptorBudget.shortage(disks: offering.disks.count, connections: plan.connections) {
+            throw MigrationError(.guest, "The source agent: \(shortage), or take fewer --connections")
+        }
         description = try await GuestDescriptionWatch(monitor)
         try await checkImages(record)
         for disk in inspection.disks where !disk.bitmaps.isEmpty {
@@ -46,8 +49,20 @@ extension OutgoingMigration {
         }
         context.report.disks = offering.offer.disks.map { .init(name: $0.name, size: $0.size) }
         try await link.open()
+        guard plan.seeds == nil || link.features.contains(.seeds) else {
+            throw MigrationError(
+                .refused,
+                "The agent on \(plan.host) is too old for --seed: leave it out, or install this version there"
+            )
+        }
+        guard offering.offer.networks == nil || link.features.contains(.networks) else {
+            throw MigrationError(
+                .refused,
+                "The agent on \(plan.host) is too old for --network: make the taps there and leave it out, or install this version there"
+            )
+        }
         try checkVerdict(watch.guest)
-        let rehearsal = Rehearsal(context, link, monitor, inspection)
+        let rehearsal = Rehearsal(context, link, monitor, inspection, record.process)
         self.rehearsal = rehearsal
         let measure = try await rehearsal.probe()
         if !plan.isRehearsal {
@@ -57,6 +72,7 @@ extension OutgoingMigration {
         try await link.sendSecrets()
         try await link.connection().send(.offer(offering.offer))
         rehearsed = try await rehearsal.rehearse(offering.offer, measure)
+        exchange = try proveLineages(rehearsal.seedNonce)
         guard plan.isRehearsal else { return .rehearsed }
         // The destination forgets it, and nothing was changed here.
         context.report.outcome = .rehearsed
@@ -73,6 +89,7 @@ extension OutgoingMigration {
             .offered(guest: plan.guest, destination: plan.host, order: try context.migrations.nextOrder())
         )
         self.journal = journal
+        nameLineages()
         try SavedDisk.save(mirrors.disks, context.files)
         noteGuest()
     }
@@ -85,17 +102,36 @@ extension OutgoingMigration {
         let known =
             offering.offer.files.reduce(0) { $0 + $1.size }
             + offering.offer.disks.flatMap(\.backing).reduce(0) { $0 + $1.size }
-        var answer = try await control.next(timeout: .seconds(60 + Int(clamping: known >> 26)))
+        // So does copying the images that the plan names.
+        let copied = offering.offer.disks.reduce(0) { $0 + ($1.seed == nil ? 0 : $1.size) }
+        let copyTime = Duration.seconds(Int(clamping: copied >> 25))
+        var answer = try await control.next(timeout: .seconds(60 + Int(clamping: known >> 26)) + copyTime)
         if case .need(let wanted) = answer {
             for index in wanted {
                 try await offering.send(index, over: control) { try self.context.checkFault() }
             }
-            answer = try await control.next(timeout: .seconds(120))
+            answer = try await control.next(timeout: .seconds(120) + copyTime)
         }
         let ready = try GuestOffering.readiness(answer, plan)
+        acceptSeeds(ready)
+        await compareListeners(ready)
         link.isResumable = true
         try await mirrors.connect(ready, client: record.process?.pid)
         return .ready
+    }
+
+    /// Whoever looks for a display where it was is told where it will be.
+    private func compareListeners(_ ready: Message.Ready) async {
+        guard let monitor, let there = ready.listeners else { return }
+        for listener in await monitor.listeners() {
+            guard let other = there.first(where: { $0.what == listener.what }), other.address != listener.address else {
+                continue
+            }
+            context.warn(
+                "The \(listener.what) of guest '\(plan.guest)' listens on \(listener.address) here, and on "
+                    + "\(MigrationContext.said(other.address)) on \(plan.host), where the other port is taken"
+            )
+        }
     }
 
     // MARK: The copy
@@ -113,6 +149,7 @@ extension OutgoingMigration {
 
     func send() async throws -> SourceHandover.Event {
         let (monitor, record, watch) = try guest()
+        try await takeTurn()
         if !mirrors.isVerified {
             context.enter("verify")
             try await mirrors.verify()
@@ -121,6 +158,7 @@ extension OutgoingMigration {
         try await watch.settle()
         try checkVerdict(watch.guest)
         context.enter("memory")
+        await mirrors.promiseBarrier()
         try await memory.send(monitor, watch, record) { try self.startWatchdog(monitor) }
         try await watch.settle()
         try checkVerdict(watch.guest)
@@ -133,6 +171,7 @@ extension OutgoingMigration {
         try await memory.prepareRetry(monitor, watch, reason)
         deadline?.cancel()
         watchdog?.guestRuns()
+        turn = nil
         context.warn("The memory did not get through: \(reason). The guest stays here; sending it again")
         try await memory.waitForRetry()
         try await mirrors.catchUp(monitor) { try await self.checkDescription(.everything) }
@@ -157,6 +196,13 @@ extension OutgoingMigration {
                     .refused,
                     "Guest '\(plan.guest)' does not run (\(state.sentence)), and the agent on \(plan.host) is too old to keep it so: it "
                         + "would resume it. Resume it here first, or install this version there"
+                )
+            }
+            if record?.isOff == true, !link.features.contains(.stoppedGuests) {
+                throw MigrationError(
+                    .refused,
+                    "Guest '\(plan.guest)' is off, and the agent on \(plan.host) is too old to keep it so; start it first, or install this "
+                        + "version there"
                 )
             }
             guard state == .suspended else { return }

@@ -9,7 +9,7 @@ extension OutgoingMigration {
     /// Everything that would make the fence fail, or harm another user of an image, is found before the first byte moves.
     func checkImages(_ record: GuestRecord) async throws {
         let fence = ImageFence(
-            of: mirrors.disks.map { FencedImage($0.path) },
+            of: mirrors.disks.flatMap(\.files).map { FencedImage($0) },
             process: record.process,
             guest: plan.guest,
             migration: plan.id,
@@ -17,11 +17,17 @@ extension OutgoingMigration {
         )
         self.fence = fence
         let guests = context.guests
-        let (problems, users) = await BlockingPool.shared.value { (fence.check(), fence.users(guests)) }
+        let (problems, users) = await BlockingPool.shared.value {
+            (fence.check(), fence.users(guests, patience: .seconds(2)))
+        }
         for sentence in fence.warnings() + (users.note.map { [$0] } ?? []) { context.warn(sentence) }
         let reasons = problems + users.obstacles
         guard reasons.isEmpty else {
-            throw MigrationError(.guest, "Guest '\(plan.guest)' cannot be migrated: \(reasons.joined(separator: "; "))")
+            throw MigrationError(
+                .guest,
+                "Guest '\(plan.guest)' cannot be migrated: \(reasons.joined(separator: "; "))",
+                obstacles: reasons.map { Obstacle(.files, $0) }
+            )
         }
     }
 
@@ -29,16 +35,18 @@ extension OutgoingMigration {
     func others() async -> String? {
         guard let fence else { return nil }
         let guests = context.guests
-        let users = await BlockingPool.shared.value { fence.users(guests) }
+        // The guest is paused meanwhile, and the deadline is not far.
+        let patience = Duration.milliseconds(plan.blackoutDeadline / 10)
+        let users = await BlockingPool.shared.value { fence.users(guests, patience: patience) }
         guard !users.obstacles.isEmpty else { return nil }
         return "Guest '\(plan.guest)' cannot be released: \(users.obstacles.joined(separator: "; "))"
     }
 
-    /// Where the image of a disk is now.
-    func whereabouts(of disk: SourceDisk) -> String {
-        guard let fence, let image = fence.images.first(where: { $0.path == disk.path }) else { return disk.path }
+    /// Where an image, or a file with the data of one, is now.
+    func whereabouts(of path: String) -> String {
+        guard let fence, let image = fence.images.first(where: { $0.path == path }) else { return path }
         let fenced = fence.path(of: image)
-        return DurableFile.exists(fenced) ? fenced : disk.path
+        return DurableFile.exists(fenced) ? fenced : path
     }
 
     /// A release that is recovered may find its images with their old names: the host fell before that was durable.
@@ -66,6 +74,7 @@ extension OutgoingMigration {
     /// happen while the guest is paused.
     func rememberRelease() {
         if var record {
+            record.isOff = nil
             record.released = .init(migration: plan.id, destination: plan.host)
             try? context.guests.save(record)
             self.record = record
@@ -83,6 +92,8 @@ extension OutgoingMigration {
             process.signal(SIGKILL)
             await process.terminate(grace: .zero)
         }
+        fence?.withdrawUser()
+        if let record { context.guests.removeTaps(of: record) }
         if let record, record.adopted == nil {
             for name in ["qmp.sock", "status.sock"] { unlink("\(context.guests.directory(of: record.name))/\(name)") }
         }

@@ -26,10 +26,12 @@ extension OutgoingMigration {
         await fenceAgain()
         // A full comparison reads all that the destination has.
         let patience = 30 + (fullDigests.isEmpty ? 0 : Int(mirrors.disks.reduce(0) { $0 + $1.offer.size } >> 26))
-        let release = Message.Release(
+        var release = Message.Release(
             digests: fullDigests,
             runState: link.features.contains(.runState) || pause.guest != .running ? pause.guest : nil
         )
+        release.lineages = lineages
+        if record?.isOff == true, pause.guest == .prelaunch { release.isOff = true }
         let answer = await link.release(release, patience: .seconds(patience)) { error in
             self.context.warn(self.waiting(error))
         }
@@ -41,6 +43,8 @@ extension OutgoingMigration {
             let time = MigrationContext.milliseconds(ContinuousClock.now - since)
             context.report.blackoutMS = max(0, time - max(0, owned.sinceResumed ?? 0))
         }
+        turn = nil
+        context.beacon?.lower()
         context.report.outcome = .migrated
         if pause.guest != .running { context.report.guestState = pause.guest }
         for (index, disk) in mirrors.disks.enumerated() where index < context.report.disks.count {
@@ -48,7 +52,21 @@ extension OutgoingMigration {
         }
         do { try await journal?.write(.confirmed) } catch { context.warn("\(error)") }
         context.enter("done")
+        if let sentence = lateness(since: pause) { context.warn(sentence) }
         return .owned
+    }
+
+    /// That the pause was longer than it was to be, and what took its time; nil when it was not.
+    private func lateness(since pause: SourceHandover.Pause) -> String? {
+        guard let blackout = context.report.blackoutMS, blackout > Double(plan.downtimeLimit) else { return nil }
+        let phases = context.report.phasesMS
+        let (switchover, release) = (phases["switchover"] ?? 0, phases["release"] ?? 0)
+        func text(_ time: Double) -> String { "\(Int(max(0, time).rounded())) ms" }
+        let full = plan.verifiesFully ? ", reading both images from end to end among it (--verify=full)" : ""
+        return
+            "The guest was paused for \(text(blackout)), longer than the \(plan.downtimeLimit) ms of --downtime-limit: QEMU's stop and the "
+            + "last of the memory took \(text(blackout - switchover - release)), the last of the disks and the comparison "
+            + "\(text(switchover))\(full), the handing over \(text(release))"
     }
 
     /// What the operator is told while the destination does not answer.
@@ -66,17 +84,26 @@ extension OutgoingMigration {
             await compare(disk, index)
             await disk.relay?.close()
         }
+        offerSeeds()
+        // Nothing is kept for no time at all until somebody looks again.
+        if plan.keepSource == 0 { FencedImages.purge(context.migrations, only: plan.id) }
         return .finished
     }
 
     func compare(_ disk: SourceDisk, _ index: Int) async {
-        let path = whereabouts(of: disk)
-        let digest = await disk.digest(at: path, on: context.dataLoops)
+        let path = whereabouts(of: disk.path)
+        let digest = await disk.digest(at: path, data: disk.dataPath.map(whereabouts), on: context.dataLoops)
         context.report.disks[index].digestSource = digest
         let there = context.report.disks[index].digestDestination
         if disk.isSealed {
             context.warn(
                 "The digests of \(disk.offer.name) could not be compared: its secret is not known any more"
+            )
+        } else if digest != nil, there == nil, disk.isProved {
+            // It had compared every chunk before it took the guest; only what the report shows has died with its agent.
+            context.warn(
+                "The digest of \(disk.offer.name) on \(plan.host) is not known: the agent there ended right after it had taken the guest. "
+                    + "It had compared all chunks of the disk before"
             )
         } else if digest == nil || digest != there {
             context.report.code = MigrationError.Code.mismatch.rawValue

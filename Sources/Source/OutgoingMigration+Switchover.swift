@@ -17,6 +17,10 @@ extension OutgoingMigration {
     }
 
     func ask() async throws -> SourceHandover.Event {
+        let (monitor, _, watch) = try guest()
+        resumesAtCompletion = watch.resumes
+        // What QEMU sends travels beside the question and its answer: neither waits for the other, the release waits for both.
+        try await memory.proceed(monitor)
         let prepared = Message.Prepared(proofs: try await mirrors.proofs(), isFull: plan.verifiesFully)
         let answer = try await link.ask(.prepared(prepared), timeout: .milliseconds(plan.blackoutDeadline))
         guard case .prepared = answer else { throw MigrationError(.failed, "The destination is not prepared") }
@@ -24,13 +28,12 @@ extension OutgoingMigration {
     }
 
     func complete() async throws -> SourceHandover.Event {
-        let (monitor, _, watch) = try guest()
-        resumesAtCompletion = watch.resumes
+        let (monitor, _, _) = try guest()
         async let users = others()
         try await memory.complete(monitor)
         if plan.verifiesFully {
             for disk in mirrors.disks {
-                guard let digest = await disk.digest(at: disk.path, on: context.dataLoops) else {
+                guard let digest = await disk.digest(at: disk.path, data: disk.dataPath, on: context.dataLoops) else {
                     throw MigrationError(.failed, "The image \(disk.path) cannot be read for --verify=full")
                 }
                 fullDigests[disk.offer.name] = digest
@@ -88,9 +91,13 @@ extension OutgoingMigration {
 
     // MARK: The pause
 
+    /// How long the copies of other guests yield to a pause at most, in milliseconds: their guests' writes wait, too.
+    private static let yielding = 1000
+
     /// The guest is paused by the migration: from here on the blackout has a bound, whatever QEMU or the network wait for.
     func paused(since instant: ContinuousClock.Instant?) {
         deadline?.cancel()
+        if instant == nil { context.beacon?.lower() } else { context.beacon?.raise(for: Self.yielding) }
         guard let instant else {
             watchdog?.guestRuns()
             return

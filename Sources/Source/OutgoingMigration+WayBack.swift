@@ -23,6 +23,7 @@ extension OutgoingMigration {
         link.shield()
         context.report.outcome = .rolledBack
         context.report.reason = reason.message
+        context.report.obstacles = reason.obstacles.isEmpty ? nil : reason.obstacles
         context.report.code = reason.code.rawValue
         memory.abort(reason.message)
         mirrors.abort(reason.message)
@@ -45,6 +46,10 @@ extension OutgoingMigration {
 
     /// - Returns: what is not as it was; nil when everything is. A QEMU that has ended has nothing to restore.
     func restoreGuest() async -> String? {
+        if record?.isOff == true {
+            await switchOff()
+            return nil
+        }
         guard let record, record.process?.isRunning == true else { return nil }
         if monitor?.isConnected != true {
             monitor = try? await context.guests.connect(to: record, on: context.loop)

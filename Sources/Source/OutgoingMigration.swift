@@ -26,10 +26,14 @@ public final class OutgoingMigration: @unchecked Sendable {
     var offering: GuestOffering?
     var rehearsal: Rehearsal?
     var rehearsed = Message.Rehearsed()
+    /// How lineages are proved to the destination; nil when it does not want that.
+    var exchange: SeedExchange?
     var description: GuestDescriptionWatch?
     var watchdog: SwitchoverWatchdog?
     var deadline: LoopTimer?
     var fence: ImageFence?
+    /// That no other guest of the evacuation has its switchover.
+    var turn: EvacuationTurn?
     /// Who has taken the guest for this host although it was released; the destination is told instead of asked.
     var overruler: String?
     /// Whether the destination says that the guest is its own although it was taken for this host.
@@ -152,6 +156,7 @@ public final class OutgoingMigration: @unchecked Sendable {
     // MARK: The end
 
     private func conclude() async -> MigrationReport {
+        turn = nil
         if case .over(.overruled(let by)) = handover { await learnOverruling(by) }
         mirrors.account()
         context.report.ramBytesSent = memory.stream?.bytesSent ?? 0
@@ -165,6 +170,7 @@ public final class OutgoingMigration: @unchecked Sendable {
         }
         memory.abort("The migration is over")
         await rehearsal?.end()
+        if !handover.isReleased { await switchOff() }
         removeSockets()
         link.close()
         watchdog?.dismiss()
@@ -172,6 +178,15 @@ public final class OutgoingMigration: @unchecked Sendable {
         guestLock = nil
         context.finish()
         return context.report
+    }
+
+    /// A guest that is off has no QEMU but while it is moved.
+    func switchOff() async {
+        guard var record, record.isOff == true else { return }
+        monitor?.onDisconnect = nil
+        monitor?.close()
+        do { try await context.guests.switchOff(&record) } catch { context.warn("\(error)") }
+        self.record = record
     }
 
     func removeSockets() { for socket in context.files.sockets { unlink(socket) } }

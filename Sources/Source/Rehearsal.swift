@@ -12,12 +12,22 @@ final class Rehearsal: @unchecked Sendable {
     private let link: DestinationLink
     private let monitor: QMPClient
     private let inspection: GuestInspection
+    private let process: EmulatorProcess?
     private var plan: MigrationPlan { context.plan }
     private var shadow: ShadowEmulator?
+    /// The destination's part of what proofs of lineage are bound to.
+    private(set) var seedNonce: String?
     /// What a blank copy said last before it ended.
     private var shadowWords: String?
 
-    init(_ context: MigrationContext, _ link: DestinationLink, _ monitor: QMPClient, _ inspection: GuestInspection) {
+    init(
+        _ context: MigrationContext,
+        _ link: DestinationLink,
+        _ monitor: QMPClient,
+        _ inspection: GuestInspection,
+        _ process: EmulatorProcess?
+    ) {
+        self.process = process
         self.context = context
         self.link = link
         self.monitor = monitor
@@ -27,37 +37,10 @@ final class Rehearsal: @unchecked Sendable {
     /// Ends what is still there of it.
     func end() async { await shadow?.stop() }
 
-    /// What was measured between the agents.
-    struct LinkMeasure {
-        /// There and back, in milliseconds.
-        var roundTrip = 0.0
-        /// Bytes per second of one connection.
-        var rate = 0.0
-    }
-
-    private static let probeBytes = 512 << 10
-
-    /// Measures the way to the destination: the shortest of a few round trips, and the time that some data takes.
+    /// Measures the way to the destination.
     func probe() async throws -> LinkMeasure {
-        let control = try await link.connection()
-        var measure = LinkMeasure()
-        measure.roundTrip = .infinity
-        for _ in 0..<3 {
-            let start = ContinuousClock.now
-            guard case .probe = try await control.ask(.probe(0), timeout: .seconds(10)) else { throw Self.noProbe }
-            measure.roundTrip = min(measure.roundTrip, MigrationContext.milliseconds(ContinuousClock.now - start))
-        }
-        let start = ContinuousClock.now
-        try await control.send(.probe(Self.probeBytes))
-        let piece = [UInt8](repeating: 0x5a, count: 64 << 10)
-        for _ in 0..<(Self.probeBytes / piece.count) { try await control.send(data: piece) }
-        guard case .probe = try await control.next(timeout: .seconds(30)) else { throw Self.noProbe }
-        let time = max(MigrationContext.milliseconds(ContinuousClock.now - start) - measure.roundTrip, 0.05)
-        measure.rate = Double(Self.probeBytes) / time * 1000
-        return measure
+        try await LinkMeasure.take(over: link.connection(), isThorough: plan.isRehearsal)
     }
-
-    private static var noProbe: MigrationError { MigrationError(.failed, "The destination does not answer PROBE") }
 
     /// Moves a blank copy of the guest before anything of the guest moves.
     ///
@@ -74,15 +57,21 @@ final class Rehearsal: @unchecked Sendable {
             _ = try GuestOffering.readiness(answer, plan)
             throw MigrationError(.failed, "The destination answered OFFER with \(answer.name)")
         }
+        seedNonce = there.seedNonce
         let skew = Date.now.timeIntervalSince1970 * 1000 - Double(there.clock) - measure.roundTrip / 2
-        var reasons = here.differences(from: there.fingerprint)
-        var bytes = UInt64(Self.probeBytes)
+        let processor = Set(here.processorDifferences(from: there.fingerprint))
+        var obstacles = here.differences(from: there.fingerprint).map { reason in
+            Obstacle(processor.contains(reason) ? .processor : .machine, reason)
+        }
+        var bytes = UInt64(LinkMeasure.bytes)
         do {
             bytes += try await moveShadow()
         } catch let error as GuestError {
-            reasons.append(error.message)
+            obstacles.append(.init(.machine, error.message))
         } catch let error as QMPError {
-            reasons.append("A blank copy of the guest ended on this host: \(shadowWords ?? error.message)")
+            obstacles.append(
+                .init(.machine, "A blank copy of the guest ended on this host: \(shadowWords ?? error.message)")
+            )
         }
         var digests: [String: String] = [:]
         if !plan.isRehearsal {
@@ -97,7 +86,7 @@ final class Rehearsal: @unchecked Sendable {
             )
         }
         let rehearsed = Message.Rehearsed(backing: digests)
-        if reasons.isEmpty, plan.isRehearsal {
+        if obstacles.isEmpty, plan.isRehearsal {
             try await control.send(.rehearsed(rehearsed))
             _ = try GuestOffering.readiness(try await control.next(timeout: .seconds(180)), plan)
         }
@@ -113,9 +102,9 @@ final class Rehearsal: @unchecked Sendable {
         rehearsal.freeBytes = there.free
         if let activity = try await activity { estimate(offer, measure, activity, &rehearsal) }
         context.report.rehearsal = rehearsal
-        guard reasons.isEmpty else {
+        guard obstacles.isEmpty else {
             // What QEMU said there tells more than that the stream ended here.
-            throw GuestOffering.refusal(reasons, plan)
+            throw GuestOffering.refusal(obstacles, plan)
         }
         return rehearsed
     }
@@ -188,6 +177,9 @@ final class Rehearsal: @unchecked Sendable {
 
     // MARK: how long it will take
 
+    /// What a move takes that copies nothing, without its rehearsal, in seconds: a QEMU there, verification, the switchover.
+    private static let steps = 1.0
+
     /// What the guest does to its memory and disks, in bytes per second.
     struct Activity: Sendable {
         var memory = 0.0
@@ -235,16 +227,19 @@ final class Rehearsal: @unchecked Sendable {
         rehearsal.diskBytes = UInt64(disks)
         rehearsal.diskBytesAtMost = offer.disks.reduce(0) { $0 + $1.size }
         rehearsal.memoryBytes = offer.memory
+        rehearsal.memoryBytesInUse = process?.residentMemory.map { min($0, offer.memory) }
+        let memory = Double(rehearsal.memoryBytesInUse ?? offer.memory)
         func time(_ bytes: Double, _ growth: Double) -> Double? {
             growth >= rate * 0.95 ? nil : bytes / (rate - growth)
         }
-        guard let first = time(disks, activity.disks), let second = time(Double(offer.memory), activity.memory) else {
+        guard let first = time(disks, activity.disks), let second = time(memory, activity.memory) else {
             context.warn(
                 "The guest writes faster than one connection to \(plan.host) carried in the rehearsal; it may not converge without "
                     + "being slowed down"
             )
             return
         }
-        rehearsal.secondsEstimated = first + second
+        // The move begins with a rehearsal, too, and has its own steps besides the copies.
+        rehearsal.secondsEstimated = first + second + rehearsal.milliseconds / 1000 + Self.steps
     }
 }

@@ -11,6 +11,10 @@ struct SavedDisk: Codable {
     var isSealed: Bool
     /// Which file it is; earlier versions did not say.
     var image: FencedImage?
+    /// The file with its data; nil when the image has that in itself.
+    var data: FencedImage?
+    /// Its lineages, which RELEASE tells; earlier versions had none.
+    var lineages: [Lineage]?
 
     /// Notes the disks of a migration.
     static func save(_ disks: [SourceDisk], _ files: MigrationFiles) throws {
@@ -20,11 +24,16 @@ struct SavedDisk: Codable {
                 format: $0.format,
                 size: $0.offer.size,
                 isSealed: $0.secret != nil,
-                image: FencedImage($0.path)
+                image: FencedImage($0.path),
+                data: $0.dataPath.map { FencedImage($0) },
+                lineages: $0.lineages
             )
         }
         try DurableFile.write(try JSONText.encode(saved), to: files.disks)
     }
+
+    /// The files that the guest leaves.
+    var images: [FencedImage] { [image ?? FencedImage(legacy: path)] + (data.map { [$0] } ?? []) }
 
     /// The disks of a migration whose agent has died.
     static func load(_ files: MigrationFiles) -> [SavedDisk] {

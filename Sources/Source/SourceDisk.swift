@@ -7,17 +7,25 @@ internal import TLS
 /// A disk on its way to the destination.
 struct SourceDisk {
     /// What the destination was told of it.
-    let offer: Message.Offer.Disk
+    private(set) var offer: Message.Offer.Disk
     /// The node that is mirrored.
     let node: String
     /// The image.
     let path: String
+    /// The file with the image's data, where that has only the map of it.
+    var dataPath: String?
     /// The image's format, as QEMU knows it.
     var format = "raw"
     /// Whether the image cannot be opened, because its secret died with an agent.
     var isSealed = false
     /// What opens the image; nil when nothing is needed.
     var secret: SecretBytes?
+    /// Its lineages, the latest last: this migration's own.
+    var lineages: [Lineage] = []
+    /// Whether the destination begins with an image of it that it has.
+    var isSeeded = false
+    /// Whether the destination was told every chunk of it, to compare it before it takes the guest.
+    var isProved = false
     /// What carries it, once it is set up.
     var relay: MirrorRelay?
     /// Whether the block job exists.
@@ -30,6 +38,13 @@ struct SourceDisk {
     var isAway = false
     /// What the job said last.
     var job: BlockJob?
+
+    /// The same disk with more said of it.
+    func offering(_ offer: Message.Offer.Disk) -> SourceDisk {
+        var disk = self
+        disk.offer = offer
+        return disk
+    }
 
     /// How the names of our jobs begin, whatever migration they are of.
     static let jobPrefix = "xd-"
@@ -59,8 +74,19 @@ extension SourceDisk {
     ///
     /// - Parameters:
     ///   - path: where the image is now.
+    ///   - data: where the file with its data is now, if it has one.
     ///   - loops: where it is read.
-    func digest(at path: String, on loops: EventLoopGroup) async -> String? {
-        try? await DiskImage.digest(of: path, format: format, size: offer.size, secret: secret, on: loops)
+    func digest(at path: String, data: String?, on loops: EventLoopGroup) async -> String? {
+        try? await DiskImage.digest(
+            of: path,
+            format: format,
+            size: offer.size,
+            secret: secret,
+            dataFile: data,
+            on: loops
+        )
     }
+
+    /// The files that the guest leaves.
+    var files: [String] { [path] + (dataPath.map { [$0] } ?? []) }
 }

@@ -53,22 +53,44 @@ struct SourceGuest {
             return (adopted, monitor)
         }
         guard let found = try context.guests.load(plan.guest) else {
-            let known = context.guests.names().joined(separator: ", ")
-            throw MigrationError(
-                .guest,
-                "There is no guest '\(plan.guest)' on this host"
-                    + (known.isEmpty
-                        ? "; start one with 'crossdock guest start', or name the monitor of a running QEMU with --qmp"
-                        : "; there are: \(known)")
-            )
+            throw context.guests.unknown(plan.guest)
         }
-        guard let process = found.process, process.isRunning else {
-            throw MigrationError(.guest, "Guest '\(plan.guest)' does not run, so it cannot be migrated live")
-        }
+        guard let process = found.process, process.isRunning else { return try await bringUp(found, context) }
         do {
             return (found, try await context.guests.connect(to: found, on: context.loop))
         } catch let error as ChannelError {
             throw MigrationError(.guest, "The monitor of guest '\(plan.guest)' cannot be reached: \(error.message)")
+        }
+    }
+
+    /// Starts the QEMU of a guest that is off, without running it: what there is to move is then found out and compared as ever.
+    private static func bringUp(_ found: GuestRecord, _ context: MigrationContext) async throws -> (
+        GuestRecord, QMPClient
+    ) {
+        let name = context.plan.guest
+        if let secrets = found.secrets, !secrets.isEmpty {
+            throw MigrationError(
+                .guest,
+                "Guest '\(name)' does not run, and its secrets (\(secrets.joined(separator: ", "))) are kept nowhere; start it, then migrate it"
+            )
+        }
+        if found.adopted != nil {
+            throw MigrationError(
+                .guest,
+                "Guest '\(name)' was started by something else and does not run; start it there, then migrate it"
+            )
+        }
+        var record = found
+        record.isOff = true
+        do {
+            let monitor = try await context.guests.start(&record, extra: ["-S"], on: context.loop)
+            return (record, monitor)
+        } catch {
+            try? await context.guests.switchOff(&record)
+            throw MigrationError(
+                .guest,
+                "The QEMU of guest '\(name)', which is off, cannot be started for its move: \(error)"
+            )
         }
     }
 

@@ -31,6 +31,20 @@ struct GuestPolicyTests {
         policy.problems(of: demands, filterObstacle: obstacle)
     }
 
+    // MARK: seeds
+
+    @Test func aDirectoryOfSeedsIsForOneIdentity() throws {
+        let policy = try policy(
+            "allow-seed = CN=host-a,O=x=/srv/a",
+            "allow-seed=CN=host-a,O=x=/srv/b=/c",
+            "allow-seed=u=/d"
+        )
+        #expect(policy.seedDirectories == ["CN=host-a,O=x": ["/srv/a"], "CN=host-a,O=x=/srv/b": ["/c"], "u": ["/d"]])
+        for value in ["/srv/a", "CN=host-a", "CN=host-a=srv", "=/srv"] {
+            #expect(throws: GuestError.self, "\(value)") { try self.policy("allow-seed = \(value)") }
+        }
+    }
+
     // MARK: listening
 
     @Test(arguments: [
@@ -163,6 +177,35 @@ struct GuestPolicyTests {
         #expect(other.count == 1 && other[0].hasSuffix("--allow-bridge br0 allows it"), "\(other)")
     }
 
+    @Test func aTapIsMadeOnlyInABridgeThatIsListed() throws {
+        let directory = try TestDirectory()
+        let net = directory.directory("net")
+        for bridge in ["br0", "br1"] { try DurableFile.makeDirectory("\(net)/\(bridge)/bridge") }
+        for tap in ["tap0", "tap1"] {
+            try DurableFile.makeDirectory("\(net)/\(tap)")
+            try DurableFile.write(Array("0x1002\n".utf8), to: "\(net)/\(tap)/tun_flags")
+            #expect(symlink("../br1", "\(net)/\(tap)/master") == 0)
+        }
+        try DurableFile.write(Array("1\n".utf8), to: "\(net)/tap1/carrier")
+        func said(_ policy: GuestPolicy, _ tap: String, _ bridge: String) throws -> [String] {
+            let demands = try demands("-netdev", "tap,id=n,ifname=\(tap)") {
+                $0.networks = [.init(tap: tap, bridge: bridge)]
+            }
+            return policy.problems(of: demands, filterObstacle: nil, interfaces: NetworkInterfaces(net))
+                // Whether this process may make one is another matter.
+                .filter { !$0.contains("cannot make") }
+        }
+        let (none, listed, all) = (GuestPolicy(), try policy("allow-bridge = br0"), try policy("allow-bridge = all"))
+        for one in [listed, all] { #expect(try said(one, "tap9", "br0") == []) }
+        #expect(try said(none, "tap9", "br0").first?.hasSuffix("none is; --allow-bridge br0 allows it") == true)
+        #expect(try said(listed, "tap9", "br1").first?.contains("those are br0; --allow-bridge br1") == true)
+        #expect(try said(all, "tap9", "br9").first?.contains("'br9' is not there") == true)
+        // A tap that is there, in that bridge, and that nobody uses is used, as one that was not mapped.
+        #expect(try said(none, "tap0", "br1") == [])
+        #expect(try said(none, "tap1", "br1").count == 1)
+        #expect(try said(listed, "tap0", "br1").first?.contains("in the bridge 'br1', which") == true)
+    }
+
     // MARK: limits
 
     @Test func whatAGuestTakesIsReadFromItsCommandLine() throws {
@@ -186,8 +229,11 @@ struct GuestPolicyTests {
         #expect(try usage("-smp", "sockets=8", "-smp", "cores=8", "-machine", "pc,smp.threads=2").processors == 128)
         #expect(try usage("-M", "pc,smp.cpus=9").processors == 9)
         // No number of a peer traps.
-        #expect(try usage("-smp", "sockets=18446744073709551615,cores=18446744073709551615").processors == .max)
-        for words in [["-m", "x"], ["-m", "99999999999999999999T"], ["-smp", "-1"], ["-smp", "x"]] {
+        for words in [
+            ["-m", "x"], ["-m", "99999999999999999999T"], ["-smp", "-1"], ["-smp", "x"],
+            ["-smp", "9223372036854775808"],
+            ["-smp", "sockets=18446744073709551615,cores=18446744073709551615"], ["-smp", "sockets=1000,cores=1000"],
+        ] {
             let line = GuestCommandLine(arguments: ["qemu"] + words, directory: "/")
             #expect(throws: GuestError.self) { (try line.memory(), try line.processors()) }
         }
@@ -207,13 +253,13 @@ struct GuestPolicyTests {
         let said = limits.problems(of: small, besides: [small, small])
         #expect(
             said == [
-                "The limit of 2 guests for the guests of one source (--most-guests) is exceeded: those that are here or on their way have "
+                "The limit of 2 guests for the guests of one source (--most-guests) is exceeded: those that are here, on their way or expected have "
                     + "2, and this one wants 1",
-                "The limit of 1G of memory for the guests of one source (--most-memory) is exceeded: those that are here or on their way "
+                "The limit of 1G of memory for the guests of one source (--most-memory) is exceeded: those that are here, on their way or expected "
                     + "have 1G, and this one wants 512M",
-                "The limit of 4 processors for the guests of one source (--most-processors) is exceeded: those that are here or on their "
-                    + "way have 4, and this one wants 2",
-                "The limit of 2G of disks for the guests of one source (--most-disk) is exceeded: those that are here or on their way "
+                "The limit of 4 processors for the guests of one source (--most-processors) is exceeded: those that are here, on their way "
+                    + "or expected have 4, and this one wants 2",
+                "The limit of 2G of disks for the guests of one source (--most-disk) is exceeded: those that are here, on their way or expected "
                     + "have 2G, and this one wants 1G",
             ]
         )

@@ -43,8 +43,27 @@ struct OfferedGuestTests {
         try guest(plain).judge()
     }
 
+    private static func placement(_ change: (inout GuestPlacement) -> Void) -> GuestPlacement {
+        var placement = GuestPlacement()
+        change(&placement)
+        return placement
+    }
+
     static let flaws: [@Sendable (inout Message.Offer) -> Void] = [
         { $0.memoryID = "pc.ram,mem-path=/etc/x" }, { $0.memoryID = "" }, { $0.memoryID = "a\u{0}" },
+        { $0.networks = [.init(tap: "tap0", bridge: "br0")] },
+        { offer in
+            offer.commandLine.arguments += ["-netdev", "tap,id=n,ifname=tap0"]
+            offer.networks = [.init(tap: "tap0", bridge: "../br0")]
+        },
+        { offer in
+            offer.commandLine.arguments += ["-netdev", "tap,id=n,ifname=tap0"]
+            offer.networks = [.init(tap: "tap0", bridge: "br0"), .init(tap: "tap0", bridge: "br1")]
+        },
+        { offer in
+            offer.commandLine.arguments += ["-netdev", "tap,id=n,ifname=tap0", "-netdev", "tap,id=m,ifname=tap0"]
+            offer.networks = [.init(tap: "tap0", bridge: "br0")]
+        },
         { $0.machine = "pc\u{0}" }, { $0.emulatorVersion = "7\n2" }, { $0.guest = "../x" },
         { $0.commandLine.directory = "/\u{0}" }, { $0.commandLine.arguments.append("-append\u{0}") },
         { $0.commandLine.arguments = [] }, { $0.sizes = ["a\u{0}": 1] }, { $0.sizes = ["a": .max] },
@@ -56,6 +75,18 @@ struct OfferedGuestTests {
         { $0.disks = [.init(name: "disk0", size: 1, allocated: 0, path: "/a\u{0}.raw")] },
         { $0.disks = [.init(name: "disk0", size: .max, allocated: 0, path: "/a")] },
         { $0.disks = [.init(name: "disk0", size: 1, allocated: 0, path: "/.files")] },
+        { $0.reservation = String(repeating: "a", count: 65) }, { $0.home = .init(identity: "") },
+        { $0.home = .init(identity: "CN=a\nb") }, { $0.home = .init(identity: "CN=a", address: "\u{1b}") },
+        { $0.home = .init(identity: String(repeating: "a", count: 1025)) },
+        { $0.placement = placement { $0.priority = .max } }, { $0.placement = placement { $0.antiAffinity = "" } },
+        { $0.placement = placement { $0.labels = ["a b": "c"] } },
+        { $0.placement = placement { $0.labels = ["a": "\n"] } },
+        { $0.placement = placement { $0.labels = ["a": String(repeating: "b", count: 256)] } },
+        {
+            $0.placement = placement { placement in
+                for index in 0...GuestPlacement.mostLabels { placement.labels["\(index)"] = "" }
+            }
+        },
         { offer in
             var disk = Message.Offer.Disk(name: "disk0", size: 1, allocated: 0, path: "/a", format: "qcow2")
             disk.keySecret = "s,file=/etc/shadow"

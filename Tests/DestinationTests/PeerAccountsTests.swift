@@ -19,6 +19,16 @@ struct PeerAccountsTests {
         let connections = #expect(throws: ChannelError.self) { try accounts.connect("a") }
         #expect(connections?.message.contains("limit of 256 connections") == true)
         try accounts.connect("b")
+        for _ in 0..<PeerLimits.hostConnections { try accounts.beginHost("a") }
+        let hosts = #expect(throws: ChannelError.self) { try accounts.beginHost("a") }
+        #expect(hosts?.message.contains("limit of 16 connections for evacuations") == true)
+        try accounts.beginHost("b")
+        for _ in 0..<PeerLimits.recalls { try accounts.beginRecall("a") }
+        let recalls = #expect(throws: MigrationError.self) { try accounts.beginRecall("a") }
+        #expect(recalls?.message.contains("limit of 4 guests that go back") == true)
+        try accounts.beginRecall("b")
+        accounts.endRecall("a")
+        try accounts.beginRecall("a")
         try accounts.hold(PeerLimits.messageBytes, for: "a")
         let bytes = #expect(throws: ChannelError.self) { try accounts.hold(1, for: "a") }
         #expect(bytes?.message.contains("limit of 64 MiB") == true)

@@ -191,6 +191,34 @@ struct ConfinementTests {
     }
 
     @Test(.enabled(if: geteuid() == 0, "only root can give files away"))
+    func aDeviceStaysItsOwnersAndOnlyTheLastGuestsUserMayUseIt() throws {
+        let lab = try TestDirectory()
+        let device = lab.file("device")
+        // No device has this number: nothing is opened.
+        #expect(mknod(device, S_IFBLK | 0o640, dev_t(0xfff << 8 | 0xff)) == 0)
+        #expect(symlink(device, lab.file("disk")) == 0)
+        let first: UInt32 = 1_899_000_021
+        func status() -> (owner: UInt32, group: UInt32, mode: UInt32) {
+            var status = stat()
+            #expect(stat(device, &status) == 0)
+            return (status.st_uid, status.st_gid, status.st_mode & 0o777)
+        }
+        for user in [first, first + 1] {
+            try HandOver.give(lab.file("disk"), to: user)
+            #expect(GuestDevice.users(of: device) == [user])
+            #expect(status().owner == 0 && status().group == 0)
+        }
+        let users = GuestUsers(first...first + 2, file: lab.file("users"), places: [lab.path])
+        #expect(try users.take() == first && users.take() == first + 2 && users.take() == first)
+        GuestDevice.withdraw(device)
+        #expect(GuestDevice.users(of: device) == [])
+        #expect(status() == (0, 0, 0o640))
+        // A link that somebody else has made means nothing.
+        #expect(lchown(lab.file("disk"), first, first) == 0)
+        #expect(GuestDevice.path(of: lab.file("disk")) == nil && GuestDevice.path(of: device) == device)
+    }
+
+    @Test(.enabled(if: geteuid() == 0, "only root can give files away"))
     func onlyWhatIsTheAgentsOwnIsGivenToAGuest() throws {
         let lab = try TestDirectory()
         let own = lab.directory("own")

@@ -150,7 +150,7 @@ struct QMPClientTests {
                 let channel = try await listener.accept()
                 try await channel.write(Array("{\"QMP\":{\"version\":{\"qemu\":{}},\"capabilities\":[]}}\r\n".utf8))
                 _ = try await LineReader(channel, limit: 1000).next()
-                try await channel.write(Array("{\"return\":{},\"id\":\"xd-1\"}\n".utf8))
+                try await channel.write(Array("{\"return\":{},\"id\":\"xd1\"}\n".utf8))
                 return channel
             }
             let monitor = try await QMPClient.connect(to: directory.file("s"), on: loop)

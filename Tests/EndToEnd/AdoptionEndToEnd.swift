@@ -349,7 +349,7 @@ struct AdoptionEndToEnd {
             ),
             ("blockdev-add", ["driver": "raw", "node-name": "n1", "file": "f1"]),
             ("device_add", ["driver": "virtio-blk-pci", "id": "disk1", "drive": "n1", "bus": "p0", "iothread": "io1"]),
-            ("netdev_add", ["type": "user", "id": "net1"]),
+            ("netdev_add", ["type": "user", "id": "net1", "restrict": true]),
             (
                 "device_add",
                 ["driver": "virtio-net-pci", "id": "nic1", "netdev": "net1", "bus": "p1", "mac": "52:54:00:aa:bb:01"]
@@ -385,7 +385,38 @@ struct AdoptionEndToEnd {
         #expect(try await lab.identity("b").differences(from: before) == [])
         let record = try #require(try lab.guests("b").load("web1"))
         #expect(record.commandLine.arguments.contains { $0.contains("second.raw") && $0.contains("images/web1") })
+        #expect(record.commandLine.arguments.contains { $0.hasPrefix("user,") && $0.contains("restrict=on") })
         #expect(DurableFile.exists("\(lab.guests("b").directory(of: "web1"))/run/console.sock"))
+    }
+
+    @Test func forwardsAreDescribedAsTheyAreNow() async throws {
+        let lab = try Lab()
+        let (first, second) = (try await freePort(), try await freePort())
+        _ = try await lab.startForeignGuest([
+            "-machine", "pc,accel=tcg", "-m", "64", "-nodefaults", "-netdev",
+            "user,id=n0,hostfwd=tcp:127.0.0.1:\(first)-:22,restrict=on", "-device", "virtio-net-pci,netdev=n0",
+        ])
+        let line = GuestCommandLine(arguments: [], directory: "/")
+        func network(after commands: [String]) async throws -> String {
+            try await lab.foreignMonitor { monitor in
+                for command in commands {
+                    let answer = try await monitor.execute("human-monitor-command", ["command-line": .string(command)])
+                    #expect(answer.string == "" || answer.string?.contains("removed") == true, "\(answer)")
+                }
+                let emulator = try RunningEmulator.find(monitor: lab.directory.file("foreign.sock"))
+                var running = line
+                running.arguments = emulator.arguments
+                let words = try await GuestInspection.inspect(monitor, running, emulator).commandLine.arguments
+                return words[(words.firstIndex(of: "-netdev") ?? 0) + 1]
+            }
+        }
+        #expect(try await network(after: []) == "user,id=n0,hostfwd=tcp:127.0.0.1:\(first)-:22,restrict=on")
+        let added = "hostfwd_add n0 udp:127.0.0.1:\(second)-10.0.2.20:53"
+        let both = try await network(after: [added])
+        #expect(both.contains("hostfwd=tcp:127.0.0.1:\(first)-:22") && both.contains("restrict=on"), "\(both)")
+        #expect(both.contains("hostfwd=udp:127.0.0.1:\(second)-10.0.2.20:53"), "\(both)")
+        let one = try await network(after: ["hostfwd_remove n0 tcp:127.0.0.1:\(first)"])
+        #expect(!one.contains(":22") && one.contains("udp:127.0.0.1:\(second)"), "\(one)")
     }
 
     @Test func aSecretInClearOnACommandLineIsNotWrittenDown() async throws {

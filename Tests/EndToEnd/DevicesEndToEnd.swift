@@ -65,7 +65,7 @@ struct DevicesEndToEnd {
                 "-cpu", "Nehalem", "-m", "320", "-nodefaults", "-display", "none", "-no-reboot",
                 "-kernel", "\(Lab.guestFiles)/vmlinuz-devices", "-initrd", "\(Lab.guestFiles)/initrd-devices",
                 "-append",
-                "console=ttyS0 quiet", "-drive", "file=\(disk),format=raw,if=virtio", "-serial",
+                "console=ttyS0 quiet no_timer_check", "-drive", "file=\(disk),format=raw,if=virtio", "-serial",
                 "file:\(lab.directory.file("console.log"))",
                 "-device", "virtio-balloon-pci,id=balloon0", "-device", "virtio-rng-pci", "-device",
                 "virtio-serial-pci",

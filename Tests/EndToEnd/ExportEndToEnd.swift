@@ -272,6 +272,10 @@ struct ExportEndToEnd {
         #expect(try await lab.monitor("a") { try await $0.status() } == "running")
         let broken = try await Tool.run(["nbdcopy", served.uri("web1/virtio0"), lab.directory.file("copy.raw")])
         #expect(broken.code != 0, "a broken snapshot must not look like a good one")
+        let ours = try await lab.crossdock(["nbd", "copy", served.uri("web1/virtio0"), lab.directory.file("ours.raw")])
+        #expect(ours.code == 1 && !ours.errors.contains("not made"), "\(ours.all)")
+        #expect(ours.errors.contains("The snapshot of 'virtio0' of guest 'web1' has broken"), "\(ours.all)")
+        #expect(ours.errors.contains("its scratch directory is full"), "\(ours.all)")
         #expect(try await served.stop().code == 0)
         #expect(try await nodesLeft(lab) == [])
         try await guestWrites(lab, "write -P 6 25M 1M")
@@ -356,7 +360,7 @@ struct ExportEndToEnd {
         let missing = try await export(["web1", "--disk", "system"])
         #expect(missing.code == 10 && missing.errors.contains("no disk 'system'; it has virtio0"), "\(missing.all)")
         #expect(try await nodesLeft(lab) == [])
-        let stopped = try await lab.crossdock(["guest", "stop", "web1", "--state-dir", lab.state("a")])
+        let stopped = try await lab.crossdock(["guest", "stop", "web1", "--force", "--state-dir", lab.state("a")])
         #expect(stopped.code == 0)
         let gone = try await export(["web1"])
         #expect(gone.code == 10 && gone.errors.contains("does not run"), "\(gone.all)")
@@ -366,7 +370,7 @@ struct ExportEndToEnd {
         let lab = try Lab()
         try await lab.startIdleGuest(disks: [try await lab.makeImage("disk.raw", megabytes: 16, data: 1)])
         let served = try await Served(lab, ["web1"], ["--snapshot"])
-        _ = try await lab.crossdock(["guest", "stop", "web1", "--state-dir", lab.state("a")])
+        _ = try await lab.crossdock(["guest", "stop", "web1", "--force", "--state-dir", lab.state("a")])
         let ended = try await served.process.finish(seconds: 30)
         #expect(ended.code == 0 && ended.all.contains("Every guest has ended (web1)"), "\(ended.all)")
         #expect(DurableFile.list("\(lab.state("a"))/scratch").isEmpty)
@@ -527,7 +531,7 @@ struct ExportEndToEnd {
             "qemu-system-x86_64", "-machine", "pc,accel=tcg", "-cpu", "max", "-m", "256", "-nodefaults", "-display",
             "none",
             "-kernel", "\(Lab.guestFiles)/vmlinuz", "-initrd", "\(Lab.guestFiles)/initrd-agent", "-append",
-            "console=ttyS0 quiet",
+            "console=ttyS0 quiet no_timer_check",
             "-drive", "file=\(disk),format=raw,if=virtio", "-serial", "file:\(lab.consoleA)", "-device",
             "virtio-serial-pci",
             "-chardev", "socket,id=agent0,path=\(lab.directory.file("agent.sock")),server=on,wait=off",

@@ -181,6 +181,35 @@ struct FailureTests {
         )
     }
 
+    @Test func moreDisksThanThereAreDescriptorsForAreRefusedByEitherSide() async throws {
+        let lab = try Lab()
+        var disks: [String] = []
+        for index in 0..<24 { disks.append(try await lab.makeImage("disk\(index).raw", megabytes: 1, data: 0)) }
+        try await lab.startIdleGuest(disks: disks)
+        try await lab.startDestination(before: ["prlimit", "--nofile=128:128"])
+        let there = try await lab.migrate()
+        let words = ["24 disks with 4 connections each take about", "of at most 128 in use", "LimitNOFILE="]
+        try await expectRefusal(lab, there, code: .refused, ["The destination agent: "] + words)
+        lab.prefix = ["prlimit", "--nofile=128:128"]
+        let here = try await lab.migrate()
+        try await expectRefusal(lab, here, code: .guest, ["The source agent: ", "or take fewer --connections"] + words)
+    }
+
+    @Test func aDiskWithAnExternalSnapshotIsNamedWithWhatIsOnTopOfIt() async throws {
+        let lab = try await makeLab()
+        try await lab.startDestination()
+        let above = lab.directory.file("above.qcow2")
+        try await lab.monitor("a") { monitor in
+            _ = try await monitor.execute(
+                "blockdev-snapshot-sync",
+                ["device": "virtio0", "snapshot-file": .string(above), "format": "qcow2"]
+            )
+        }
+        let result = try await lab.migrate()
+        let words = ["is under \(above) since an external snapshot", "'block-commit' with the device 'virtio0'"]
+        try await expectRefusal(lab, result, code: .guest, words)
+    }
+
     @Test func anUnknownGuest() async throws {
         let lab = try await makeLab()
         try await lab.startDestination()
@@ -189,15 +218,30 @@ struct FailureTests {
         #expect(DurableFile.list("\(lab.state("a"))/migrations").isEmpty)
     }
 
-    @Test func aGuestThatDoesNotRun() async throws {
+    /// A guest that is off moves; one that nobody here can start does not.
+    @Test func aGuestThatDoesNotRunAndCannotBeStartedHere() async throws {
         let lab = try await makeLab()
         try await lab.startDestination()
-        #expect(try await lab.crossdock(["guest", "stop", "web1", "--state-dir", lab.state("a")]).code == 0)
+        #expect(try await lab.crossdock(["guest", "stop", "web1", "--force", "--state-dir", lab.state("a")]).code == 0)
+        let stopped = try #require(try lab.guests("a").load("web1"))
+        var locked = stopped
+        locked.secrets = ["key"]
+        try lab.guests("a").save(locked)
+        let secret = try await lab.migrate()
+        #expect(
+            secret.code == MigrationError.Code.guest.rawValue
+                && secret.errors.contains("its secrets (key) are kept nowhere"),
+            "\(secret.all)"
+        )
+        var foreign = stopped
+        foreign.adopted = lab.directory.file("qmp.sock")
+        try lab.guests("a").save(foreign)
         let result = try await lab.migrate()
         #expect(
-            result.code == MigrationError.Code.guest.rawValue && result.errors.contains("does not run"),
+            result.code == MigrationError.Code.guest.rawValue && result.errors.contains("started by something else"),
             "\(result.all)"
         )
+        try lab.guests("a").save(stopped)
         #expect(try await lab.crossdock(["guest", "start", "web1", "--state-dir", lab.state("a")]).code == 0)
         #expect(try await lab.leftAtSource() == [])
     }
@@ -311,8 +355,8 @@ struct FailureTests {
         for watchdog in watchdogs { kill(watchdog.pid, SIGKILL) }
         try lab.sourceAgent().signal(SIGKILL)
         let result = try await migration.finish()
-        #expect(result.code == MigrationError.Code.undecided.rawValue, "\(result.all)")
-        #expect(result.errors.contains("crossdock status"), "\(result.all)")
+        #expect(result.code == MigrationError.Code.failed.rawValue, "\(result.all)")
+        #expect(result.errors.contains("The guest belongs to this host; 'crossdock recover"), "\(result.all)")
         let status = try await lab.crossdock(["status", "--state-dir", lab.state("a")])
         #expect(status.output.contains("interrupted") && status.output.contains("crossdock recover"), "\(status.all)")
         let recovered = try await lab.crossdock(["recover", "--state-dir", lab.state("a")])

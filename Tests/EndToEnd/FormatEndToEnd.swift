@@ -41,6 +41,41 @@ struct FormatEndToEnd {
 
     private func image(_ lab: Lab, _ name: String) -> String { "\(lab.state("b"))/images/web1/\(name)" }
 
+    /// The map is one file and the data another one: both count, both are taken out of reach, and both are deleted.
+    @Test func aFileWithTheDataOfAnImageGoesWithIt() async throws {
+        let lab = try Lab()
+        let (path, data) = (lab.directory.file("disk.qcow2"), lab.directory.file("data.raw"))
+        let images = lab.directory.directory("images")
+        _ = try await shell(
+            """
+            qemu-img create -q -f qcow2 -o data_file=\(data),data_file_raw=on \(path) 64M
+            qemu-io -f qcow2 -c 'write -P 5 8M 24M' \(path) >/dev/null
+            """
+        )
+        try await lab.mount("mount -t tmpfs -o size=16m,mode=711 none \(images)")
+        let command =
+            ["qemu-system-x86_64"] + base(["-drive", "file=\(path),format=qcow2,if=virtio", "-display", "none"])
+        let started = try await lab.crossdock(
+            ["guest", "start", "web1", "--state-dir", lab.state("a"), "--"] + lab.portable(command)
+        )
+        #expect(started.code == 0, "\(started.all)")
+        try await lab.startDestination(more: ["--image-dir", images])
+        let full = try await lab.migrate()
+        #expect(full.code == 13 && full.errors.contains("bytes free, the disks need at least"), "\(full.all)")
+        #expect(try await Tool.run(lab.prefix + ["mount", "-o", "remount,size=64m", images]).code == 0)
+        let report = lab.directory.file("report.json")
+        let moved = try await lab.migrate(more: ["--report", report])
+        #expect(moved.code == 0, "\(moved.all)")
+        let disk = try #require(try lab.report(report).disks.first)
+        #expect(disk.digestSource != nil && disk.digestSource == disk.digestDestination, "\(disk)")
+        #expect(!DurableFile.exists(path) && !DurableFile.exists(data))
+        let old = DurableFile.list(lab.directory.path).filter { $0.contains(".released-") }
+        #expect(old.count == 2, "\(old)")
+        let pruned = try await lab.crossdock(["guest", "prune", "--all", "--state-dir", lab.state("a")])
+        #expect(pruned.code == 0 && pruned.output.contains("deleted \(data).released-"), "\(pruned.all)")
+        #expect(DurableFile.list(lab.directory.path).filter { $0.contains(".released-") } == [])
+    }
+
     @Test(arguments: ["qcow2", "qed"])
     func anImageKeepsItsFormatAndStaysThin(_ format: String) async throws {
         let lab = try Lab()

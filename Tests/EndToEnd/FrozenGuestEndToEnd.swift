@@ -49,7 +49,7 @@ struct FrozenGuestEndToEnd {
             #expect(result.all.contains("was released to host-b by migration 1-a"), "\(command): \(result.all)")
             #expect(result.all.contains("crossdock recover 1-a"), "\(command): \(result.all)")
         }
-        let stopped = try await lab.crossdock(["guest", "stop", "web1", "--state-dir", lab.state("a")])
+        let stopped = try await lab.crossdock(["guest", "stop", "web1", "--force", "--state-dir", lab.state("a")])
         #expect(stopped.code == 10 && stopped.errors.contains("was released to host-b"), "\(stopped.all)")
         #expect(process.isFrozen)
     }
@@ -75,7 +75,10 @@ struct FrozenGuestEndToEnd {
                 #expect(result.all.contains("'kill -CONT \(process.pid)'"), "\(command): \(result.all)")
             }
         }
-        let stopped = try await lab.crossdock(["guest", "stop", "web1", "--state-dir", lab.state("a")], seconds: 20)
+        let stopped = try await lab.crossdock(
+            ["guest", "stop", "web1", "--force", "--state-dir", lab.state("a")],
+            seconds: 20
+        )
         #expect(stopped.code == 0 && stopped.output == "Guest 'web1' is stopped.\n", "\(stopped.all)")
         #expect(!process.isRunning)
     }
@@ -87,7 +90,10 @@ struct FrozenGuestEndToEnd {
         #expect(lock != nil)
         let listed = try await lab.crossdock(["guest", "list", "--state-dir", lab.state("a")], seconds: 20)
         #expect(listed.output.contains("is frozen while the guest moves to another host"), "\(listed.all)")
-        let stopped = try await lab.crossdock(["guest", "stop", "web1", "--state-dir", lab.state("a")], seconds: 20)
+        let stopped = try await lab.crossdock(
+            ["guest", "stop", "web1", "--force", "--state-dir", lab.state("a")],
+            seconds: 20
+        )
         #expect(stopped.code == MigrationError.Code.busy.rawValue, "\(stopped.all)")
         #expect(process.isFrozen)
         withExtendedLifetime(lock) {}
@@ -97,10 +103,16 @@ struct FrozenGuestEndToEnd {
         let lab = try Lab()
         let process = try await frozen(lab)
         try journal(lab, [.released, .confirmed])
-        let stopped = try await lab.crossdock(["guest", "stop", "web1", "--state-dir", lab.state("a")], seconds: 20)
+        let stopped = try await lab.crossdock(
+            ["guest", "stop", "web1", "--force", "--state-dir", lab.state("a")],
+            seconds: 20
+        )
         #expect(stopped.code == 0 && stopped.output.contains("has moved to host-b"), "\(stopped.all)")
         #expect(!process.isRunning)
-        let again = try await lab.crossdock(["guest", "stop", "web1", "--state-dir", lab.state("a")], seconds: 20)
+        let again = try await lab.crossdock(
+            ["guest", "stop", "web1", "--force", "--state-dir", lab.state("a")],
+            seconds: 20
+        )
         #expect(again.code == 0 && again.output.contains("does not run here"), "\(again.all)")
         #expect(again.output.contains("has moved to host-b"), "\(again.all)")
     }

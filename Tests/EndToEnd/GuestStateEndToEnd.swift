@@ -35,13 +35,17 @@ struct GuestStateEndToEnd {
         return try await begin(lab, disk: disk)
     }
 
-    private func execute(_ lab: Lab, _ command: String, _ arguments: JSONValue = [:]) async throws {
-        try await lab.monitor("a") { _ = try await $0.execute(command, arguments) }
+    @discardableResult
+    private func execute(_ lab: Lab, _ command: String, _ arguments: JSONValue = [:]) async throws -> JSONValue {
+        try await lab.monitor("a") { try await $0.execute(command, arguments) }
     }
 
     /// A command of the human monitor: with `o`, what the guest's own access to a port does.
-    private func human(_ lab: Lab, _ line: String) async throws {
-        try await execute(lab, "human-monitor-command", ["command-line": .string(line)])
+    ///
+    /// - Returns: what it says.
+    @discardableResult
+    private func human(_ lab: Lab, _ line: String) async throws -> String {
+        try await execute(lab, "human-monitor-command", ["command-line": .string(line)]).string ?? ""
     }
 
     private func state(_ lab: Lab, _ side: String) async throws -> String {
@@ -96,8 +100,12 @@ struct GuestStateEndToEnd {
                 ])
         )
         #expect(started.code == 0, "\(started.all)")
-        let copying = try await begin(lab, disk: disk, bandwidth: 2_000_000)
-        // The firmware takes its time until it waits for the key.
+        // The firmware takes its time until the boot sector is there and waits for the key.
+        try await eventually("the guest has booted") {
+            try await human(lab, "xp /1xw 0x7c00").contains("0xd88ec031")
+        }
+        // Long enough for a guest on a busy host to fill its disk meanwhile.
+        let copying = try await begin(lab, disk: disk, bandwidth: 600_000)
         try await eventually("the guest is stopped for its disk") {
             try await human(lab, "sendkey ret")
             return try await state(lab, "a") == "io-error"
@@ -280,7 +288,7 @@ struct GuestStateEndToEnd {
         let migration = try lab.beginMigration(more: ["--bandwidth", "1500000"])
         // The offer has the size by then, and the rehearsal is still to come.
         try await migration.wait(for: "the offer") { !DurableFile.list("\(lab.state("b"))/migrations").isEmpty }
-        try? await execute(lab, "block_resize", ["device": "virtio0", "size": .integer(64 << 20)])
+        _ = try? await execute(lab, "block_resize", ["device": "virtio0", "size": .integer(64 << 20)])
         let wanted = try await size("a")
         let result = try await migration.finish(seconds: 120)
         let home = try await expectOneOwner(lab, result, state: "running")
@@ -359,6 +367,8 @@ struct GuestStateEndToEnd {
         }
         try await lab.startDestination()
         try await lab.startIdleGuest(disks: [disk])
+        let shown = try await lab.crossdock(["guest", "show", "web1", "--json", "--state-dir", lab.state("a")])
+        #expect(shown.output.contains("\"migratable\" : false") && shown.output.contains(disk), "\(shown.all)")
         for more in [["--dry-run"], []] {
             let result = try await lab.migrate(more: more)
             #expect(result.code == MigrationError.Code.guest.rawValue, "\(more): \(result.all)")

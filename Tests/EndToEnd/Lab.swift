@@ -91,7 +91,10 @@ final class Lab: @unchecked Sendable {
 
     /// Puts everything that is started from here on into a network namespace with its own `/sys`, in which commands have been run.
     func network(_ commands: String) async throws {
-        let first = "ip link set lo up && mount -t sysfs none /sys"
+        // As udev makes it; where there is no udev, only root may open it.
+        let tun = directory.file("tun")
+        let device = "{ mknod -m 0666 \(tun) c 10 200 && mount --bind \(tun) /dev/net/tun || true; } 2>/dev/null"
+        let first = "ip link set lo up && mount -t sysfs none /sys && \(device)"
         prefix = Namespace.enterHost(try await hold(Namespace.host, "\(first) && \(commands)"))
     }
 
@@ -156,7 +159,8 @@ final class Lab: @unchecked Sendable {
         var command = ["qemu-system-x86_64", "-machine", "pc,accel=tcg", "-cpu", "max", "-m", "\(memory)"]
         command += ["-nodefaults", "-display", "none", "-no-reboot", "-kernel", "\(Self.guestFiles)/vmlinuz"]
         command += [
-            "-initrd", "\(Self.guestFiles)/initrd", "-append", "console=ttyS0 quiet cryptomgr.notests \(workload)",
+            "-initrd", "\(Self.guestFiles)/initrd", "-append",
+            "console=ttyS0 quiet no_timer_check cryptomgr.notests \(workload)",
         ]
         for disk in disks { command += ["-drive", "file=\(disk),format=raw,if=virtio"] }
         return portable(command + ["-serial", "file:\(directory.file("console.log"))"])
@@ -185,8 +189,11 @@ final class Lab: @unchecked Sendable {
                 + ["-display", "none", "-qmp", "unix:\(directory.file(monitor)),server=on,wait=off"]
         )
         children.append(child)
-        let path = directory.file(monitor)
-        try await child.wait(for: "a monitor") { DurableFile.exists(path) }
+        // The socket has its name a moment before anybody listens there.
+        try await eventually("a monitor answers") {
+            if !child.isRunning { throw TestFailure("QEMU ended: \(child.output)\(child.errors)") }
+            return (try? await foreignMonitor(monitor) { _ in true }) ?? false
+        }
         return child
     }
 
@@ -223,9 +230,16 @@ final class Lab: @unchecked Sendable {
 
     // MARK: Agents
 
-    /// Tests about other things leave no packet filter on this machine, and their guests may reach what they like.
+    /// The users of guests on the hosts of a lab.
+    static let guestUsers: ClosedRange<UInt32> = 1_910_000_000...1_910_009_999
+
+    /// Tests about other things leave no packet filter on this machine, and their guests may reach what they like: their users are no others', for
+    /// whom there may be one.
     private func network(_ program: String, _ more: [String]) -> [String] {
-        program != Self.crossdock || more.contains("--guest-network") ? [] : ["--guest-network", "host"]
+        if program != Self.crossdock || more.contains("--guest-network") { return [] }
+        return [
+            "--guest-network", "host", "--guest-users", "\(Self.guestUsers.lowerBound)-\(Self.guestUsers.upperBound)",
+        ]
     }
 
     /// Starts a destination agent, which may be another release's, and returns its control port.
@@ -251,12 +265,23 @@ final class Lab: @unchecked Sendable {
         return controlPort(of: side)
     }
 
-    /// Kills the destination agent and starts another one in its place, as a supervisor would.
-    func replaceDestination(more: [String] = []) async throws {
-        let ports = (control: controlPort, nbd: nbdPort)
-        destination?.signal(SIGKILL)
-        _ = try await destination?.finish()
-        try await startDestination(ports: ports, more: more)
+    /// What the destination agent of a host has said.
+    func destinationOutput(_ side: String = "b") -> String { destinations[side]?.output ?? "" }
+    /// What it has said to its operator.
+    func destinationErrors(_ side: String = "b") -> String { destinations[side]?.errors ?? "" }
+
+    /// Kills the destination agent of a host and starts another one in its place, as a supervisor would.
+    func replaceDestination(_ side: String = "b", more: [String] = []) async throws {
+        let ports = (control: controlPort(of: side), nbd: port(after: "NBD port ", of: side))
+        destinations[side]?.signal(SIGKILL)
+        _ = try await destinations[side]?.finish()
+        try await startDestination(side, ports: ports, more: more)
+    }
+
+    /// Kills the destination agent of a host.
+    func stopDestination(_ side: String) {
+        destinations[side]?.signal(SIGKILL)
+        destinations[side] = nil
     }
 
     /// Takes the last record out of a journal: the word of the destination is lost.

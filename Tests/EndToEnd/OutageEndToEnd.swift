@@ -137,4 +137,22 @@ struct OutageEndToEnd {
             return left == []
         }
     }
+
+    @Test func aGuestThatItsSourceHasGivenUpIsOfferedAgainAtOnce() async throws {
+        let lab = try Lab()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 32, data: 12)
+        try await lab.startIdleGuest(disks: [disk])
+        try await lab.startDestination()
+        let migration = try lab.beginMigration(more: ["--bandwidth", "1500000", "--patience", "1s"])
+        try await migration.wait(for: "the copy") { migration.output.contains("copying disks") }
+        let ports = (control: lab.controlPort, nbd: lab.nbdPort)
+        lab.stopDestination("b")
+        #expect(try await migration.finish(seconds: 120).code != 0)
+        // The next agent waits five minutes for the source of the migration that it takes up.
+        try await lab.startDestination(ports: ports)
+        try await eventually("it waits for it") { lab.destinationErrors("b").contains("was lost; waiting for") }
+        let again = try await lab.migrate()
+        #expect(again.code == 0, "\(again.all)")
+        #expect(lab.destinationErrors("b").contains("before it offered the guest anew"))
+    }
 }

@@ -166,7 +166,8 @@ struct OwnershipEndToEnd {
         #expect(try await lab.monitor("a") { try await $0.status() } == "running")
         let status = try await lab.crossdock(["status", "--state-dir", lab.state("a")])
         #expect(status.output.contains("overruled") && status.output.contains("root of b"), "\(status.all)")
-        let stopped = try await lab.crossdock(["guest", "stop", "web1", "--state-dir", lab.state("a")])
+        #expect(status.output.contains("both hosts may run it"), "\(status.all)")
+        let stopped = try await lab.crossdock(["guest", "stop", "web1", "--force", "--state-dir", lab.state("a")])
         #expect(stopped.code == 0 && stopped.output.contains("belongs to localhost"), "\(stopped.all)")
         let start = try await lab.crossdock(["guest", "start", "web1", "--state-dir", lab.state("a")])
         #expect(start.code == MigrationError.Code.guest.rawValue, "\(start.all)")
@@ -197,6 +198,7 @@ struct OwnershipEndToEnd {
         #expect(emulator.isFrozen)
         let status = try await lab.crossdock(["status", "--state-dir", lab.state("a")])
         #expect(status.output.contains("its QEMU, process \(emulator.pid), is frozen"), "\(status.all)")
+        #expect(status.output.contains("has not confirmed that it has it"), "\(status.all)")
         waiting.signal(SIGKILL)
         _ = try await waiting.finish()
         let port = lab.controlPort
@@ -241,11 +243,11 @@ struct OwnershipEndToEnd {
         let again = try await lab.migrate()
         #expect(again.code == MigrationError.Code.guest.rawValue, "\(again.all)")
         #expect(again.errors.contains("has moved to localhost") && !again.errors.contains("stays"), "\(again.all)")
-        let stopped = try await lab.crossdock(["guest", "stop", "web1", "--state-dir", lab.state("a")])
+        let stopped = try await lab.crossdock(["guest", "stop", "web1", "--force", "--state-dir", lab.state("a")])
         #expect(stopped.output.hasPrefix("Guest 'web1' does not run here. Guest 'web1' has moved to"), "\(stopped.all)")
         let unknown = try await lab.migrate("web2")
         #expect(!unknown.errors.contains("stays"), "\(unknown.all)")
-        let running = try await lab.crossdock(["guest", "stop", "web1", "--state-dir", lab.state("b")])
+        let running = try await lab.crossdock(["guest", "stop", "web1", "--force", "--state-dir", lab.state("b")])
         #expect(running.output == "Guest 'web1' is stopped.\n", "\(running.all)")
     }
 

@@ -37,6 +37,13 @@ struct PolicyEndToEnd {
             for sentence in sentences { #expect(second.errors.contains(sentence), "\(second.all)") }
             try await lab.replaceDestination(more: limits)
         }
+        // Started again it takes what it took.
+        for words in [["stop", "--force"], ["start"]] {
+            let done = try await lab.crossdock(["guest"] + words + ["one", "--state-dir", lab.state("b")])
+            #expect(done.code == 0, "\(done.all)")
+            let refused = try await lab.migrate("two", more: ["--dry-run"])
+            expectRefused(refused, "16M, and this one wants 16M", "--most-guests")
+        }
         #expect(try await lab.monitor("a", "two") { try await $0.status() } == "running")
         // A guest that has left does not count, though its record is here.
         try await lab.startDestination("c")
@@ -222,6 +229,23 @@ struct PolicyEndToEnd {
         // What was named starts, and the operator is told what it means.
         try await lab.startDestination("d")
         #expect(lab.destination?.errors.contains("--allow-all-of-authority") == true)
+    }
+
+    /// Memory that is not the guest's own: of a display, and of buffers that QEMU has for it.
+    @Test(arguments: [
+        ["-device", "virtio-gpu-pci,max_hostmem=64M"], ["-chardev", "ringbuf,id=r,size=67108864"],
+        ["-device", "VGA,vgamem_mb=128"],
+    ])
+    func theMemoryOfDevicesIsCounted(_ device: [String]) async throws {
+        let lab = try Lab()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
+        try await lab.startIdleGuest(disks: [disk], more: device)
+        try await lab.startDestination(more: ["--most-memory", "100M"])
+        for more in [["--dry-run"], []] { expectRefused(try await lab.migrate(more: more), "--most-memory") }
+        try await lab.replaceDestination(more: ["--most-memory", "300M"])
+        let moved = try await lab.migrate()
+        #expect(moved.code == 0, "\(moved.all)")
+        #expect((try lab.guests("b").load("web1")?.arrival?.usage.memory ?? 0) > 100 << 20)
     }
 
     @Test func aPolicyThatCannotBeReadIsNamedWithItsLine() async throws {

@@ -205,6 +205,25 @@ struct RehearsalEndToEnd {
         #expect(try await lab.identity("b").differences(from: before) == [])
     }
 
+    /// QEMU without a word about its display opens a window, or listens for VNC where the guest's user on the other host may not.
+    @Test func aGuestWithoutADisplayMovesAndThatIsSaid() async throws {
+        let lab = try Lab()
+        let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
+        let words = [
+            "qemu-system-x86_64", "-machine", "pc,accel=tcg", "-m", "64", "-drive", "file=\(disk),format=raw,if=virtio",
+        ]
+        let started = try await lab.crossdock(
+            ["guest", "start", "web1", "--state-dir", lab.state("a"), "--"] + lab.portable(words)
+        )
+        #expect(started.code == 0, "\(started.all)")
+        try await lab.startDestination()
+        let shown = try await lab.crossdock(["guest", "show", "web1", "--state-dir", lab.state("a")])
+        #expect(shown.output.contains("no -display: -display none"), "\(shown.all)")
+        let moved = try await lab.migrate()
+        #expect(moved.code == 0, "\(moved.all)")
+        #expect(try await lab.monitor("b") { try await $0.status() } == "running")
+    }
+
     /// Other names of drivers, devices without ids, a device that was plugged in anew under its name, memory too.
     @Test func whatIsTakenForAnotherByItsNameIsDescribedAsWhatItIs() async throws {
         let lab = try Lab()

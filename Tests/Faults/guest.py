@@ -67,7 +67,7 @@ def linux_command(files, disk, console, monitor):
     """QEMU's command line."""
     return _common(LINUX, console, monitor) + [
         "-no-reboot", "-kernel", f"{files}/vmlinuz", "-initrd", f"{files}/initrd",
-        "-append", f"console=ttyS0 quiet xd.interval={INTERVAL}", "-drive", f"file={disk},format=raw,if=virtio",
+        "-append", f"console=ttyS0 quiet no_timer_check xd.interval={INTERVAL}", "-drive", f"file={disk},format=raw,if=virtio",
     ]  # fmt: skip
 
 

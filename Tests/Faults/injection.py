@@ -267,7 +267,7 @@ FAST = [
     ("copy-image", "disk-full"), ("memory-middle", "kill-source-agent"), ("pre-switchover", "kill-source-agent"),
     ("prepared", "link-black-hole"), ("continued", "kill-destination-qemu"), ("release-due", "kill-source-agent"),
     ("released", "journal-sync-error"), ("released", "kill-source-agent"), ("own-due", "kill-destination-agent"),
-    ("owner", "kill-both-agents"), ("check", "paused-before"), ("copy-source", "io-error"), ("copy-source", "stop"),
+    ("owner", "kill-both-agents"), ("owner", "die"), ("check", "paused-before"), ("copy-source", "io-error"), ("copy-source", "stop"),
     ("copy-source", "image-replaced"), ("release-written", "cont"), ("released", "take-off-refused"),
     ("fenced", "hot-plug"), ("fenced", "reset"),
 ]  # fmt: skip

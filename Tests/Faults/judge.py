@@ -14,6 +14,8 @@ AT_SOURCE = {
     "destination": {None, "rolled back", "receiving", "prepared", "reclaimed", "refused", "overruled"},
 }
 AT_DESTINATION = {"source": {"migrated", "undecided", "overruled"}, "destination": {"owned", "taken"}}
+# The exit code of a move whose disks are not known to be the same on both hosts.
+MISMATCH = 19
 RUNNING = frozenset({"running"})
 
 
@@ -40,6 +42,7 @@ class Evidence:
     may_freeze: bool = True  # whether the guest may stand still for longer than the deadline
     deadline: float = 1.5
     must_migrate: bool = False
+    code: int = 0  # the report's, of a source agent that saw the end
 
 
 def judge(evidence, library):
@@ -53,6 +56,8 @@ def judge(evidence, library):
     found += pause(evidence)
     if evidence.must_migrate and evidence.home != "b":
         found.append("nothing was in the way, and the guest did not move")
+    if evidence.code == MISMATCH:
+        found.append("the disks are said to differ, or not to have been compared")
     return found
 
 

@@ -277,6 +277,7 @@ class Run:
             may_freeze=not self.is_bounded,
             deadline=scene.deadline / 1000,
             must_migrate=self.fault.must_migrate,
+            code=scene.code(),
         )  # fmt: skip
         self.evidence = evidence
         result.violations = judge.judge(evidence, scene.site.records)

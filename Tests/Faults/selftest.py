@@ -214,6 +214,10 @@ def tamperings():
     def _(evidence):
         evidence.must_migrate = True
 
+    @change("disks that were not compared", "not to have been compared")
+    def _(evidence):
+        evidence.code = 19
+
     return cases
 
 

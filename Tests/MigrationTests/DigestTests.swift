@@ -67,7 +67,7 @@ struct DigestTests {
                 fua: false
             )
         }
-        func settled() throws -> Int { try digests.update(from: path, in: .init(isSettledOnly: true)) }
+        func settled() throws -> Int { try digests.update(from: path, in: .init(.settled)) }
         for chunk in [0, 5, 64, 255] { try await write(UInt64(chunk)) }
         #expect(try settled() == 0)
         try await write(5)

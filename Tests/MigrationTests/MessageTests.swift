@@ -9,9 +9,10 @@ import Testing
 struct MessageTests {
     /// One of each, by its name in `docs/protocol.md`.
     private enum Kind: String, CaseIterable {
-        case hello, welcome, probe, secrets, offer, shadow, rehearsed, need, file, ready, mirrored, stream, prepared,
+        case hello, welcome, probe, secrets, offer, shadow, rehearsed, need, file, ready, mirrored, readBack, stream,
+            prepared,
             release
-        case refused, owned, done, abort, overruled, ping, pong
+        case refused, owned, done, abort, overruled, ping, pong, host
 
         /// A message that is added and has no kind does not compile.
         init(_ message: Message) {
@@ -28,6 +29,7 @@ struct MessageTests {
                 case .file: .file
                 case .ready: .ready
                 case .mirrored: .mirrored
+                case .readBack: .readBack
                 case .stream: .stream
                 case .prepared: .prepared
                 case .release: .release
@@ -38,6 +40,7 @@ struct MessageTests {
                 case .overruled: .overruled
                 case .ping: .ping
                 case .pong: .pong
+                case .host: .host
                 }
         }
     }
@@ -60,11 +63,11 @@ struct MessageTests {
         .ready(
             .init(reasons: ["no room"], nbdPort: 10809, exports: ["disk0": "1-a/disk0"], keepsBacking: ["disk0"])
         ),
-        .mirrored, .stream,
+        .mirrored, .readBack(.init(done: 1, total: 2)), .stream,
         .prepared(.init(proofs: ["disk0": .init(runs: [3, 1], sum: "ab")], isFull: true)),
         .release(.init(digests: ["disk0": "ab"], runState: .paused)), .refused("why"),
         .owned(.init(digests: ["disk0": "ab"], sinceResumed: 1.5)), .done, .overruled("root"), .abort("why"), .ping,
-        .pong,
+        .pong, .host(.init(1, .host(nil))),
     ]
 
     private static var shadow: Message.Shadow {
@@ -95,6 +98,52 @@ struct MessageTests {
                 try await sent
             }
         }
+    }
+
+    @Test func whatIsSaidAboutAHostComesThroughUnchanged() throws {
+        let state = HostState(
+            memory: 8,
+            freeMemory: 7,
+            promisedMemory: 6,
+            freeDisk: 5,
+            promisedDisk: 4,
+            processors: 3,
+            guests: 2,
+            incoming: 1,
+            mostIncoming: 9,
+            cordon: "why"
+        )
+        let room = HostMessage.Reserve(guest: "web1", usage: .init(memory: 1), allocated: .max, seconds: 60)
+        let contents: [(HostMessage.Content, String)] = [
+            (.host(nil), "HOST"), (.host(state), "HOST"), (.reserve(room), "RESERVE"),
+            (.reserved(.init(id: "ab", seconds: 60)), "RESERVED"), (.unreserve("ab"), "UNRESERVE"),
+            (.turn("web1"), "TURN"), (.turned, "TURNED"), (.recall(.init(guests: nil, address: "a:1")), "RECALL"),
+            (.recall(.init(guests: ["web1"], address: "a:1", isQuestion: true)), "RECALL"),
+            (.recalled([.init(guest: "web1", reason: "busy", isLater: true)]), "RECALLED"), (.denied("why"), "DENIED"),
+            (.members(.init(list: "{}", signature: "ab")), "MEMBERS"),
+            (.renew("request"), "RENEW"), (.renewed(.init(certificate: "one", authority: "two")), "RENEWED"),
+            (.examine(.init(address: "host-a:10808", measuresDisk: true)), "EXAMINE"),
+            (
+                .examined(.init(findings: [Finding(.space, .warn, here: "1", remedy: "x")], clock: 1, nbdPort: 2)),
+                "EXAMINED"
+            ),
+        ]
+        for (index, (content, name)) in contents.enumerated() {
+            let message = Message.host(HostMessage(UInt32(index), content))
+            #expect(message.name == name)
+            #expect(JSONText.decode(Message.self, from: try JSONText.encode(message)) == message)
+        }
+    }
+
+    /// A number that is none must not become one.
+    @Test(arguments: [
+        #"{"type":"RESERVE","body":{"number":1,"content":{"guest":"a","usage":{"memory":-1,"processors":1,"disk":1},"allocated":1,"seconds":1}}}"#,
+        #"{"type":"RESERVE","body":{"number":1,"content":{"guest":"a","usage":{"memory":1e40,"processors":1,"disk":1},"allocated":1,"seconds":1}}}"#,
+        #"{"type":"RESERVE","body":{"number":-1,"content":{}}}"#, #"{"type":"RESERVE"}"#, #"{"type":"HOST"}"#,
+        #"{"type":"TURN","body":{"number":4294967296,"content":"a"}}"#, #"{"type":"DENIED","body":"why"}"#,
+    ])
+    func aMalformedQuestionIsNone(_ text: String) {
+        #expect(JSONText.decode(Message.self, from: Array(text.utf8)) == nil)
     }
 
     /// What has no body has nothing but its name to be told apart by.

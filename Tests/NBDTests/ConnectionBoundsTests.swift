@@ -1,4 +1,5 @@
 import IO
+import Synchronization
 import TLS
 import TestSupport
 import Testing
@@ -24,6 +25,47 @@ struct ConnectionBoundsTests {
                 limits: limits
             )
             try await body(server, pki, loop)
+        }
+    }
+
+    @Test func whatOnePeersRequestsHoldIsBoundedOverAllItsConnectionsAndOthersDoNotWait() async throws {
+        var limits = NBDServer.Limits()
+        limits.payloadForPeer = 600 << 10
+        try await withServer(limits) { server, pki, loop in
+            let disk = ServerBehaviourTests.GatedDisk(loop)
+            server.exports.add(Export(name: "gated", backEnd: disk))
+            let other = try pki.issue("other", hosts: ["other"])
+            // A write that is stuck holds its payload; neither a read nor a write of the same peer comes in beside it.
+            var connections: [NBDConnection] = []
+            for directory in [pki.directory, pki.directory, pki.directory, other] {
+                connections.append(try await self.connect(server, loop, "gated", as: directory))
+            }
+            let entered = { disk.entered.load(ordering: .sequentiallyConsistent) }
+            try await withThrowingTaskGroup(of: Void.self) { group in
+                func ask(_ connection: NBDConnection, reads: Bool = false) {
+                    group.addTask(executorPreference: loop) {
+                        let buffer = IOBuffer(capacity: 512 << 10)
+                        let payload = Payload(buffer, 0..<(512 << 10))
+                        if reads {
+                            try await connection.read(into: payload, at: 0)
+                        } else {
+                            try await connection.write(payload, at: 0)
+                        }
+                    }
+                }
+                ask(connections[0])
+                try await eventually("the first is stuck") { entered() == 1 }
+                ask(connections[1])
+                ask(connections[2], reads: true)
+                ask(connections[3])
+                try await eventually("the other peer's is not kept") { entered() == 2 }
+                await loop.sleep(for: .milliseconds(200))
+                #expect(entered() == 2)
+                disk.open()
+                try await group.waitForAll()
+                #expect(entered() == 4)
+            }
+            for connection in connections { await connection.disconnect() }
         }
     }
 

@@ -148,6 +148,28 @@ struct CopyTests {
         #expect(earlier == 1_048_581)
     }
 
+    @Test func ofATargetThatHasMuchOnlyWhatDiffersIsWritten() async throws {
+        let (a, b) = (try RawFile(memory: 4 << 20), try RawFile(memory: 4 << 20))
+        let loops = EventLoopGroup(count: 2, name: "copy")
+        defer { loops.stop() }
+        func write(_ disk: RawFile, _ value: UInt8, at offset: Int, count: Int) async throws {
+            let data = Payload(IOBuffer(copying: [UInt8](repeating: value, count: count)), 0..<count)
+            try await disk.write(data, at: UInt64(offset), fua: false)
+        }
+        for disk in [a, b] { try await write(disk, 5, at: 1 << 20, count: 1 << 20) }
+        // A block of data, a byte of one, and data at the target where the source has a hole.
+        try await write(a, 6, at: 1 << 20, count: 65536)
+        try await write(b, 7, at: (1 << 20) + 200_000, count: 1)
+        try await write(b, 8, at: 3 << 20, count: 65536)
+        var options = DiskCopy.Options()
+        options.comparesTarget = true
+        let copy = try DiskCopy(from: a, to: b, options)
+        try await copy.run(on: loops.loops)
+        let difference = try await copy.verify(on: loops.loops)
+        #expect(difference == nil)
+        #expect(copy.summary.written == 2 * 65536 && copy.summary.present >= (4 << 20) - 4 * 65536)
+    }
+
     @Test func aRateIsKept() {
         let limit = RateLimit(bytesPerSecond: 1 << 20)
         let delays = (0..<10).map { _ in limit.take(1 << 20) }

@@ -180,6 +180,23 @@ struct ImageFenceTests {
         #expect(!FencedImages.areKept("1-a", lab.migrations, now: later))
     }
 
+    @Test func anImageWhoseDigestDiffersIsNoSeed() throws {
+        let image = try lab.image()
+        let fence = lab.fence([image])
+        try fence.raise()
+        let files = lab.migrations.files(of: "1-a")
+        let (fenced, lineage) = ("\(image).released-1-a", Lineage())
+        // Without a record nobody has compared it.
+        FencedImages.offer(fenced, as: lineage, files)
+        #expect(FencedRecord(of: files) == nil)
+        try FencedImages.remember(fence, migration: "1-a", keep: 10, lab.migrations)
+        #expect(FencedRecord(of: files)?.lineages == nil)
+        FencedImages.offer(fenced, as: lineage, files)
+        #expect(FencedRecord(of: files)?.lineages == [fenced: lineage])
+        FencedImages.keepForever("1-a", lab.migrations)
+        #expect(FencedRecord(of: files)?.lineages == nil && FencedRecord(of: files)?.paths == [fenced])
+    }
+
     // MARK: What only another user or another namespace sees
 
     /// What the check says to a process that runs behind `prefix`.

@@ -45,6 +45,23 @@ struct ImageUsersTests {
         kill(reader, SIGKILL)
     }
 
+    @Test func whoOnlyLooksIsWaitedForAndWhoStaysIsNamed() async throws {
+        let image = try lab.image()
+        let guests = lab.guests
+        let fence = lab.fence([image], nil)
+        _ = try await Tool.run(["setsid", "-f", "sh", "-c", "exec sleep 2 < \(image)"])
+        try await eventually("it reads") { !fence.users(guests).users.isEmpty }
+        let later = await BlockingPool.shared.value { fence.users(guests, patience: .seconds(60)) }
+        #expect(later.users == [])
+        let pid = lab.directory.file("pid")
+        _ = try await Tool.run(["setsid", "-f", "sh", "-c", "echo $$ > \(pid); exec sleep 600 < \(image)"])
+        try await eventually("it reads") { !fence.users(guests).users.isEmpty }
+        let reader = Int32(String(decoding: try DurableFile.read(pid) ?? [], as: UTF8.self).filter(\.isNumber)) ?? 0
+        defer { kill(reader, SIGKILL) }
+        let lasting = await BlockingPool.shared.value { fence.users(guests, patience: .milliseconds(300)) }
+        #expect(lasting.users.map(\.process) == [reader])
+    }
+
     @Test func thisProcessAndWhatItHasStartedMayRead() async throws {
         let image = try lab.image()
         let fence = lab.fence([image], nil)
@@ -55,13 +72,13 @@ struct ImageUsersTests {
         #expect(fence.users(lab.guests).users == [])
     }
 
-    @Test func whoCannotBeSeenIsCounted() {
+    @Test func whoCannotBeSeenIsNamed() {
         var users = ImageUsers()
         #expect(users.note == nil)
-        users.unseen = 1
-        #expect(users.note?.contains("in one process that this user") == true)
-        users.unseen = 3
-        #expect(users.note?.contains("in 3 processes that this user") == true)
+        users.unseen = [(1, "systemd")]
+        #expect(users.note?.contains("Whether systemd (process 1) has the guest's images open") == true)
+        users.unseen += [(2, "b"), (3, "c"), (4, "d"), (5, "e")]
+        #expect(users.note?.contains("systemd (process 1), b (process 2), c (process 3) and 2 other processes") == true)
     }
 
     @Test func itIsFastEnoughForThePause() async throws {

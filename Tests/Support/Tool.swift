@@ -75,7 +75,8 @@ public final class ChildProcess: @unchecked Sendable {
     }
 
     deinit {
-        if reaped == nil {
+        // One that could not be started has -1 for a number, which would be every process there is.
+        if reaped == nil, pid > 0 {
             kill(-pid, SIGKILL)
             kill(pid, SIGKILL)
             var status: Int32 = 0

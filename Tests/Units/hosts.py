@@ -55,7 +55,9 @@ class Migration:
         return wait(f"the end of the migration of {self.guest}", lambda: self.host.code(self.guest))
 
     def words(self):
-        return self.host.words(self.guest)[-600:]
+        """Why it ended, when it says so; the end of what it said otherwise."""
+        reasons = [one["report"]["reason"] for one in self.events() if one.get("report", {}).get("reason")]
+        return reasons[-1] if reasons else self.host.words(self.guest)[-600:]
 
 
 class Host:
@@ -164,7 +166,7 @@ class Inside(Host):
     """The machine: its agent is the unit, its state directory the units'."""
 
     program, state = "/usr/bin/crossdock", "/var/lib/crossdock"
-    UNITS = ("crossdock-hold", "crossdock-recover", "crossdock-destination")
+    UNITS = ("crossdock-hold", "crossdock-recover", "crossdock-destination", "crossdock-evacuate")
 
     def __init__(self, directory, images, outside, units):
         self.directory = directory

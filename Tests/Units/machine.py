@@ -214,8 +214,22 @@ class Machine:
         return line.decode()
 
     def _wait_for_boot(self):
+        """Until the system is up. A kernel that QEMU's emulation has locked up (TCG with several processors) is reset again."""
+        console = os.path.join(self.directory, "console.log")
+        before = os.path.getsize(console) if os.path.exists(console) else 0
+        end = time.monotonic() + PATIENCE
         while True:
-            words = self._line(PATIENCE).split()
+            try:
+                words = self._line(10).split()
+            except MachineFailed:
+                with open(console, "rb") as file:
+                    file.seek(before)
+                    if b"soft lockup" in file.read():
+                        before = os.path.getsize(console)
+                        self._ask_monitor("system_reset")
+                if time.monotonic() > end:
+                    raise
+                continue
             if len(words) == 2 and words[0] == "ready" and words[1] != self.boot_id:
                 self.boot_id = words[1]
                 return

@@ -27,6 +27,39 @@ class Host(Installation):
         self.agent = None
         self.emulator = None
 
+    def enter_namespaces(self, others, names):
+        """Network, mounts and processes of its own; `names` are what its /etc/hosts calls the addresses of the others.
+
+        The shell is the first process of its namespace: it reaps what is left to it. What belongs to the other hosts and to the
+        outside is covered.
+        """
+        hosts = os.path.join(self.directory, "hosts")
+        with open(hosts, "w") as file:
+            file.write("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for address, name in names.items()))
+        recordings = os.path.join(self.lab.base, "recordings")
+        covered = " && ".join(f"mount -t tmpfs none {other.directory}" for other in others)
+        script = (
+            f"mount --make-rprivate / && mount --bind {hosts} /etc/hosts && {covered} && "
+            f"mkdir -p {recordings} && mount -t tmpfs none {recordings} && ip link set lo up && "
+            f"touch {self.directory}/.up && while :; do sleep 1000 & wait; done"
+        )
+        self.holder = subprocess.Popen(
+            ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script]
+        )
+        self.lab.processes.append(self.holder)
+
+    def connect(self, middle):
+        """A link to another network namespace, whose end there is called `link` + "m"."""
+        wait("the namespaces", lambda: os.path.exists(os.path.join(self.directory, ".up")))
+        wait("the namespaces", lambda: os.readlink(f"/proc/{middle.pid}/ns/net") != os.readlink("/proc/self/ns/net"))
+        self.link = f"xd{os.getpid() % 100000}{self.name}"
+        quiet("ip", "link", "add", self.link, "type", "veth", "peer", "name", self.link + "m")
+        quiet("ip", "link", "set", self.link, "netns", str(self.holder_child()))
+        quiet("ip", "link", "set", self.link + "m", "netns", str(middle.pid))
+        inside = ["nsenter", "-t", str(self.holder_child()), "-n", "--"]
+        quiet(*inside, "ip", "address", "add", self.address + "/24", "dev", self.link)
+        quiet(*inside, "ip", "link", "set", self.link, "up")
+
     def command(self, arguments):
         if self.emulator:
             arguments = [OTHER_QEMU, self.emulator] + arguments
@@ -97,34 +130,13 @@ class Lab:
         self.processes.append(self.middle)
         for host in (self.a, self.b):
             other = self.b if host is self.a else self.a
-            # The shell is the first process of its namespace: it reaps what is left to it. What belongs to the other
-            # host and to the outside is covered, and /etc/hosts is the host's own.
-            hosts = os.path.join(host.directory, "hosts")
-            with open(hosts, "w") as file:
-                file.write(f"127.0.0.1 localhost\n{other.seen_as} host-{other.name}\n")
-            script = (
-                "mount --make-rprivate / && mount --bind {hosts} /etc/hosts && mount -t tmpfs none {other} && "
-                "mkdir -p {base}/recordings && mount -t tmpfs none {base}/recordings && ip link set lo up && "
-                "touch {mine}/.up && while :; do sleep 1000 & wait; done"
-            ).format(hosts=hosts, other=other.directory, base=self.base, mine=host.directory)
-            host.holder = subprocess.Popen(
-                ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script]
-            )
-            self.processes.append(host.holder)
+            host.enter_namespaces([other], {other.seen_as: f"host-{other.name}"})
         for host in (self.a, self.b):
-            wait("the namespaces", lambda: os.path.exists(os.path.join(host.directory, ".up")))
-            wait("the namespaces", lambda: os.readlink(f"/proc/{self.middle.pid}/ns/net") != os.readlink("/proc/self/ns/net"))
-            link = f"xd{os.getpid() % 100000}{host.name}"
-            quiet("ip", "link", "add", link, "type", "veth", "peer", "name", link + "m")
-            quiet("ip", "link", "set", link, "netns", str(host.holder_child()))
-            quiet("ip", "link", "set", link + "m", "netns", str(self.middle.pid))
-            inside = ["nsenter", "-t", str(host.holder_child()), "-n", "--"]
-            between = ["nsenter", "-t", str(self.middle.pid), "-n", "--"]
             gateway = self.b.seen_as if host is self.a else self.a.seen_as
-            quiet(*inside, "ip", "address", "add", host.address + "/24", "dev", link)
-            quiet(*inside, "ip", "link", "set", link, "up")
-            quiet(*between, "ip", "address", "add", gateway + "/24", "dev", link + "m")
-            quiet(*between, "ip", "link", "set", link + "m", "up")
+            host.connect(self.middle)
+            between = ["nsenter", "-t", str(self.middle.pid), "-n", "--"]
+            quiet(*between, "ip", "address", "add", gateway + "/24", "dev", host.link + "m")
+            quiet(*between, "ip", "link", "set", host.link + "m", "up")
 
     def name_of(self, host):
         """The name under which the other host reaches this one."""
@@ -134,18 +146,63 @@ class Lab:
         if not self.is_root and hasattr(self, "b"):
             for host in (self.a, self.b):
                 subprocess.run(
-                    [self.crossdock, "guest", "stop", "web1", "--state-dir", host.state],
+                    [self.crossdock, "guest", "stop", "web1", "--force", "--state-dir", host.state],
                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,
                 )
-        for process in reversed(self.processes):
-            process.send_signal(signal.SIGKILL if process.args[0] == "unshare" else signal.SIGTERM)
-        for process in self.processes:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        end(self.processes)
         shutil.rmtree(self.base, ignore_errors=True)
+
+
+class Fleet:
+    """Hosts by their names, on one switch. Needs root. Leaving the `with` block ends every process and removes every file."""
+
+    def __init__(self, crossdock, names):
+        self.crossdock = crossdock
+        self.base = tempfile.mkdtemp(prefix="xd-fleet-", dir=os.environ.get("XD_DEMO_BASE", "/tmp"))
+        self.processes = []
+        self.hosts = {name: Host(self, name, f"10.94.0.{index + 1}", f"host-{name}") for index, name in enumerate(names)}
+
+    def __enter__(self):
+        try:
+            middle = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+            self.processes.append(middle)
+            for host in self.hosts.values():
+                others = [other for other in self.hosts.values() if other is not host]
+                host.enter_namespaces(others, {other.address: f"host-{other.name}" for other in self.hosts.values()})
+            switch = ["nsenter", "-t", str(middle.pid), "-n", "--", "ip", "link"]
+            for host in self.hosts.values():
+                host.connect(middle)
+                if host.name == next(iter(self.hosts)):
+                    quiet(*switch, "add", "switch", "type", "bridge")
+                    quiet(*switch, "set", "switch", "up")
+                quiet(*switch, "set", host.link + "m", "master", "switch", "up")
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def limit(self, host, rate):
+        """What leaves a host goes at so much: 500mbit."""
+        words = ["tc", "qdisc", "add", "dev", host.link, "root", "tbf", "rate", rate, "burst", "256kb", "latency", "50ms"]
+        quiet("nsenter", "-t", str(host.holder_child()), "-n", "--", *words)
+
+    def close(self):
+        end(self.processes)
+        shutil.rmtree(self.base, ignore_errors=True)
+
+
+def end(processes):
+    for process in reversed(processes):
+        process.send_signal(signal.SIGKILL if process.args[0] == "unshare" else signal.SIGTERM)
+    for process in processes:
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def can_make_namespaces():

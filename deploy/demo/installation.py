@@ -36,6 +36,7 @@ class Installation:
 
     def destination(self, address, *options, pki=None):
         """The agent that receives guests at an address."""
+        os.makedirs(self.images, mode=0o711, exist_ok=True)
         words = [self.program, "destination", "--state-dir", self.state, "--image-dir", self.images]
         words += ["--listen", f"{address}:{CONTROL_PORT}", "--nbd-listen", f"{address}:{NBD_PORT}"]
         return words + self.credentials(pki) + list(options)

@@ -23,6 +23,7 @@
 #define RUNNING 4
 #define DEAD 5
 unsigned s : 3 = MOVING;
+bit hasAsked;        /* PREPARED was sent, once */
 bit goGiven;        /* migrate-continue is on its way; it outlives the agent that gave it */
 bit runGiven;       /* so is migrate_cancel or cont */
 
@@ -50,8 +51,8 @@ bit over;           /* the source's last record, confirmed or rolledBack: nothin
 /* The agents of the source: the first one, and the one that recovers (`crossdock recover`). */
 #define GONE 0
 #define MIGRATE 1
-#define ASKED 2     /* PREPARED is sent */
-#define WENT 3      /* migrate-continue is given */
+#define ASKED 2     /* migrate-continue is given, PREPARED is sent */
+#define WENT 3      /* PREPARED is answered */
 #define SEEN 4      /* QEMU said completed */
 #define RELEASING 5 /* released is written, fsync is under way */
 #define DOUBT 6     /* that fsync failed */
@@ -429,10 +430,12 @@ active proctype System() {
 	:: d_step { d == INCOMING && cut -> d = ENDED; printf("destination QEMU: ends, its stream is broken\n") }
 
 	/* The first agent. Until it has written released, its deadline can end everything. */
-	:: d_step { !stopped && a == MIGRATE && s == PRESWITCH && CAN_BE_OWNED -> toPREPARED = 1; a = ASKED;
-		TOLD("transition MIGRATE ASKED\n"); printf("source agent: PREPARED\n") }
-	:: d_step { !stopped && a == ASKED && isPREPARED -> goGiven = (s != DEAD); a = WENT;
-		TOLD("transition ASKED WENT\n"); printf("source agent: migrate-continue\n") }
+	/* QEMU's last state travels beside PREPARED and its answer: neither waits for the other, released waits for both. */
+	:: d_step { !stopped && a == MIGRATE && s == PRESWITCH && CAN_BE_OWNED -> goGiven = 1; a = ASKED;
+		TOLD("transition MIGRATE ASKED\n"); printf("source agent: migrate-continue\n") }
+	:: d_step { !stopped && a == ASKED && !hasAsked -> hasAsked = 1; toPREPARED = 1; printf("source agent: PREPARED\n") }
+	:: d_step { !stopped && a == ASKED && isPREPARED -> a = WENT;
+		TOLD("transition ASKED WENT\n"); printf("source agent: PREPARED is answered\n") }
 	:: d_step { !stopped && a == WENT && SOURCE_IS_DONE -> a = SEEN;
 		TOLD("transition WENT SEEN\n"); printf("source agent: sees completed\n") }
 	:: d_step { !stopped && a == SEEN -> FENCE; a = FENCED;

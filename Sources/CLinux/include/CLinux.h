@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <sys/xattr.h>
 
 #include "Confinement.h"
 
@@ -30,7 +31,7 @@ int xd_eventfd(void);
 int xd_eventfd_signal(int fd);
 int xd_eventfd_drain(int fd);
 
-int xd_accept(int fd);
+int xd_accept(int fd, void *peer, uint32_t *length);
 int xd_socket(int domain, int type);
 int xd_socketpair(int descriptors[2]);
 int xd_unix_connect(int fd, const char *path);
@@ -108,6 +109,8 @@ int xd_signal_pipe(const int *signals, int count);
 /* Raises the soft limit of open descriptors to the hard one. */
 void xd_raise_descriptor_limit(void);
 int xd_terminal_width(int fd);
+/* Whether the kernel's clock is kept right by somebody (adjtimex(2)); -1 when that is not known. */
+int xd_clock_is_synchronised(void);
 int xd_open_directory(const char *path);
 
 /* Which file a name leads to, without asking the server of a remote file system. `device` is the file system's number,
@@ -129,6 +132,16 @@ int xd_rename_no_replace(int old_directory, const char *old_name, int new_direct
 /* Whether a file or directory is immutable or append-only (chattr +i, +a); 0 where the file system has no such thing. */
 int xd_is_immutable(int fd);
 
+/* Whether nobody but the owner of this descriptor has the file open (a lease is taken for a moment): 0, or -1 with errno: EAGAIN when
+   somebody has, something else when that cannot be known. */
+int xd_is_only_opener(int fd);
+/* Gives a file the contents of another one, which share their blocks until one changes (FICLONE): 0, or -1 with errno. */
+int xd_clone(int target, int source);
+/* Copies bytes of a file at the same place of another one (copy_file_range): how many, 0 at the end, or -1 with errno. */
+ssize_t xd_copy_range(int source, int target, off_t offset, size_t count);
+/* Opens a file by a path that may not lead out of a directory, nor through a symbolic link (openat2): -1 with errno. */
+int xd_open_beneath(int directory, const char *path);
+
 /* Pages for secrets: left out of core dumps and not inherited by children; locked when the limit allows it. */
 void *xd_secret_pages(size_t length);
 void xd_secret_pages_free(void *pages, size_t length);
@@ -139,5 +152,13 @@ long xd_keyring_read(int32_t serial, void *buffer, size_t capacity);
 /* Tells ThreadSanitizer who holds a lock that it cannot see; nothing in other builds. */
 void xd_tsan_acquire(void *lock);
 void xd_tsan_release(void *lock);
+
+/* A tap interface that stays, in the calling thread's network namespace, for a user and root: -1 with errno. With `is_new` it must
+   not be there yet. */
+int xd_tap_make(const char *name, uint32_t owner, int has_queues, int is_new);
+/* Makes an interface a port of a bridge and puts it up, with an address and a note of its own (rtnetlink(7)); 0 for the MTU that it
+   has. */
+int xd_link_join(const char *name, const char *bridge, uint32_t mtu, const uint8_t address[6], const char *alias);
+int xd_link_remove(const char *name);
 
 #endif

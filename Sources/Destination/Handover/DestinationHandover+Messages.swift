@@ -22,7 +22,9 @@ extension DestinationHandover.Event {
         case .overruled(let by): self = .overruled(by: Self.sentence(by))
         case .hello:
             throw ChannelError(.protocolViolation, "HELLO is not due in state \(state.rawValue): it was said already")
-        case .welcome, .shadow, .need, .ready, .refused, .owned, .pong:
+        case .host:
+            throw ChannelError(.protocolViolation, "\(message.name) is not due: it is about no migration")
+        case .welcome, .shadow, .need, .ready, .readBack, .refused, .owned, .pong:
             throw ChannelError(
                 .protocolViolation,
                 "\(message.name) is not due in state \(state.rawValue): it is a message of the destination"

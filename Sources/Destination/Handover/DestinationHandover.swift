@@ -335,8 +335,8 @@ package struct DestinationHandover: Sendable, Hashable {
         case (.connectionLost, .ready): return [.waitForSource]
         case (.connectionLost, .new), (.connectionLost, .offered):
             return giveUp("The connection to the source was lost", [])
-        case (.absenceEnded(let patience), .ready) where !isSourceHere:
-            return giveUp("The source did not come back within \(patience)", [])
+        case (.absenceEnded(let when), .ready) where !isSourceHere:
+            return giveUp("The source did not come back \(when)", [])
         case (.agentStops, .new), (.agentStops, .offered), (.agentStops, .ready):
             let reason = "The destination agent was stopped"
             // A source that only lost the connection would wait for it.
@@ -349,6 +349,9 @@ package struct DestinationHandover: Sendable, Hashable {
     }
 
     /// The guest is still the source's, and whatever was made for it here is of no use any more.
+    /// Whether its source is away and has not been promised anything.
+    var waitsForSource: Bool { if case .ready = state { !isSourceHere } else { false } }
+
     private mutating func giveUp(_ reason: String, _ farewell: [Action]) -> [Action] {
         switch state {
         case .new, .offered(_, isBegun: false):

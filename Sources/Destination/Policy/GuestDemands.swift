@@ -7,6 +7,8 @@ public struct GuestDemands: Sendable {
     public var endpoints: [GuestEndpoint] = []
     /// The tap interfaces; nil for one without a name.
     public var taps: [String?] = []
+    /// The networks for which taps are wanted, in bridges of this host.
+    public var networks: [Message.Offer.Network] = []
     /// What it takes of the host.
     public var usage = GuestUsage()
 
@@ -25,12 +27,9 @@ public struct GuestDemands: Sendable {
     /// - Throws: `GuestError` for an option that cannot be read.
     public init(_ commandLine: GuestCommandLine, _ offer: Message.Offer) throws {
         endpoints = try commandLine.endpoints()
-        taps = try commandLine.taps()
-        let disks = offer.disks.map { max($0.size, $0.containerSize ?? 0) } + offer.files.map(\.size)
-        usage = GuestUsage(
-            memory: max(try commandLine.memory(), offer.memory),
-            processors: try commandLine.processors(),
-            disk: disks.reduce(0) { $0.addingSaturated($1) }
-        )
+        networks = offer.networks ?? []
+        let mapped = Set(networks.map(\.tap))
+        taps = try commandLine.taps().filter { $0.map { !mapped.contains($0) } ?? true }
+        usage = try offer.usage(as: commandLine)
     }
 }

@@ -17,11 +17,28 @@ extension GuestPolicy {
             }
             policy.bridges.add(value)
         },
-        "allow-listen": { $0.listenAddresses.add(HostAddress.withoutBrackets($1)) },
-        "most-memory": { $0.limits.memory = try size($1) },
+        "allow-listen": { policy, value in
+            let address = HostAddress.withoutBrackets(value)
+            guard value == "all" || HostAddress(address) != nil || isHostName(address) else {
+                throw GuestError(
+                    "'\(value)' is neither 'all' nor an address or a name of a host; a rule is for one, without a port"
+                )
+            }
+            policy.listenAddresses.add(address)
+        },
+        "allow-seed": { policy, value in
+            // Identities have '=' in them.
+            guard let end = value.ranges(of: "=/").last?.lowerBound, end > value.startIndex else {
+                throw GuestError("'\(value)' is not IDENTITY=DIR with an absolute path")
+            }
+            policy.seedDirectories[trimmed(value[..<end]), default: []].append(String(value[end...].dropFirst()))
+        },
+        "most-memory": { $0.limits.memory = try size($1, least: leastMemory) },
         "most-processors": { $0.limits.processors = try count($1) },
-        "most-disk": { $0.limits.disk = try size($1) },
+        "most-disk": { $0.limits.disk = try size($1, least: leastDisk) },
         "most-guests": { $0.limits.guests = try count($1) },
+        "most-incoming": { $0.mostIncoming = try count($1) },
+        "allow-recall": { $0.recallers.append($1) },
         "guest-network": { policy, value in
             guard let network = Network(rawValue: value) else {
                 throw GuestError("'\(value)' is neither 'filtered' nor 'host'")
@@ -30,17 +47,44 @@ extension GuestPolicy {
         },
     ]
 
-    private static func size(_ text: String) throws -> UInt64 {
+    /// Below these no guest would fit, so that something else was meant: another unit.
+    private static let (leastMemory, leastDisk) = (UInt64(1 << 20), UInt64(1 << 20))
+    /// More than any host has: a number that is not one of guests or processors.
+    private static let mostCount = UInt64(1 << 20)
+
+    private static func size(_ text: String, least: UInt64) throws -> UInt64 {
         guard let size = ByteSize.parse(text) else {
             throw GuestError("'\(text)' is no size: a number, with K, M, G or T if you like")
+        }
+        guard size >= least else {
+            throw GuestError(
+                "'\(text)' is \(size) bytes, in which no guest fits; write its unit (64G), or close the host with 'crossdock cordon'"
+            )
         }
         return size
     }
 
     private static func count(_ text: String) throws -> UInt64 {
         guard let count = UInt64(text) else { throw GuestError("'\(text)' is no number") }
+        guard count > 0 else {
+            throw GuestError("0 lets no guest in; 'crossdock cordon' does that and says it to those who come")
+        }
+        guard count <= mostCount else { throw GuestError("'\(text)' is more than \(mostCount), which no host has") }
         return count
     }
+
+    private static func isHostName(_ text: String) -> Bool {
+        !text.isEmpty && text.utf8.count <= 253
+            && text.utf8.allSatisfy {
+                ($0 >= 48 && $0 <= 57) || ($0 >= 65 && $0 <= 90) || ($0 >= 97 && $0 <= 122)
+                    || [45, 46, 95].contains($0)
+            }
+    }
+
+    /// The rules that replace what was said before: in one file each is said once.
+    private static let single: Set<String> = [
+        "most-memory", "most-processors", "most-disk", "most-guests", "most-incoming", "guest-network",
+    ]
 
     /// Applies a rule: those that allow add to what was said, the others replace it.
     ///
@@ -66,12 +110,18 @@ extension GuestPolicy {
     /// - Throws: `GuestError` with the file and the line.
     public init(parsing text: String, file: String) throws {
         self.init()
+        var said: [String: Int] = [:]
         for (index, line) in text.split(separator: "\n", omittingEmptySubsequences: false).enumerated() {
             let rule = Self.trimmed(line.prefix { $0 != "#" })
             if rule.isEmpty { continue }
             do {
                 guard let equals = rule.firstIndex(of: "=") else { throw GuestError("a line is 'rule = value'") }
-                try apply(Self.trimmed(rule[..<equals]), Self.trimmed(rule[rule.index(after: equals)...]))
+                let name = Self.trimmed(rule[..<equals])
+                try apply(name, Self.trimmed(rule[rule.index(after: equals)...]))
+                if let before = said[name], Self.single.contains(name) {
+                    throw GuestError("\(name): line \(before) says it already; only one of them can count")
+                }
+                said[name] = index + 1
             } catch { throw GuestError("\(file), line \(index + 1): \(error)") }
         }
     }

@@ -1,4 +1,5 @@
-internal import Emulator
+public import Emulator
+internal import Migration
 
 /// What the operator of a destination lets guests of other hosts have.
 ///
@@ -36,6 +37,12 @@ public struct GuestPolicy: Sendable {
     public var listenAddresses = Names()
     /// What the guests of one source may take together.
     public var limits = GuestLimits()
+    /// How many guests of all sources may be on their way at once; nil for no limit.
+    public var mostIncoming: UInt64?
+    /// The identities whose guests this host sends back when they ask for them.
+    public var recallers: [String] = []
+    /// Directories below which a source, by its identity, may name images that its disks are begun with.
+    public var seedDirectories: [String: [String]] = [:]
     /// What guests reach; nil when nothing was said.
     public var network: Network?
 
@@ -49,13 +56,23 @@ public struct GuestPolicy: Sendable {
     /// - Parameters:
     ///   - demands: what the guest wants.
     ///   - filterObstacle: why the network of guests is not filtered here; nil when it is.
+    ///   - tapUser: as whom its QEMU will attach to taps.
     ///   - interfaces: those of this host.
     public func problems(
         of demands: GuestDemands,
         filterObstacle: String?,
+        tapUser: TapUser = .everything,
         interfaces: NetworkInterfaces = NetworkInterfaces()
     ) -> [String] {
-        var problems = demands.taps.compactMap { problem(ofTap: $0, interfaces) }
+        var problems = demands.taps.compactMap { problem(ofTap: $0, tapUser, interfaces) }
+        for network in demands.networks {
+            // What its operator has made is used as ever.
+            let problem =
+                interfaces.isFree(tap: network.tap, in: network.bridge, for: tapUser)
+                ? problem(ofTap: network.tap, tapUser, interfaces)
+                : problem(ofBridge: network.bridge, tapUser, interfaces)
+            if let problem, !problems.contains(problem) { problems.append(problem) }
+        }
         for endpoint in demands.endpoints {
             let problem =
                 switch endpoint.role {
@@ -68,15 +85,18 @@ public struct GuestPolicy: Sendable {
         return problems
     }
 
-    private func problem(ofTap name: String?, _ interfaces: NetworkInterfaces) -> String? {
+    private func problem(ofTap name: String?, _ user: TapUser, _ interfaces: NetworkInterfaces) -> String? {
         guard let name else {
             return
                 "A tap interface without a name would have to be made by QEMU, which a guest of another host may not do; name one "
                 + "(-netdev tap,ifname=)"
         }
         guard interfaces.isTap(name) else {
-            return "The tap interface '\(name)' is not there on this host; it has to be made before the guest comes"
+            return
+                "The tap interface '\(name)' is not there on this host; it has to be made before the guest comes, or the move to be started "
+                + "with --network \(name)=BRIDGE"
         }
+        if let obstacle = interfaces.obstacle(toTap: name, for: user) ?? user.obstacleToDevice { return obstacle }
         guard !bridges.isEmpty, !bridges.hasAll else { return nil }
         guard let bridge = interfaces.bridge(of: name) else {
             return
@@ -86,6 +106,22 @@ public struct GuestPolicy: Sendable {
         if bridges.names.contains(bridge) { return nil }
         return "The tap interface '\(name)' is in the bridge '\(bridge)', which this host does not list for guests; "
             + "--allow-bridge \(bridge) allows it"
+    }
+
+    private func problem(ofBridge name: String, _ user: TapUser, _ interfaces: NetworkInterfaces) -> String? {
+        guard bridges.hasAll || bridges.names.contains(name) else {
+            let listed = bridges.isEmpty ? "none is" : "those are \(bridges.names.joined(separator: ", "))"
+            return
+                "The bridge '\(name)' is not one in which this host makes tap interfaces for guests, \(listed); --allow-bridge \(name) allows "
+                + "it"
+        }
+        guard interfaces.isBridge(name) else { return "The network bridge '\(name)' is not there on this host" }
+        guard interfaces.isUp(name) else {
+            return "The network bridge '\(name)' is down on this host; 'ip link set \(name) up' puts it up"
+        }
+        if let obstacle = user.obstacleToDevice { return obstacle }
+        guard let obstacle = GuestTap.obstacle() else { return nil }
+        return "The agent of this host cannot make a tap interface in the bridge '\(name)': \(obstacle)"
     }
 
     private func problem(ofListener endpoint: GuestEndpoint) -> String? {

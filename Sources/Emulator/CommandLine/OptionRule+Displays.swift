@@ -82,10 +82,11 @@ extension OptionRule {
 
     /// The number of a display may be taken on the other host: the next free one will do.
     @Sendable private static func placeVNC(_ option: inout ParsedOption) throws -> Relocation {
-        guard !option.isAtHome, let address = option.settings["vnc"] else { return .written }
+        guard let address = option.settings["vnc"] else { return .written }
         if address.hasPrefix("unix:") {
             option.set("vnc", "unix:\(try option.placement(.output, String(address.dropFirst(5))).path)")
-        } else if address.contains(":"), !option.settings.has("to"), !option.settings.isOn("reverse") {
+        } else if !option.isAtHome, address.contains(":"), !option.settings.has("to"), !option.settings.isOn("reverse")
+        {
             // QEMU takes the last display that it may have, not how many it may try.
             let display = UInt32(display(of: address)) ?? 0
             option.set("to", "\(min(display + 99, lastDisplay))")

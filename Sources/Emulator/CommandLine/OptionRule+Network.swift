@@ -154,7 +154,9 @@ extension OptionRule {
         for key in ["fd", "fds", "vhostfd", "vhostfds", "sock"] where settings.has(key) {
             throw option.refusal("it passes a descriptor")
         }
-        for key in ["script", "downscript", "helper"] where settings[key].map({ $0 != "no" }) ?? false {
+        // Here they are run as ever; a move says which bridge takes their place.
+        for key in ["script", "downscript", "helper"]
+        where !option.isAtHome && settings[key].map({ $0 != "no" }) ?? false {
             throw option.refusal("it runs a script of this host")
         }
         return .written

@@ -21,6 +21,12 @@ public enum PeerText {
         return text.utf8.allSatisfy { isLetter($0) || isDigit($0) || [45, 46, 95].contains($0) }
     }
 
+    /// Whether a text is a name of a network interface that nothing reads otherwise: letters, digits and `-`, `.`, `_`.
+    public static func isInterface(_ text: String) -> Bool {
+        (1..<16).contains(text.utf8.count) && text != "." && text != ".."
+            && text.utf8.allSatisfy { isLetter($0) || isDigit($0) || [45, 46, 95].contains($0) }
+    }
+
     /// Whether a text is a name or an address of a host, as far as it may stand in front of a colon.
     static func isHost(_ text: Substring) -> Bool {
         text.utf8.count <= 64 && text.utf8.allSatisfy { isLetter($0) || isDigit($0) || [45, 46, 95, 42].contains($0) }

@@ -1,4 +1,3 @@
-internal import Glibc
 internal import IO
 
 /// How a guest that came from another host is confined here. It is kept with the guest: whoever starts it again does so in the
@@ -48,7 +47,8 @@ public struct GuestConfinement: Sendable, Hashable, Codable {
         for reference in try commandLine.paths() {
             let path = DurableFile.resolve(reference.path, in: commandLine.directory)
             switch reference.kind {
-            case .disk: rules.append(.init(path, Self.isDevice(path) ? .device : .image, isOptional: true))
+            case .disk:
+                rules.append(.init(path, GuestDevice.path(of: path) != nil ? .device : .image, isOptional: true))
             case .file, .backing:
                 rules.append(.init(path, .read, isOptional: true))
                 if path.hasPrefix("\(imageDirectory)/") { owned.append(path) }
@@ -75,13 +75,5 @@ public struct GuestConfinement: Sendable, Hashable, Codable {
     /// How names of the network are found.
     private static let names = ["resolv.conf", "hosts", "nsswitch.conf", "host.conf", "gai.conf", "services"].map {
         Confinement.Rule("/etc/\($0)", .read, isOptional: true)
-    }
-
-    private static func isDevice(_ path: String) -> Bool {
-        var status = stat()
-        // A link that the guest has made leads to nothing that is meant.
-        guard lstat(path, &status) == 0 else { return false }
-        if status.st_mode & S_IFMT == S_IFLNK, status.st_uid != geteuid() { return false }
-        return stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFBLK
     }
 }

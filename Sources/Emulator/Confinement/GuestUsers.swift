@@ -63,6 +63,7 @@ public final class GuestUsers: Sendable {
                 if depth > 0 { for name in DurableFile.list(path) { look("\(path)/\(name)", depth - 1) } }
             } else if stat(path, &status) == 0 {
                 found.insert(status.st_uid)
+                if status.st_mode & S_IFMT == S_IFBLK { found.formUnion(GuestDevice.users(of: path)) }
             }
         }
         for place in places { look(place, 3) }

@@ -44,13 +44,9 @@ public enum HandOver {
     static func give(_ path: String, to user: UInt32) throws {
         var status = stat()
         guard lstat(path, &status) == 0 else { return }
-        if status.st_mode & S_IFMT == S_IFLNK {
-            // Only a device is meant by a link: the image of a guest that has one. The guest makes none.
-            guard status.st_uid == geteuid(), stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFBLK else {
-                return
-            }
-            return try change(DurableFile.resolve(path, in: "/"), to: user)
-        }
+        if let device = GuestDevice.path(of: path) { return try GuestDevice.admit(user, to: device) }
+        // Only a device is meant by a link: the image of a guest that has one.
+        if status.st_mode & S_IFMT == S_IFLNK { return }
         if status.st_mode & S_IFMT == S_IFDIR {
             for name in DurableFile.list(path) {
                 let entry = "\(path)/\(name)"

@@ -11,6 +11,8 @@ public struct GuestInspection: Sendable {
     public internal(set) var changes: [String] = []
     /// Why the guest cannot be migrated, a sentence each.
     public internal(set) var blockers: [String] = []
+    /// Those of them that are about devices and options of this host.
+    public internal(set) var immovable: Set<String> = []
     /// The disks that have a medium.
     public internal(set) var disks: [GuestDisk] = []
     /// The disk of each path of the command line.
@@ -27,6 +29,8 @@ public struct GuestInspection: Sendable {
     public internal(set) var standards: [String: String] = [:]
     /// The values of the guest's secrets, by id.
     public internal(set) var secrets: [String: SecretBytes] = [:]
+    /// The networks that are interfaces of this host, with the names that the kernel has for them.
+    public internal(set) var networks: [HostNetwork] = []
     /// The machine type with its version.
     public internal(set) var machine = ""
     /// The processor's model.

@@ -59,6 +59,13 @@ extension GuestInspector {
             }
             guard reference.kind == .disk else { continue }
             guard let disk = result.disks.first(where: { $0.isLocal && $0.path == path }) else {
+                if let above = result.disks.first(where: { $0.backing.contains { $0.path == path } }) {
+                    throw GuestError(
+                        "The disk \(reference.path) of \(reference.option) is under \(above.path) since an external snapshot, and the command "
+                            + "line does not say so; commit the snapshot ('block-commit' with the device '\(above.name)'), or start the guest "
+                            + "anew with \(above.path) as its disk"
+                    )
+                }
                 throw GuestError(
                     "The disk \(reference.path) of \(reference.option) is not attached to the running guest"
                 )

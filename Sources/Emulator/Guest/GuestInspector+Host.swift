@@ -19,6 +19,11 @@ extension GuestInspector {
             }
             replace("smp", with: parts.joined(separator: ","))
         }
+        if !options.contains(where: { Self.displays.contains($0.name) }) {
+            // QEMU opened a window of this host, or listens for VNC on the first port that was free. The guest sees neither.
+            options.append(GuestOption("display", "none"))
+            result.changes.append("no -display: -display none; -vnc gives the guest a screen that moves with it")
+        }
         try await freezeProcessor()
         var counts: [String: Int] = [:]
         // QEMU lists them in no order; their numbers are the order of the command line.
@@ -45,6 +50,9 @@ extension GuestInspector {
             try await freezeDevice(index, settings, path, type)
         }
     }
+
+    /// The options of which each says what becomes of the guest's screen.
+    private static let displays: Set<String> = ["display", "nographic", "vnc", "spice", "sdl", "curses"]
 
     /// The type that a driver's name means: `virtio-net` is `virtio-net-pci` on a PC.
     private mutating func canonicalType(_ driver: String) async throws -> String {

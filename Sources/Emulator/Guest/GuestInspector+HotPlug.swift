@@ -216,36 +216,6 @@ extension GuestInspector {
         }
     }
 
-    private mutating func addNetworks() async throws {
-        let known = ids("netdev").union(ids("nic")).union(ids("net"))
-        let text = try await monitor.execute("human-monitor-command", ["command-line": "info network"]).string ?? ""
-        for raw in text.split(whereSeparator: \.isNewline) {
-            var line = raw.trimmed
-            if line.hasPrefix("\\ ") { line = String(line.dropFirst(2)) }
-            guard let colon = line.firstRange(of: ": index="), !line.contains("type=nic") else { continue }
-            let id = String(line[..<colon.lowerBound])
-            let settings = String(line[line.index(colon.lowerBound, offsetBy: 2)...])
-            guard let type = BlockOptions.value(of: "type", in: settings), !known.contains(id),
-                // QEMU's own networks, of -net and -nic and by default, have names that nobody can give.
-                id.first?.isLetter == true, id.allSatisfy({ $0.isLetter || $0.isNumber || "._-".contains($0) })
-            else { continue }
-            let argument: String
-            if type == "user" {
-                argument = "user,id=\(id)"
-            } else if type == "tap",
-                let interface = BlockOptions.value(of: "ifname", in: settings),
-                line.contains("script=no,downscript=no")
-            {
-                argument = "tap,id=\(id),ifname=\(interface),script=no,downscript=no"
-            } else {
-                block("The network back end '\(id)' (\(type)) was added at run time and cannot be described")
-                continue
-            }
-            options.append(GuestOption("netdev", argument))
-            note("-netdev \(argument): added at run time")
-        }
-    }
-
     private mutating func addDevice(_ id: String, _ type: String, _ graph: BlockGraph) async throws {
         let path = "/machine/peripheral/\(id)"
         var settings: [String: JSONValue] = ["driver": .string(type), "id": .string(id)]

@@ -82,13 +82,15 @@ struct GuestInspector {
             )
             try matchDisks(graph)
             // What a destination refuses for what it is, it is here already that says so.
-            _ = try result.commandLine.relocated { reference in
+            try await findNetworks()
+            _ = try result.commandLine.withoutNetworkPrograms.relocated { reference in
                 var placement = GuestCommandLine.Placement(path: reference.path)
                 placement.isFlattened = true
                 return placement
             }
         } catch let error as GuestError {
             block(error.message)
+            result.immovable.insert(error.message)
         }
         try await checkBlockState(graph)
         // The same disk is meant by whoever speaks of it.

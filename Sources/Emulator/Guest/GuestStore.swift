@@ -108,8 +108,20 @@ public struct GuestStore: Sendable {
 
     /// Forgets a guest that does not run.
     public func remove(_ name: String) {
+        if let record = (try? load(name)) ?? nil { removeTaps(of: record) }
         DurableFile.remove(directory(of: name))
         removeArrivals(of: name)
+    }
+
+    /// Removes the tap interfaces that were made for a guest whose QEMU has ended; its next start makes them again.
+    public func removeTaps(of record: GuestRecord) { for tap in record.taps ?? [] { tap.remove(for: record.name) } }
+
+    private func makeTaps(of record: GuestRecord) async throws {
+        guard let taps = record.taps, !taps.isEmpty else { return }
+        // Whoever has to clean up finds in the record what there may be.
+        try save(record)
+        let (name, owner) = (record.name, record.confinement?.policy.user ?? geteuid())
+        try await BlockingPool.shared.run { for tap in taps { try tap.make(for: name, owner: owner) } }
     }
 
     /// Removes the sockets of a QEMU that waited for a guest and has ended.
@@ -118,6 +130,24 @@ public struct GuestStore: Sendable {
     /// The names of all guests.
     public func names() -> [String] {
         DurableFile.list(directory).filter { DurableFile.exists("\(directory)/\($0)/guest.json") }
+    }
+
+    /// What is said when there is no guest of a name: those that there are.
+    public func unknown(_ name: String) -> GuestError {
+        let known = names()
+        let shown =
+            known.prefix(20).joined(separator: ", ") + (known.count > 20 ? " and \(known.count - 20) others" : "")
+        // The guests of a host are root's as a rule, and another user has a state directory of his own.
+        let usual = "/var/lib/crossdock"
+        let other =
+            geteuid() != 0 && directory != "\(usual)/guests" && DurableFile.exists(usual)
+            ? "; root's are in \(usual), ask as root" : ""
+        return GuestError(
+            "There is no guest '\(name)' on this host"
+                + (known.isEmpty
+                    ? "; start one with 'crossdock guest start', or take up a running QEMU with 'crossdock guest adopt'\(other)"
+                    : "; there are: \(shown)\(other)")
+        )
     }
 
     /// Starts a guest's QEMU and waits until its monitor answers.
@@ -183,13 +213,20 @@ public struct GuestStore: Sendable {
             arguments += ["-qmp", "chardev:\(id)"]
         }
         unlink(log(of: name))
-        let process = try EmulatorProcess.start(
-            arguments,
-            directory: record.commandLine.directory,
-            log: log(of: name),
-            keep: key.map { [$0.descriptor] } ?? [],
-            confinement: confinement
-        )
+        let process: EmulatorProcess
+        do {
+            try await makeTaps(of: record)
+            process = try EmulatorProcess.start(
+                arguments,
+                directory: record.commandLine.directory,
+                log: log(of: name),
+                keep: key.map { [$0.descriptor] } ?? [],
+                confinement: confinement
+            )
+        } catch {
+            removeTaps(of: record)
+            throw error
+        }
         record.process = process
         do {
             try save(record)
@@ -203,6 +240,8 @@ public struct GuestStore: Sendable {
                     let monitor = try? await QMPClient.connect(to: agentMonitor, on: loop)
                 {
                     if isHidden, !isArriving { try openMonitors(of: record) }
+                    let directory = record.commandLine.directory
+                    linkOutputs(of: record) { DurableFile.resolve($0, in: directory) }
                     return monitor
                 }
                 guard ContinuousClock.now < end else { throw GuestError("QEMU's monitor did not answer within 30 s") }
@@ -210,6 +249,7 @@ public struct GuestStore: Sendable {
             }
         } catch {
             await process.terminate()
+            removeTaps(of: record)
             throw error
         }
     }
@@ -298,6 +338,9 @@ public struct GuestStore: Sendable {
             process: emulator.process
         )
         record.adopted = socket
+        // What was said about the guest is not QEMU's.
+        let known = (try? load(name)) ?? nil
+        (record.placement, record.origin) = (known?.placement, known?.origin)
         var found: QMPClient?
         var failure: (any Error)?
         for path in [socket] + emulator.monitors where found == nil {
@@ -316,7 +359,42 @@ public struct GuestStore: Sendable {
             found?.close()
             throw error
         }
+        linkOutputs(of: record, emulator.resolve)
         return (record, found)
+    }
+
+    /// Asks a guest to shut down (ACPI), and ends its QEMU when it has.
+    ///
+    /// - Parameters:
+    ///   - record: the guest, which runs.
+    ///   - patience: how long it may take.
+    ///   - loop: the caller's loop.
+    /// - Returns: false when it has not: it goes on as it was.
+    /// - Throws: when its monitor cannot be asked.
+    public func shutDown(_ record: GuestRecord, patience: Duration, on loop: EventLoop) async throws -> Bool {
+        guard let process = record.process, process.isRunning else { return true }
+        let monitor = try await connect(to: record, .status, on: loop)
+        defer { monitor.close() }
+        try await monitor.execute("system_powerdown")
+        let end = ContinuousClock.now + patience
+        while process.isRunning {
+            // QEMU stays when it was told so (-no-shutdown).
+            if (try? await monitor.status()) == RunState.shutdown.rawValue { await monitor.quit() }
+            guard ContinuousClock.now < end else { return false }
+            try await Task.sleep(for: .milliseconds(200))
+        }
+        return true
+    }
+
+    /// Ends a QEMU that was only there to move a guest that is off.
+    ///
+    /// - Throws: `FileError` when that cannot be noted.
+    public func switchOff(_ record: inout GuestRecord) async throws {
+        await record.process?.terminate(grace: .zero)
+        removeTaps(of: record)
+        for path in [agentMonitor(of: record.name), statusMonitor(of: record.name)] { unlink(path) }
+        (record.process, record.isOff) = (nil, nil)
+        try save(record)
     }
 
     /// Ends a guest's QEMU, in the orderly way of its monitor if it answers.
@@ -327,6 +405,7 @@ public struct GuestStore: Sendable {
             monitor.close()
         }
         await process.terminate()
+        removeTaps(of: record)
     }
 
     /// What a guest does now, for people: QEMU's run state, "stopped", "released", "arriving" while it belongs to another host,
@@ -335,6 +414,7 @@ public struct GuestStore: Sendable {
         guard let process = record.process, process.isRunning else {
             return record.released == nil ? "stopped" : "released"
         }
+        if record.isOff == true { return "stopped" }
         if process.isFrozen { return "frozen" }
         if DurableFile.exists(arrivals(of: record.name)) { return "arriving" }
         if let monitor = try? await connect(to: record, .status, on: loop, timeout: .seconds(2)) {

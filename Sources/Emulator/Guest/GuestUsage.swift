@@ -72,6 +72,15 @@ extension GuestCommandLine {
                 most = try bytes("memory.max-size").reduce(most, max)
                 if parsed.settings.has("memory-backend") { isMadeOfObjects = true }
             case "numa": if parsed.settings.has("memdev") { isMadeOfObjects = true }
+            // Buffers that devices take beside the memory blocks that QEMU tells of.
+            case "chardev" where ["ringbuf", "memory"].contains(parsed.settings["backend"]):
+                objects = try bytes("size").reduce(objects) { $0.addingSaturated($1) }
+            case "device":
+                for (key, unit) in [("cmb_size_mb", "m"), ("max_hostmem", "b")] {
+                    objects = try bytes(key, unit: unit).reduce(objects) { $0.addingSaturated($1) }
+                }
+            case "global" where ["cmb_size_mb", "max_hostmem"].contains(where: { parsed.argument.contains($0) }):
+                throw parsed.refusal("it says how much memory devices take; say it of each device")
             case "object" where parsed.settings["qom-type"]?.hasPrefix("memory-backend-") == true:
                 objects = try bytes("size").reduce(objects) { $0.addingSaturated($1) }
             default: continue
@@ -95,6 +104,9 @@ extension GuestCommandLine {
                 let key = leaf.key.dropFirst(prefix.count)
                 guard Self.topology.contains(String(key)) || ["cpus", "maxcpus"].contains(key) else { continue }
                 guard let number = UInt64(leaf.value) else { throw parsed.refusal("'\(leaf.value)' is no number") }
+                guard number <= Self.mostProcessors else {
+                    throw parsed.refusal("\(key)=\(number) is more than any QEMU has: \(Self.mostProcessors)")
+                }
                 if ["cpus", "maxcpus"].contains(key) {
                     most = max(most, number)
                 } else {
@@ -102,9 +114,17 @@ extension GuestCommandLine {
                 }
             }
         }
-        return max(most, topology.values.reduce(1) { $0.multipliedSaturated($1) })
+        let product = topology.values.reduce(UInt64(1)) { $0.multipliedSaturated($1) }
+        guard product <= Self.mostProcessors else {
+            throw GuestError(
+                "A guest of \(product) processors is none that QEMU has: \(Self.mostProcessors) are possible at most"
+            )
+        }
+        return max(most, product)
     }
 
+    /// Far beyond what any machine type takes; QEMU itself works for seconds on numbers that it will refuse.
+    private static let mostProcessors: UInt64 = 1 << 16
     private static let topology: Set<String> = [
         "drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads",
     ]

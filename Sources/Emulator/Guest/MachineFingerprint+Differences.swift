@@ -54,7 +54,10 @@ extension MachineFingerprint {
 
     // MARK: processors
 
-    private func processorDifferences(from other: MachineFingerprint) -> [String] {
+    /// Those of the differences that are features of the processor.
+    ///
+    /// - Parameter other: the machine on the other host.
+    public func processorDifferences(from other: MachineFingerprint) -> [String] {
         // An agent that does not say which of them are knobs lists some that tell nothing.
         let isTold = !standards.isEmpty && !other.standards.isEmpty
         let implied = ProcessorSetting.sharesPackage(topology) ? ProcessorSetting.followTopology : []

@@ -57,16 +57,14 @@ public struct MachineFingerprint: Sendable, Hashable {
         // Processors that were plugged in are counted above.
         topology["cpus"] = nil
         if let path = try await monitor.firstProcessor() {
-            for member in try await monitor.members(of: path)
-            where member.childType == nil && !member.type.hasPrefix("link<")
-                && !Self.processorSide.contains(member.name) && !member.name.contains("_")
-            {
-                guard let value = try await monitor.property(member.name, of: path), value.array.isEmpty else {
-                    continue
-                }
+            let names = try await monitor.members(of: path).filter { member in
+                member.childType == nil && !member.type.hasPrefix("link<")
+                    && !Self.processorSide.contains(member.name) && !member.name.contains("_")
+            }.map(\.name)
+            for (name, value) in try await monitor.processorProperties(names, of: path) where value.array.isEmpty {
                 // An agent of an earlier release does not look at it; it is 0 where it is not fixed.
-                if member.name == "tsc-frequency", value == 0 { continue }
-                processor[member.name] = value.text
+                if name == "tsc-frequency", value == 0 { continue }
+                processor[name] = value.text
             }
             let type = try await monitor.property("type", of: path)?.string ?? ""
             for property in try await monitor.deviceProperties(type) where processor[property.name] != nil {
@@ -124,10 +122,11 @@ public struct MachineFingerprint: Sendable, Hashable {
                     types[type] = try await monitor.deviceProperties(type)
                     for property in types[type] ?? [] { note(property, of: type) }
                 }
-                for property in types[type] ?? [] where !Self.hostSide.contains(property.name) && !property.isReference
-                {
-                    guard let value = try await monitor.property(property.name, of: child) else { continue }
-                    settings["\(child) \(property.name)"] = value.text
+                let names = (types[type] ?? []).filter { property in
+                    !Self.hostSide.contains(property.name) && !property.isReference
+                }.map(\.name)
+                for (name, value) in try await monitor.properties(names, of: child) {
+                    settings["\(child) \(name)"] = value.text
                 }
             }
             try await walk(monitor, child, depth: depth + 1, &types)

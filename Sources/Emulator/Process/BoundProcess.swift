@@ -107,8 +107,14 @@ final class BoundProcess: Sendable {
     /// - Parameters:
     ///   - socket: where the monitor will be.
     ///   - failure: what is said before QEMU's own words when it ends instead.
+    ///   - isWanted: whether anybody still waits for it.
     /// - Throws: `GuestError`; the process has ended then, and what it left is removed.
-    func monitor(at socket: String, _ failure: String, on loop: EventLoop) async throws -> QMPClient {
+    func monitor(
+        at socket: String,
+        _ failure: String,
+        isWanted: () -> Bool = { true },
+        on loop: EventLoop
+    ) async throws -> QMPClient {
         let end = ContinuousClock.now + .seconds(60)
         while true {
             if hasEnded() {
@@ -118,6 +124,10 @@ final class BoundProcess: Sendable {
             }
             if DurableFile.exists(socket), let monitor = try? await QMPClient.connect(to: socket, on: loop) {
                 return monitor
+            }
+            guard isWanted() else {
+                await stop(grace: .zero)
+                throw GuestError("\(failure): nobody waits for it any more")
             }
             guard ContinuousClock.now < end else {
                 await stop()
@@ -139,14 +149,17 @@ final class BoundProcess: Sendable {
 
     /// Ends it in order, and by force after a while. Nothing happens to one that has ended.
     func stop(grace: Duration = .seconds(10)) async {
-        _ = await BlockingPool.shared.value { [self] in
-            signal(SIGTERM)
-            let end = ContinuousClock.now + grace
-            while !hasEnded() {
-                if ContinuousClock.now > end { signal(SIGKILL) }
-                usleep(2_000)
-            }
-            clear()
+        _ = await BlockingPool.shared.value { [self] in end(grace: grace) }
+    }
+
+    /// The same, for who may block.
+    func end(grace: Duration) {
+        signal(SIGTERM)
+        let end = ContinuousClock.now + grace
+        while !hasEnded() {
+            if ContinuousClock.now > end { signal(SIGKILL) }
+            usleep(2_000)
         }
+        clear()
     }
 }

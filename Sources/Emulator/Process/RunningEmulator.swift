@@ -85,6 +85,9 @@ public struct RunningEmulator: Sendable {
         self.files = files
     }
 
+    /// The tap interfaces that it has open.
+    var tapInterfaces: [String] { files.filter { $0.value == "/dev/net/tun" }.keys.compactMap(tapInterface) }
+
     /// The network interface behind a descriptor of a tap device; nil when it is none.
     public func tapInterface(_ descriptor: Int32) -> String? {
         guard let bytes = (try? DurableFile.read("/proc/\(process.pid)/fdinfo/\(descriptor)")) ?? nil else {
@@ -94,6 +97,15 @@ public struct RunningEmulator: Sendable {
             return line.dropFirst(4).trimmed
         }
         return nil
+    }
+
+    /// What `-name` calls the guest; nil without one.
+    public var guestName: String? {
+        guard let options = try? GuestOption.parse(arguments.dropFirst()),
+            let option = options.last(where: { $0.name == "name" })
+        else { return nil }
+        if let name = option.value("guest") { return name }
+        return option.argument.map { String($0.prefix { $0 != "," }) }
     }
 
     /// The Unix sockets of its QMP monitors, as its command line has them.

@@ -36,6 +36,7 @@ public final class ShadowEmulator: Sendable {
     ///   - policy: how it is confined beyond that; not at all when nil.
     ///   - isFiltered: whether this QEMU can filter system calls; when nil it is tried. What another host describes has to be
     ///     given it: that host could make QEMU say what sounds as if it could not.
+    ///   - isWanted: whether anybody still waits for it; one that nobody does is ended at once.
     ///   - loop: where its monitor lives.
     /// - Throws: `GuestError` with QEMU's own words when it does not start.
     public static func start(
@@ -45,18 +46,29 @@ public final class ShadowEmulator: Sendable {
         isIncoming: Bool,
         policy: ConfinementPolicy? = nil,
         isFiltered: Bool? = nil,
+        isWanted: @escaping @Sendable () -> Bool = { true },
         on loop: EventLoop
     ) async throws -> ShadowEmulator {
-        if let isFiltered {
-            return try await start(commandLine, program, material, isIncoming, policy, isFiltered: isFiltered, on: loop)
+        func start(isFiltered: Bool) async throws -> ShadowEmulator {
+            try await Self.start(
+                commandLine,
+                program,
+                material,
+                isIncoming,
+                policy,
+                isFiltered: isFiltered,
+                isWanted: isWanted,
+                on: loop
+            )
         }
+        if let isFiltered { return try await start(isFiltered: isFiltered) }
         do {
-            return try await start(commandLine, program, material, isIncoming, policy, isFiltered: true, on: loop)
+            return try await start(isFiltered: true)
         } catch let error as GuestError
             where error.message.contains("seccomp") || error.message.contains("sandbox")
         {
             // A QEMU that was built without system call filters says so.
-            return try await start(commandLine, program, material, isIncoming, policy, isFiltered: false, on: loop)
+            return try await start(isFiltered: false)
         }
     }
 
@@ -79,8 +91,10 @@ public final class ShadowEmulator: Sendable {
         _ isIncoming: Bool,
         _ policy: ConfinementPolicy?,
         isFiltered: Bool,
+        isWanted: @escaping @Sendable () -> Bool,
         on loop: EventLoop
     ) async throws -> ShadowEmulator {
+        guard isWanted() else { throw GuestError("Nobody waits for the blank copy of the guest any more") }
         let directory = try BoundProcess.makeDirectory()
         let socket = "\(directory)/qmp.sock"
         let process: BoundProcess
@@ -121,7 +135,12 @@ public final class ShadowEmulator: Sendable {
         }
         let monitor: QMPClient
         do {
-            monitor = try await process.monitor(at: socket, "QEMU does not start a blank copy of the guest", on: loop)
+            monitor = try await process.monitor(
+                at: socket,
+                "QEMU does not start a blank copy of the guest",
+                isWanted: isWanted,
+                on: loop
+            )
         } catch {
             if let memory { DurableFile.remove(memory) }
             throw error

@@ -8,7 +8,7 @@ public import TLS
 public final class StorageDaemon: Sendable {
     /// What it opens, and how.
     public struct Image: Sendable {
-        /// The file or device; with `isDescription` a whole block node in QEMU's `--blockdev` syntax.
+        /// The file or device; with `isDescription` a whole block node in QEMU's `--blockdev` syntax, or as `json:{...}`.
         public var path: String
         /// The format, in QEMU's word; nil only with `isDescription`.
         public var format: String?
@@ -32,6 +32,8 @@ public final class StorageDaemon: Sendable {
         public var bitmaps: [String] = []
         /// How the daemon is confined to the image; not at all when nil. Only with a path.
         public var policy: ConfinementPolicy?
+        /// Where the file with the image's data is, whatever the image says; nil to do as it says. Only with a path.
+        public var dataFile: String?
         /// What is under the image, and may be read then.
         public var backing: [String] = []
 
@@ -64,10 +66,15 @@ public final class StorageDaemon: Sendable {
         try await BlockingPool.shared.run { try startNow(image, program) }
     }
 
-    private static func arguments(_ image: Image, _ socket: String) -> [String] {
+    private static func arguments(_ image: Image, _ socket: String) throws -> [String] {
         let access = image.isReadOnly ? "on" : "off"
         var arguments: [String] = []
-        if image.isDescription {
+        if image.isDescription, image.path.hasPrefix("json:") {
+            var node = try JSONValue(parsing: Array(image.path.dropFirst("json:".count).utf8)).object
+            node["node-name"] = .string(export)
+            node["read-only"] = .bool(image.isReadOnly)
+            arguments += ["--blockdev", JSONValue.object(node).text]
+        } else if image.isDescription {
             arguments += ["--blockdev", "\(image.path),node-name=\(export),read-only=\(access)"]
         } else {
             let cache =
@@ -79,7 +86,8 @@ public final class StorageDaemon: Sendable {
             arguments += [
                 "--blockdev",
                 "driver=\(image.format ?? "raw"),node-name=\(export),read-only=\(access),\(discard),\(cache),"
-                    + "detect-zeroes=\(image.detectZeroes),file.driver=file,file.filename=\(KeyValue.escape(image.path)),file.\(discard)\(sealing)",
+                    + "detect-zeroes=\(image.detectZeroes),file.driver=file,file.filename=\(KeyValue.escape(image.path)),file.\(discard)\(sealing)"
+                    + (image.dataFile.map { ",data-file.driver=file,data-file.filename=\(KeyValue.escape($0))" } ?? ""),
             ]
         }
         arguments += ["--nbd-server", "addr.type=unix,addr.path=\(KeyValue.escape(socket)),max-connections=0"]

@@ -145,6 +145,10 @@ public struct BlockGraph: Sendable {
             bitmaps: top.bitmaps
         )
         disk.isStacked = formats.count > 1
+        if let data = top.children["data-file"].flatMap({ self.chain(from: $0).last }) {
+            disk.dataFile = data.file
+            disk.allocated = disk.allocated.flatMap { map in data.allocated.map { map + $0 } }
+        }
         return disk
     }
 

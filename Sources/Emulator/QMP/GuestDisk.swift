@@ -47,6 +47,9 @@ public struct GuestDisk: Sendable, Hashable, Codable {
     /// The device's QOM path.
     public var device = ""
 
+    /// The file with its data, where a qcow2 image has only the map; nil for others.
+    public var dataFile: String?
+
     /// Whether a format lies within another one, as qcow2 within LUKS.
     public var isStacked = false
 

@@ -31,12 +31,14 @@ extension QMPClient {
             return []
         }
         var settings: [ProcessorSetting] = []
-        for property in try await deviceProperties(type)
-        // Second names of other properties have an underscore where these have a dash.
-        where !property.isReference && !property.name.contains("_")
-            && !ProcessorSetting.hostSide.contains(property.name)
-        {
-            guard let value = try await self.property(property.name, of: path) else { continue }
+        let wanted = try await deviceProperties(type).filter { property in
+            // Second names of other properties have an underscore where these have a dash.
+            !property.isReference && !property.name.contains("_")
+                && !ProcessorSetting.hostSide.contains(property.name)
+        }
+        let values = try await processorProperties(wanted.map(\.name), of: path)
+        for property in wanted {
+            guard let value = values[property.name] else { continue }
             switch value {
             case .bool, .string: settings.append(ProcessorSetting(property: property, value: value))
             case .integer:

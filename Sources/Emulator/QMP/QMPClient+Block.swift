@@ -12,7 +12,14 @@ public struct BlockJob: Sendable {
 
 extension QMPClient {
     /// Attaches an NBD export on a Unix socket as a node (`blockdev-add`).
-    public func addNBDNode(_ name: String, socket: String, export: String) async throws {
+    ///
+    /// - Parameters:
+    ///   - name: the node's name.
+    ///   - socket: where the server listens.
+    ///   - export: the export.
+    ///   - mayBeEmptied: whether holes may be made there. A mirror of a whole disk begins by zeroing a target of which that is so (QEMU's
+    ///     `mirror_dirty_init`), and copies to any other one chunk by chunk, what is zero too.
+    public func addNBDNode(_ name: String, socket: String, export: String, mayBeEmptied: Bool = true) async throws {
         try await execute(
             "blockdev-add",
             [
@@ -20,7 +27,7 @@ extension QMPClient {
                 "node-name": .string(name),
                 "server": ["type": "unix", "path": .string(socket)],
                 "export": .string(export),
-                "discard": "unmap",
+                "discard": mayBeEmptied ? "unmap" : "ignore",
             ]
         )
     }
@@ -38,27 +45,28 @@ extension QMPClient {
     ///   - target: the node to copy to.
     ///   - sync: "full", or "top" for what is above the backing image only.
     ///   - speed: bytes per second; 0 for no limit.
+    ///   - buffer: the most that is under way, in bytes; nil for QEMU's own.
     public func mirror(
         job: String,
         node: String,
         target: String,
         sync: String = "full",
-        speed: UInt64
+        speed: UInt64,
+        buffer: UInt64? = nil
     ) async throws {
-        try await execute(
-            "blockdev-mirror",
-            [
-                "job-id": .string(job),
-                "device": .string(node),
-                "target": .string(target),
-                "sync": .string(sync),
-                "copy-mode": "background",
-                "auto-dismiss": false,
-                "on-target-error": "report",
-                "on-source-error": "report",
-                "speed": .integer(Int64(speed)),
-            ]
-        )
+        var arguments: [String: JSONValue] = [
+            "job-id": .string(job),
+            "device": .string(node),
+            "target": .string(target),
+            "sync": .string(sync),
+            "copy-mode": "background",
+            "auto-dismiss": false,
+            "on-target-error": "report",
+            "on-source-error": "report",
+            "speed": .integer(Int64(speed)),
+        ]
+        if let buffer { arguments["buf-size"] = .integer(Int64(buffer)) }
+        try await execute("blockdev-mirror", .object(arguments))
     }
 
     /// Ends a mirror that is ready: drains it and flushes the target, or drops it at once when forced.

@@ -42,6 +42,25 @@ extension QMPClient {
         } catch let error as QMPError where error.code == .refused { return nil }
     }
 
+    /// Several properties of an object; those that cannot be read are left out.
+    func properties(_ names: [String], of path: String) async throws -> [String: JSONValue] {
+        let answers = try await executeEach(
+            "qom-get",
+            names.map { ["path": .string(path), "property": .string($0)] }
+        )
+        return zip(names, answers).reduce(into: [:]) { found, pair in found[pair.0] = pair.1 }
+    }
+
+    /// Several properties of a processor, which are asked for once in the life of this connection.
+    func processorProperties(_ names: [String], of path: String) async throws -> [String: JSONValue] {
+        var known = processorProperties[path] ?? [:]
+        let unknown = names.filter { known[$0] == nil }
+        let read = try await properties(unknown, of: path)
+        for name in unknown { known[name] = .some(read[name]) }
+        processorProperties[path] = known
+        return names.reduce(into: [:]) { found, name in found[name] = known[name] ?? nil }
+    }
+
     /// The QOM path of the first processor (`query-cpus-fast`).
     func firstProcessor() async throws -> String? {
         try await execute("query-cpus-fast").array.first?["qom-path"]?.string
@@ -60,6 +79,26 @@ extension QMPClient {
     /// The guest's memory at its start, in bytes (`query-memory-size-summary`).
     func baseMemory() async throws -> UInt64 {
         UInt64(clamping: try await execute("query-memory-size-summary")["base-memory"]?.integer ?? 0)
+    }
+
+    /// The memory that devices have of their own, in bytes: video memory, firmware, ROMs (`x-query-ramblock`, QEMU 6.2, as text). The
+    /// guest's own memory is not among it.
+    public func deviceMemory() async throws -> UInt64 {
+        let text: String
+        do {
+            text = try await execute("x-query-ramblock")["human-readable-text"]?.string ?? ""
+        } catch let error as QMPError where error.code == .refused { return 0 }
+        // The first line has titles; the total of a block is the sixth word of its line.
+        let all = text.split(separator: "\n").dropFirst().reduce(UInt64(0)) { sum, line in
+            let words = line.split(separator: " ").drop { !$0.hasPrefix("0x") }
+            guard words.count >= 3, let total = words.dropFirst(2).first else { return sum }
+            return sum.addingSaturated(UInt64(total.dropFirst(2), radix: 16) ?? 0)
+        }
+        let summary = try await execute("query-memory-size-summary")
+        let own = ["base-memory", "plugged-memory"].reduce(UInt64(0)) { sum, key in
+            sum.addingSaturated(UInt64(clamping: summary[key]?.integer ?? 0))
+        }
+        return all - min(all, own)
     }
 
     /// The Unix socket of the guest agent's port, when a program in the guest has opened the port; nil otherwise.
@@ -103,12 +142,12 @@ extension QMPClient {
         Self.release(of: version).map { $0 >= (major, minor) } ?? false
     }
 
-    /// The major and minor number of a version, "10.0.13"; nil for what is none.
     /// Whether a version, as QEMU says it, is this one or a later one; false for one that cannot be read.
     public static func isVersion(_ version: String, atLeast other: (Int, Int)) -> Bool {
         release(of: version).map { $0 >= other } ?? false
     }
 
+    /// The major and minor number of a version, "10.0.13"; nil for what is none.
     static func release(of version: String) -> (Int, Int)? {
         let parts = version.split(separator: ".").compactMap { Int($0) }
         return parts.count >= 2 ? (parts[0], parts[1]) : nil

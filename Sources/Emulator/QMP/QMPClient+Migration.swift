@@ -8,6 +8,8 @@ public struct MigrationState: Sendable {
     public var remaining: UInt64
     /// Bytes of memory the guest has.
     public var total: UInt64
+    /// Bytes of memory that QEMU is through with: what was sent, and what was empty and only named.
+    public var processed: UInt64
     /// How many times the memory was gone through.
     public var rounds: Int
     /// Megabits per second, measured by QEMU.
@@ -40,6 +42,7 @@ extension QMPClient {
             transferred: number("transferred"),
             remaining: number("remaining"),
             total: number("total"),
+            processed: (number("normal") + number("duplicate")) * number("page-size"),
             rounds: Int(ram?["dirty-sync-count"]?.integer ?? 0),
             megabitsPerSecond: rate,
             error: state["error-desc"]?.string,

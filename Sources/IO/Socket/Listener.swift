@@ -139,14 +139,26 @@ public final class Listener: @unchecked Sendable {
         return xd_unix_connect(probe, path) != 0 && errno == ECONNREFUSED
     }
 
-    /// Waits for the next connection and returns its descriptor, non-blocking; the caller owns it.
+    /// A connection that nothing watches yet.
+    public struct Accepted: Sendable {
+        /// The socket, non-blocking; it belongs to who accepted it.
+        public let descriptor: Int32
+        /// Who connected, for `SocketChannel`; nil where that says nothing. A peer that has gone already cannot be asked any more.
+        public let peerName: String?
+    }
+
+    /// Waits for the next connection.
     ///
     /// A process that is out of descriptors waits a moment and tries again.
-    public func acceptDescriptor() async throws -> Int32 {
+    public func acceptDescriptor() async throws -> Accepted {
         while true {
             if let failure { throw failure }
-            let connection = xd_accept(fd)
-            if connection >= 0 { return connection }
+            var peer = RawAddress(storage: sockaddr_storage(), length: socklen_t(MemoryLayout<sockaddr_storage>.size))
+            let connection = withUnsafeMutablePointer(to: &peer.storage) { xd_accept(fd, $0, &peer.length) }
+            if connection >= 0 {
+                let isInternet = [AF_INET, AF_INET6].contains(peer.family)
+                return Accepted(descriptor: connection, peerName: isInternet ? peer.address.description : nil)
+            }
             switch errno {
             case EAGAIN: await registration.waitReadable()
             case EINTR: continue
@@ -162,9 +174,10 @@ public final class Listener: @unchecked Sendable {
     /// Waits for the next connection and makes a channel of it, on the listener's loop.
     public func accept() async throws -> SocketChannel {
         while true {
-            let descriptor = try await acceptDescriptor()
+            let accepted = try await acceptDescriptor()
+            let channel = try? SocketChannel(adopting: accepted.descriptor, on: loop, peerName: accepted.peerName)
             // A connection that cannot be watched is lost, the listener is not.
-            if let channel = try? SocketChannel(adopting: descriptor, on: loop) { return channel }
+            if let channel { return channel }
             await loop.sleep(for: .milliseconds(20))
         }
     }

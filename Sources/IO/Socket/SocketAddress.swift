@@ -52,6 +52,13 @@ public enum SocketAddress: Sendable, Hashable, CustomStringConvertible {
             host = text[..<colon]
             port = try parsePort(text[text.index(after: colon)...])
         }
+        // What resolvers would be asked for in vain, in words that do not say why.
+        if let stranger = host.first(where: { "@/?#,'\"".contains($0) || $0.isWhitespace }) {
+            throw ChannelError(
+                .unresolved,
+                "'\(text)' is no host, because of the '\(stranger)'; write HOST or HOST:PORT, without a user, a scheme or a path"
+            )
+        }
         self = .inet(host: String(host), port: port)
     }
 

@@ -26,25 +26,55 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
 
     /// One reading of what is marked, by one or several threads that share the work.
     public final class Pass: Sendable {
-        private let next = Atomic<Int>(0)
-        fileprivate let isSettledOnly: Bool
+        /// What is read.
+        public enum Extent: Sendable {
+            /// All that is marked.
+            case marked
+            /// What was not changed since the last such pass: the rest may well change again.
+            case settled
+            /// Everything, whether it is marked or not; what is not what it was when it was read last is marked, and its digest is left
+            /// to a later pass.
+            case comparison
+        }
+        private let next: Atomic<Int>
+        private let end: Int
+        fileprivate let extent: Extent
 
-        /// Begins a pass. Only one at a time may be under way.
+        /// Begins a pass. Only one at a time may be under way, but for those over other words.
         ///
-        /// - Parameter isSettledOnly: leaves out what was changed since the last such pass: it may well change again.
-        public init(isSettledOnly: Bool = false) { self.isSettledOnly = isSettledOnly }
+        /// - Parameters:
+        ///   - extent: what is read.
+        ///   - words: the words of 64 chunks that it is over; all of them when nil.
+        public init(_ extent: Extent = .marked, words: Range<Int>? = nil) {
+            self.extent = extent
+            next = Atomic(words?.lowerBound ?? 0)
+            end = words?.upperBound ?? .max
+        }
 
         /// Whether all of it was given out.
         ///
         /// - Parameter digests: what the pass is over.
-        public func isOver(_ digests: ChunkDigests) -> Bool { next.load(ordering: .relaxed) >= digests.marks.words }
+        public func isOver(_ digests: ChunkDigests) -> Bool {
+            next.load(ordering: .relaxed) >= min(end, digests.words)
+        }
+
+        /// How many bytes of a disk were not given out yet, at most.
+        ///
+        /// - Parameter digests: what the pass is over.
+        public func rest(of digests: ChunkDigests) -> UInt64 {
+            let words = max(min(end, digests.words) - next.load(ordering: .relaxed), 0)
+            return min(UInt64(words) * 64 * ChunkDigests.chunkSize, digests.size)
+        }
 
         /// Some words of marks that nobody else looks at.
         fileprivate func take(of count: Int) -> Range<Int>? {
             let first = next.wrappingAdd(4, ordering: .relaxed).oldValue
-            return first < count ? first..<min(first + 4, count) : nil
+            return first < min(count, end) ? first..<min(first + 4, count, end) : nil
         }
     }
+
+    /// How many words of 64 chunks there are.
+    public var words: Int { marks.words }
 
     /// Makes digests for an image of which nothing is known.
     ///
@@ -101,12 +131,18 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
         var hole: Range<UInt64> = 0..<0
         while read < limit, !shouldStop(), let words = pass.take(of: marks.words) {
             for word in words {
-                var pending = pass.isSettledOnly ? marks.takeSettled(word) : marks.take(word)
+                var pending =
+                    switch pass.extent {
+                    case .marked: marks.take(word)
+                    case .settled: marks.takeSettled(word)
+                    case .comparison: UInt64.max
+                    }
+                let isComparison = pass.extent == .comparison
                 // What was a hole before these marks were taken may have been written since.
                 hole = 0..<0
                 while pending != 0 {
                     if shouldStop() {
-                        marks.mark(word, pending)
+                        if !isComparison { marks.mark(word, pending) }
                         return read
                     }
                     let bit = pending.trailingZeroBitCount
@@ -119,7 +155,7 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
                     }
                     if hole.lowerBound <= start, min(start + Self.chunkSize, size) <= hole.upperBound {
                         pending &= pending - 1
-                        setZero(chunk)
+                        if !isComparison { setZero(chunk) } else if sums[chunk] != 0 { mark(chunk) }
                         continue
                     }
                     let run = min(
@@ -130,13 +166,14 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
                     do {
                         try source.read(into: buffer.mutable(0..<Int(end - start)), at: start)
                     } catch {
-                        marks.mark(word, pending)
+                        marks.mark(word, isComparison ? 0 : pending)
                         throw error
                     }
                     for index in 0..<run {
                         pending &= pending - 1
                         let from = index * Int(Self.chunkSize)
-                        take(chunk + index, buffer.bytes(from..<min(from + Int(Self.chunkSize), Int(end - start))))
+                        let bytes = buffer.bytes(from..<min(from + Int(Self.chunkSize), Int(end - start)))
+                        if !isComparison { take(chunk + index, bytes) } else { compare(chunk + index, bytes) }
                     }
                     read += run
                 }
@@ -160,6 +197,35 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
             sums[chunk] = ChunkSums.sum(bytes)
         }
     }
+
+    private func mark(_ chunk: Int) { marks.mark(chunk / 64, 1 << UInt64(chunk % 64)) }
+
+    /// Marks a chunk that is not what it was.
+    private func compare(_ chunk: Int, _ bytes: UnsafeRawBufferPointer) {
+        let sum = xd_is_zero(bytes.baseAddress, bytes.count) != 0 ? 0 : ChunkSums.sum(bytes)
+        if sum != sums[chunk] { mark(chunk) }
+    }
+
+    /// The digests of some words' chunks as a seed's table has them; see `DigestRuns`. Only right while none of them is marked.
+    public func encoded(words: Range<Int>) -> [UInt8] {
+        let range = (words.lowerBound * 64)..<min(words.upperBound * 64, chunks)
+        let length = DigestRuns.digestLength
+        return withUnsafeTemporaryAllocation(byteCount: max(range.count, 1) * length, alignment: 16) { buffer in
+            for (index, chunk) in range.enumerated() {
+                memcpy(
+                    buffer.baseAddress! + index * length,
+                    digests + chunk * HashAlgorithm.sha256.digestLength,
+                    length
+                )
+            }
+            return DigestRuns.encode(
+                UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(buffer)[..<(range.count * length)])
+            )
+        }
+    }
+
+    /// How many bytes were changed since they were read, in whole chunks.
+    public var staleBytes: UInt64 { UInt64(marks.count) * Self.chunkSize }
 
     /// Whether anything was changed since it was read.
     public var isStale: Bool { !marks.isEmpty }

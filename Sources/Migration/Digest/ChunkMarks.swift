@@ -29,6 +29,15 @@ final class ChunkMarks: Sendable {
         return aged[word].exchange(now, ordering: .relaxed) & ~now
     }
 
+    /// How many are marked.
+    var count: Int {
+        var count = 0
+        for word in 0..<words {
+            count += (fresh[word].load(ordering: .relaxed) | aged[word].load(ordering: .relaxed)).nonzeroBitCount
+        }
+        return count
+    }
+
     var isEmpty: Bool {
         for word in 0..<words
         where fresh[word].load(ordering: .acquiring) | aged[word].load(ordering: .relaxed) != 0 { return false }

@@ -64,12 +64,14 @@ public final class DiskImage: Sendable {
     ///   - format: its format.
     ///   - size: how much of a raw one the guest sees: a device may be larger.
     ///   - secret: what opens it.
+    ///   - dataFile: where the file with its data is, whatever the image says; nil for an image that has it in itself.
     ///   - loops: where it is read.
     public static func digest(
         of path: String,
         format: String,
         size: UInt64,
         secret: SecretBytes? = nil,
+        dataFile: String? = nil,
         on loops: EventLoopGroup
     ) async throws -> String {
         if format == "raw" {
@@ -82,6 +84,7 @@ public final class DiskImage: Sendable {
         var image = StorageDaemon.Image(path: path, format: format)
         image.isReadOnly = true
         image.secret = secret
+        image.dataFile = dataFile
         let open = try await DiskImage.open(image, on: loops)
         do {
             let digest = try await loops.next().run { try await ChunkDigests.digest(of: open.contents) }

@@ -4,6 +4,8 @@ internal import Emulator
 public enum GuestWhereabouts: Sendable, Hashable {
     /// It belongs to this host.
     case here(isRunning: Bool)
+    /// It belongs to this host, and a migration that nobody works on any more has left its QEMU frozen.
+    case frozen(String)
     /// It must not be started here.
     case barred(MigrationStore.StartBar)
     /// A process moves it, or recovers its migration.
@@ -29,6 +31,10 @@ public enum GuestWhereabouts: Sendable, Hashable {
                 self = .barred(bar)
                 return
             }
+            if let sentence = migrations.frozenSentence(of: record) {
+                self = .frozen(sentence)
+                return
+            }
             self = .here(isRunning: record.process?.isRunning == true)
         } catch { self = .unreadable("\(error)") }
     }
@@ -38,6 +44,7 @@ public enum GuestWhereabouts: Sendable, Hashable {
         switch self {
         case .here(isRunning: true): "Guest '\(guest)' stays on this host"
         case .here(isRunning: false): "Guest '\(guest)' belongs to this host and does not run"
+        case .frozen(let sentence): sentence
         case .barred(let bar): bar.sentence(guest: guest)
         case .moving: "Guest '\(guest)' is being migrated; see 'crossdock status'"
         case .unknown: nil
@@ -54,7 +61,7 @@ public enum GuestWhereabouts: Sendable, Hashable {
         switch self {
         case .here where wasRunning: return "Guest '\(guest)' is stopped"
         case .barred(let bar): return "\(what). \(bar.sentence(guest: guest))"
-        case .here, .moving, .unknown, .unreadable: return what
+        case .here, .frozen, .moving, .unknown, .unreadable: return what
         }
     }
 }

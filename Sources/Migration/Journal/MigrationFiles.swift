@@ -24,6 +24,8 @@ public struct MigrationFiles: Sendable, Hashable {
     public var journal: String { "\(directory)/journal" }
     /// What happened so far, one JSON event a line.
     public var events: String { "\(directory)/events.jsonl" }
+    /// How far it is, the latest event of that kind, for who looks in between; of no use after a crash.
+    public var progress: String { "\(directory)/progress.json" }
     /// The report of a migration that has ended.
     public var report: String { "\(directory)/report.json" }
     /// Source: what the operator asked for.

@@ -36,6 +36,9 @@ public struct MigrationStore: Sendable {
             && text.utf8.allSatisfy { ($0 >= 48 && $0 <= 57) || ($0 >= 97 && $0 <= 122) || $0 == 45 }
     }
 
+    /// When a migration began, in seconds since 1970: its id begins with that. Nil for an id of another kind.
+    public static func began(_ id: String) -> Int? { id.split(separator: "-").first.flatMap { Int($0) } }
+
     /// The files of a migration.
     public func files(of id: String) -> MigrationFiles { MigrationFiles(directory: directory(of: id)) }
 
@@ -124,6 +127,17 @@ public struct MigrationStore: Sendable {
         return nil
     }
 
+    /// Whether there was a migration of a guest.
+    public func knows(_ guest: String) throws -> Bool { try !readings(of: guest).isEmpty }
+
+    /// Whether the last that is known of a guest is that it came here and belongs to this host.
+    public func hasArrived(_ guest: String) throws -> Bool {
+        switch try readings(of: guest).last?.reading.standing {
+        case .destination(.owner), .destination(.taken): true
+        default: false
+        }
+    }
+
     /// The number of the next migration of this host.
     public func nextOrder() throws -> Int {
         var next = 0
@@ -165,6 +179,7 @@ public struct MigrationStore: Sendable {
     /// The lock ends with the descriptor, so with its process.
     public func lock(guest: String) throws -> FileLock? {
         try DurableFile.makeDirectory(directory)
-        return try FileLock("\(directory)/../guest-\(guest).lock")
+        // Names of guests come from sources, too: a file for each would be left for ever.
+        return try FileLock("\(directory)/../guest-\(guest).lock", isRemoved: true)
     }
 }

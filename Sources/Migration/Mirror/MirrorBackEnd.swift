@@ -6,7 +6,8 @@ internal import TLS
 /// The back end of a mirror relay: a disk at the destination, and all that may have to be sent there again.
 ///
 /// Plain writes are acknowledged before the destination has them, which hides the round trip. That is sound because a
-/// FLUSH is a barrier over all connections, overlapping requests keep their order, and what was acknowledged is kept until
+/// FLUSH is a barrier over all connections, until another one is promised that comes when QEMU has gone (`promiseBarrier`),
+/// overlapping requests keep their order, and what was acknowledged is kept until
 /// it is durable at the destination: requests under way go out again over a new connection, and when the export has begun
 /// anew, since its agent or its host has, all since the last FLUSH that was answered. What cannot be mended fails every
 /// later request (fail-stop): QEMU's mirror ends with an error instead of a wrong image. Confined to one loop.
@@ -32,12 +33,13 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
     /// Those of them that wait for a connection, in their order.
     private var queue: [DiskChange] = []
     /// What it has acknowledged and not made durable.
-    private var retained: [DiskChange] = []
+    private var retained = RetainedChanges()
+    /// What the way there carries.
+    private var path = PathEstimate()
     private var nextID: UInt64 = 0
     private var bytesPending = 0
-    private var bytesRetained = 0
-    private var isFlushing = false
     private var isResting = false
+    private var hasBarrier = false
     private var isReconnecting = false
     private let changed = AsyncCondition()
     private(set) var failure: NBDError?
@@ -45,6 +47,10 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
     private var isFull = false
     /// What the source has, chunk by chunk.
     let sums: ChunkSums
+    /// Takes out what the destination has already; nil when it began with an empty image.
+    let seed: SeedFilter?
+    /// Bounds what is sent where QEMU's own limit would also count what is not.
+    private let limit: RateLimit?
     /// Told on the loop when an outage begins, with the reason, and with nil when it is over.
     var onOutage: ((String?) -> Void)?
     /// Told once on the loop when nothing can be mended.
@@ -56,9 +62,12 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
         to target: MirrorTarget,
         endurance: MirrorEndurance,
         counters: MirrorCounters,
-        sums: ChunkSums
+        sums: ChunkSums,
+        seed: SeedFilter? = nil
     ) {
         self.counters = counters
+        self.seed = seed
+        limit = seed != nil && endurance.bandwidth > 0 ? RateLimit(bytesPerSecond: endurance.bandwidth) : nil
         self.endurance = endurance
         self.sums = sums
         self.target = target
@@ -92,13 +101,13 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
         outageTimer?.cancel()
         let last = lanes
         lanes = []
+        seed?.end()
         for lane in last { lane.connection.abort(ChannelError(.closed, error.message)) }
         let lost = pending
         pending = [:]
         queue = []
-        retained = []
+        retained.removeAll()
         bytesPending = 0
-        bytesRetained = 0
         counters.inFlight(0)
         for change in lost.values { change.onDone?(error) }
         changed.signal()
@@ -110,8 +119,22 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
     /// Fails every request from now on, and those under way.
     func abort(_ reason: ChannelError) { fail(NBDError(.io, reason.message)) }
 
-    /// QEMU has flushed and gone: the destination may close the export.
-    func rest() { isResting = true }
+    /// From here on a FLUSH is answered at once. QEMU flushes when it stops the guest and when it ends the mirror, and nobody relies on
+    /// what is durable then but who asks the destination to prepare, which makes all durable that `rest` has waited for: a
+    /// guest that is paused does not wait twice more for the line.
+    func promiseBarrier() { hasBarrier = true }
+
+    /// QEMU has gone: once the destination has everything it may close the export.
+    ///
+    /// - Throws: `NBDError` when something has failed.
+    func rest() async throws {
+        while !pending.isEmpty {
+            try check()
+            await changed.wait()
+        }
+        try check()
+        isResting = true
+    }
 
     /// Says goodbye on all connections.
     func disconnect() async {
@@ -201,9 +224,7 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
         if now != generation {
             // Nobody knows what of the acknowledged changes the new server still has.
             generation = now
-            let again = retained
-            retained = []
-            bytesRetained = 0
+            let again = retained.takeAll()
             for change in again {
                 change.isRepeated = true
                 pending[change.id] = change
@@ -214,6 +235,7 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
             queue = (queue + again).sorted { $0.id < $1.id }
         }
         for _ in connections { counters.reconnected() }
+        path.restart()
         use(connections)
         endOutage()
         pump()
@@ -232,17 +254,25 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
         return false
     }
 
-    /// How many bytes that the destination has acknowledged may not be durable there: what is sent again in the worst case. A
-    /// hundredth of what is copied in all, but enough for the disk to work on.
-    private var doubtLimit: Int {
+    /// How many bytes that the destination has acknowledged may not be durable there, and are sent again in the worst case, on a line that is short.
+    private var shortDoubt: Int {
         let copied = max(endurance.expected, counters.bytesSent)
         return min(max(8 << 20, Int(clamping: copied / 100)), endurance.memory / 2)
     }
 
+    /// How many bytes that may be on any line: a hundredth of what is copied in all, but enough for the disk to work on, and four times what
+    /// is under way on a line that is just full.
+    private var doubtLimit: Int { min(max(shortDoubt, 4 * path.product), endurance.memory / 2) }
+
+    /// How many bytes may wait for the destination: what the line holds twice, so that it never runs dry.
+    private var pendingLimit: Int {
+        min(max(MirrorEndurance.leastPending, 2 * path.product), endurance.memory / 2)
+    }
+
     /// Whether so many bytes more may be kept.
     private func hasRoom(_ bytes: Int) -> Bool {
-        if bytesPending == 0, bytesRetained == 0 { return true }
-        return bytesPending + bytes <= endurance.memory / 2 && bytesRetained < doubtLimit
+        if bytesPending == 0, retained.bytes == 0 { return true }
+        return bytesPending + bytes <= pendingLimit && retained.bytes < doubtLimit
             && pending.count + retained.count < 1 << 16
     }
 
@@ -250,7 +280,7 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
         try check()
         while !hasRoom(bytes) || overlaps(range) {
             // What is durable need not be kept; what is under way must.
-            if !hasRoom(bytes), bytesPending + bytes <= endurance.memory / 2 { makeDurable(now: true) }
+            if !hasRoom(bytes), bytesPending + bytes <= pendingLimit { makeDurable(now: true) }
             await changed.wait()
             try check()
         }
@@ -286,8 +316,11 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
     }
 
     private func send(_ change: DiskChange, on lane: MirrorLane) {
+        let sent = ContinuousClock.now
         lane.send(change) { error, isLost in
-            if let error { self.failed(change, error, isLost: isLost) } else { self.acknowledged(change) }
+            if let error { return self.failed(change, error, isLost: isLost) }
+            self.path.answered(change.bytes, sent: sent, now: .now)
+            self.acknowledged(change)
         }
     }
 
@@ -303,7 +336,6 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
             }
         }
         retained.append(change)
-        bytesRetained += change.bytes
         change.onDone?(nil)
         change.onDone = nil
         makeDurable(now: false)
@@ -357,58 +389,46 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
     /// Lets the destination make durable what it has, beside everything else, so that little has to be kept, and little sent
     /// again.
     private func makeDurable(now: Bool) {
-        guard !isFlushing, failure == nil, !retained.isEmpty,
-            now || bytesRetained >= doubtLimit / 4 || retained.count >= 4096, let lane = idlest
-        else { return }
-        isFlushing = true
-        let covered = retained.count
-        let during = generation
+        guard failure == nil, retained.countUncovered > 0, let lane = idlest else { return }
+        let limit = doubtLimit
+        if retained.flushes == 0 {
+            guard now || retained.bytes >= limit / 4 || retained.count >= 4096 else { return }
+        } else {
+            // More than one at a time is of use where the answer is long under way, and not the disk slow.
+            guard limit > shortDoubt, retained.flushes < 8, retained.uncovered >= limit / 8 else { return }
+        }
+        let mark = retained.beginFlush()
         lane.flush { error, isLost in
-            self.isFlushing = false
-            if let error {
-                if !isLost { self.fail(error) }
-            } else {
-                self.forget(covered, during)
-            }
+            self.retained.endFlush(mark, isDurable: error == nil)
+            if let error, !isLost { self.fail(error) }
             self.changed.signal()
         }
     }
 
-    /// The first so many of the changes that were acknowledged are durable.
-    private func forget(_ count: Int, _ during: String) {
-        guard during == generation, count <= retained.count else { return }
-        for change in retained[..<count] { bytesRetained -= change.bytes }
-        retained.removeFirst(count)
-    }
-
     func flush() async throws {
         try check()
+        if hasBarrier { return }
         // Everything acknowledged to QEMU before this flush must be at the destination before it is made durable.
         let last = nextID
         while true {
-            while isFlushing || idlest == nil || pending.keys.contains(where: { $0 <= last }) {
+            while idlest == nil || pending.keys.contains(where: { $0 <= last }) {
                 await changed.wait()
                 try check()
             }
             guard let lane = idlest else { continue }
-            isFlushing = true
-            let covered = retained.count
-            let during = generation
+            let mark = retained.beginFlush()
             let (error, isLost) = await withUnsafeContinuation {
                 (continuation: UnsafeContinuation<(NBDError?, Bool), Never>) in
                 lane.flush { continuation.resume(returning: ($0, $1)) }
             }
-            isFlushing = false
+            let isDurable = retained.endFlush(mark, isDurable: error == nil)
             changed.signal()
             try check()
-            if let error {
-                if isLost { continue }
+            if let error, !isLost {
                 fail(error)
                 throw error
             }
-            guard during == generation else { continue }
-            forget(covered, during)
-            return
+            if isDurable { return }
         }
     }
 
@@ -440,17 +460,62 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
     func tryWrite(_ payload: Payload, at offset: UInt64, fua: Bool) throws -> Bool {
         try check()
         if payload.count == 0 { return true }
-        guard !fua, queue.isEmpty, hasRoom(payload.count), !overlaps(offset..<(offset + UInt64(payload.count))) else {
-            return false
-        }
-        begin(change(payload, at: offset))
+        let range = offset..<(offset + UInt64(payload.count))
+        guard !fua, limit == nil, endurance.beacon?.isRaised != true, queue.isEmpty, hasRoom(payload.count),
+            !overlaps(range),
+            seed?.isReached(range) ?? true
+        else { return false }
+        _ = begin(payload, at: offset)
         return true
     }
 
     func write(_ payload: Payload, at offset: UInt64, fua: Bool) async throws {
-        try await admit(offset..<(offset + UInt64(payload.count)), bytes: payload.count)
-        begin(change(payload, at: offset))
+        let range = offset..<(offset + UInt64(payload.count))
+        await giveWay()
+        if let seed {
+            await seed.reach(range)
+            try check()
+        }
+        try await admit(range, bytes: payload.count)
+        let sent = begin(payload, at: offset)
+        if let limit, sent > 0 { await wait(for: limit.take(sent)) }
         if fua { try await flush() }
+    }
+
+    /// Waits while another guest of this host is paused.
+    private func giveWay() async {
+        guard let beacon = endurance.beacon else { return }
+        while beacon.isRaised, failure == nil { await loop.sleep(for: .milliseconds(2)) }
+    }
+
+    /// Begins a write, without what the destination has.
+    ///
+    /// - Returns: how many bytes are sent.
+    private func begin(_ payload: Payload, at offset: UInt64) -> Int {
+        guard let seed else {
+            begin(change(payload, at: offset))
+            return payload.count
+        }
+        var sent = 0
+        for part in seed.split(payload.bytes, at: offset) {
+            let piece = payload.part(Int(part.range.lowerBound - offset)..<Int(part.range.upperBound - offset))
+            if part.isThere {
+                _ = sums.didWrite(piece.bytes, at: part.range.lowerBound)
+                counters.seeded(UInt64(piece.count))
+            } else {
+                begin(change(piece, at: part.range.lowerBound))
+                sent += piece.count
+            }
+        }
+        return sent
+    }
+
+    /// Sleeps, but not beyond the end of the mirror, nor of its copy.
+    private func wait(for time: Duration) async {
+        let end = ContinuousClock.now + time
+        while failure == nil, !isResting, ContinuousClock.now < end {
+            await loop.sleep(for: min(.milliseconds(50), end - .now))
+        }
     }
 
     private func perform(_ kind: DiskChange.Kind, _ offset: UInt64, _ count: UInt64, mayDeallocate: Bool) async throws {
@@ -459,23 +524,49 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
             let part = min(count - done, 1 << 30)
             let range = (offset + done)..<(offset + done + part)
             try await admit(range, bytes: 0)
-            if kind == .zero { sums.didZero(range) } else { sums.didForget(range) }
-            let change = DiskChange(makeID(), kind, range, mayDeallocate: mayDeallocate)
-            let error = await withUnsafeContinuation { (continuation: UnsafeContinuation<NBDError?, Never>) in
-                change.onDone = { continuation.resume(returning: $0) }
-                begin(change)
-            }
-            if let error { throw error }
+            try await perform(kind, range, mayDeallocate: mayDeallocate)
             done += part
         }
     }
 
+    /// Carries out a change that was admitted.
+    private func perform(_ kind: DiskChange.Kind, _ range: Range<UInt64>, mayDeallocate: Bool) async throws {
+        if kind == .zero { sums.didZero(range) } else { sums.didForget(range) }
+        let change = DiskChange(makeID(), kind, range, mayDeallocate: mayDeallocate)
+        let error = await withUnsafeContinuation { (continuation: UnsafeContinuation<NBDError?, Never>) in
+            change.onDone = { continuation.resume(returning: $0) }
+            begin(change)
+        }
+        if let error { throw error }
+    }
+
     func zero(at offset: UInt64, count: UInt64, _ options: ZeroOptions) async throws {
-        try await perform(.zero, offset, count, mayDeallocate: options.contains(.mayDeallocate))
+        if let seed {
+            try await zero(offset..<(offset + count), seed)
+        } else {
+            try await perform(.zero, offset, count, mayDeallocate: options.contains(.mayDeallocate))
+        }
         if options.contains(.fua) { try await flush() }
     }
 
+    /// Zeroes what is not zero at the destination. QEMU, which may not empty a seeded disk first, does not say that holes will do; they do.
+    private func zero(_ range: Range<UInt64>, _ seed: SeedFilter) async throws {
+        await seed.reach(range)
+        try check()
+        try await admit(range, bytes: 0)
+        let parts = seed.splitZeroes(range)
+        for part in parts where part.isThere {
+            sums.didZero(part.range)
+            counters.seeded(UInt64(part.range.count))
+        }
+        for part in parts where !part.isThere {
+            let length = UInt64(part.range.count)
+            try await perform(.zero, part.range.lowerBound, length, mayDeallocate: true)
+        }
+    }
+
     func trim(at offset: UInt64, count: UInt64, fua: Bool) async throws {
+        seed?.didChange(offset..<(offset + count))
         try await perform(.trim, offset, count, mayDeallocate: true)
         if fua { try await flush() }
     }

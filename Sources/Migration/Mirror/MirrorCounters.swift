@@ -4,6 +4,7 @@ internal import Synchronization
 public final class MirrorCounters: Sendable {
     private let sent = Atomic<UInt64>(0)
     private let zeroed = Atomic<UInt64>(0)
+    private let present = Atomic<UInt64>(0)
     private let backlog = Atomic<UInt64>(0)
     private let repeated = Atomic<UInt64>(0)
     private let reconnections = Atomic<Int>(0)
@@ -12,6 +13,8 @@ public final class MirrorCounters: Sendable {
     public var bytesSent: UInt64 { sent.load(ordering: .relaxed) }
     /// Bytes that were sent as "zeroes here" instead of as data.
     public var zeroBytes: UInt64 { zeroed.load(ordering: .relaxed) }
+    /// Bytes that were not sent, since the destination had them already.
+    public var seededBytes: UInt64 { present.load(ordering: .relaxed) }
     /// Bytes that QEMU believes to be written and the destination has not acknowledged.
     public var bytesInFlight: UInt64 { backlog.load(ordering: .relaxed) }
     /// Payload bytes that were sent again although the destination had acknowledged them: they may have been lost there.
@@ -21,6 +24,7 @@ public final class MirrorCounters: Sendable {
 
     func sent(_ count: Int) { sent.wrappingAdd(UInt64(count), ordering: .relaxed) }
     func zeroed(_ count: UInt64) { zeroed.wrappingAdd(count, ordering: .relaxed) }
+    func seeded(_ count: UInt64) { present.wrappingAdd(count, ordering: .relaxed) }
     func inFlight(_ count: Int) { backlog.store(UInt64(count), ordering: .relaxed) }
     func resent(_ count: Int) { repeated.wrappingAdd(UInt64(count), ordering: .relaxed) }
     func reconnected() { reconnections.wrappingAdd(1, ordering: .relaxed) }

@@ -59,6 +59,7 @@ public final class MirrorRelay: @unchecked Sendable {
     ///   - size: what the disk's size must be.
     ///   - client: the only process that may connect to the socket; nil for any of this user's.
     ///   - endurance: what it bears; nil for a mirror that ends with the first lost connection.
+    ///   - isSeeded: whether the destination has an image already, of which `followTable` will tell.
     ///   - loop: where it all lives.
     ///   - onOutage: is told on the loop when the destination cannot be reached or has no space, with the reason, and with nil
     ///     when that is over.
@@ -71,6 +72,7 @@ public final class MirrorRelay: @unchecked Sendable {
         size: UInt64,
         client: Int32? = nil,
         endurance: MirrorEndurance? = MirrorEndurance(),
+        isSeeded: Bool = false,
         on loop: EventLoop,
         onOutage: @escaping @Sendable (String?) -> Void = { _ in },
         onFailure: @escaping @Sendable (String) -> Void = { _ in }
@@ -101,7 +103,8 @@ public final class MirrorRelay: @unchecked Sendable {
                     to: target,
                     endurance: endurance ?? MirrorEndurance(),
                     counters: MirrorCounters(),
-                    sums: try ChunkSums(size: size)
+                    sums: try ChunkSums(size: size),
+                    seed: isSeeded ? SeedFilter(size: size) : nil
                 )
                 disk.onOutage = onOutage
                 disk.onFailure = onFailure
@@ -138,6 +141,31 @@ public final class MirrorRelay: @unchecked Sendable {
         }
     }
 
+    /// Receives the table of what the destination has; without one, everything is sent once this has failed.
+    ///
+    /// - Parameters:
+    ///   - connect: opens the connection on which it comes as data frames, on the relay's loop.
+    ///   - onBreak: is told on the loop why the table broke off.
+    public func followTable(
+        _ connect: @escaping @Sendable (EventLoop) async throws -> MessageConnection,
+        onBreak: @escaping @Sendable (String) -> Void
+    ) {
+        Task(executorPreference: loop) {
+            guard let seed = self.disk.seed else { return }
+            do {
+                if let reason = await seed.follow(try await connect(self.loop)) { onBreak(reason) }
+            } catch {
+                seed.end()
+                onBreak("\(error)")
+            }
+        }
+    }
+
+    /// The copy has caught up: no more of the table is wanted.
+    public func endTable() async {
+        try? await loop.run { self.disk.seed?.end() }
+    }
+
     /// Fails everything under way: QEMU's mirror job ends with an error. From any thread.
     public func abort(_ reason: String) {
         loop.execute {
@@ -154,18 +182,23 @@ public final class MirrorRelay: @unchecked Sendable {
         try? await loop.run { self.disk.failure?.message }
     }
 
-    /// QEMU has flushed and gone. The end of the destination's export is no outage from here on.
+    /// The destination is asked to make everything durable once QEMU has gone, so that QEMU's own FLUSHes need not wait for that.
+    public func promiseBarrier() async { try? await loop.run { self.disk.promiseBarrier() } }
+
+    /// QEMU has gone: waits until the destination has everything. The end of its export is no outage from then on.
     ///
     /// - Returns: what went through the relay, to be compared with what is at the destination.
+    /// - Throws: `MigrationError` when something of it has failed.
     public func rest() async throws -> DiskProof {
         try await loop.run {
-            if let failure = self.disk.failure { throw MigrationError(.failed, failure.message) }
-            self.disk.rest()
+            do { try await self.disk.rest() } catch let error as NBDError {
+                throw MigrationError(.failed, error.message)
+            }
             return self.disk.sums.proof()
         }
     }
 
-    /// Closes the relay in order, after QEMU has flushed and gone.
+    /// Closes the relay in order, after QEMU has gone.
     public func close() async {
         try? await loop.run {
             self.listener.close()

@@ -18,16 +18,38 @@ struct MirrorTarget {
         epoch += 1
         var options = options
         if isFenced { options.export += "#\(epoch)" }
-        var made: [NBDConnection] = []
-        do {
-            made.append(try await NBDConnection.connect(to: address, on: loop, options))
-            while made.count < connections, made[0].flags.contains(.canMultiConn) {
-                made.append(try await NBDConnection.connect(to: address, on: loop, options))
+        let (made, failure) = await connectAll(options, on: loop)
+        // A server that does not keep several of them consistent gets one.
+        let isShared = made.allSatisfy { $0.flags.contains(.canMultiConn) }
+        if failure == nil, isShared || made.count == 1 { return made }
+        let reason = ChannelError(.closed, "The mirror could not be connected")
+        if failure == nil {
+            for connection in made.dropFirst() { connection.abort(reason) }
+            return [made[0]]
+        }
+        for connection in made { connection.abort(reason) }
+        throw failure ?? reason
+    }
+
+    /// Makes all connections at once: each takes some five round trips.
+    private func connectAll(_ options: NBDClientOptions, on loop: EventLoop) async -> ([NBDConnection], (any Error)?) {
+        await withTaskGroup(of: Result<NBDConnection, any Error>.self) { [address, connections] group in
+            for _ in 0..<max(connections, 1) {
+                group.addTask(executorPreference: loop) {
+                    do { return .success(try await NBDConnection.connect(to: address, on: loop, options)) } catch {
+                        return .failure(error)
+                    }
+                }
             }
-            return made
-        } catch {
-            for connection in made { connection.abort(ChannelError(.closed, "The mirror could not be connected")) }
-            throw error
+            var made: [NBDConnection] = []
+            var failure: (any Error)?
+            for await result in group {
+                switch result {
+                case .success(let connection): made.append(connection)
+                case .failure(let error): failure = failure ?? error
+                }
+            }
+            return (made, failure)
         }
     }
 }

@@ -5,6 +5,22 @@ public enum Feature: String, Sendable, Hashable, CaseIterable {
     case runState = "run-state"
     /// OVERRULED tells a host that an operator of the other one has taken the guest.
     case overruling
+    /// A guest that is off arrives switched off: RELEASE says so.
+    case stoppedGuests = "stopped-guests"
+    /// Connections with the role `host`, on which a source reserves room, takes turns at switchovers, and recalls guests.
+    case evacuation
+    /// What an earlier image at the destination has of a disk is not sent; see `SeedExchange`.
+    case seeds
+    /// EXAMINE has a host look at itself, for `crossdock doctor`.
+    case examination
+    /// READBACK tells how far the destination is with the digests of the disks.
+    case readBack = "read-back"
+    /// The destination makes taps in its bridges for networks that OFFER, or RECALL, maps.
+    case networks
+    /// MEMBERS brings a fleet's list.
+    case members
+    /// RENEW asks the host of a fleet's authority for a certificate.
+    case renewal
 
     /// What this version can do, as it is sent.
     public static var own: [String] { allCases.map(\.rawValue) }

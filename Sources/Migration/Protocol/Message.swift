@@ -28,6 +28,8 @@ public enum Message: Sendable, Hashable {
     case ready(Ready)
     /// Source: the disks are in sync. Destination, in answer: their digests are up to date.
     case mirrored
+    /// Destination, before it answers MIRRORED: how far it is. Needs `Feature.readBack`.
+    case readBack(ReadBack)
     /// Source: memory is about to come. Destination, in answer: QEMU listens for it.
     case stream
     /// Source: the mirrors are closed, and this is what the disks have to be. Destination, in answer: the exports are closed
@@ -50,6 +52,8 @@ public enum Message: Sendable, Hashable {
     case ping
     /// Destination: yes.
     case pong
+    /// Either side: about a host, on a connection with the role `host`. Needs `Feature.evacuation`.
+    case host(HostMessage)
 
     /// See `hello`.
     public struct Hello: Sendable, Hashable, Codable {
@@ -59,14 +63,19 @@ public enum Message: Sendable, Hashable {
             case control
             /// QEMU's migration stream, as it is, after `welcome`.
             case stream
+            /// What is said about the host, for an evacuation. Needs `Feature.evacuation`.
+            case host
+            /// The digests of what the destination has of a disk, the one with the number `index` in the offer, as data frames after
+            /// `welcome`. Needs `Feature.seeds`.
+            case seed
         }
         /// The protocol versions that the source speaks.
         public var versions: [Int]
         /// What the connection is for.
         public var role: Role
-        /// The migration's id.
+        /// The migration's id; the evacuation's for the role `host`.
         public var migration: String
-        /// Which of QEMU's connections a stream connection carries, in the order in which QEMU opened them.
+        /// Which of QEMU's connections a stream connection carries, in the order in which QEMU opened them; for `seed`, which disk.
         public var index: Int
         /// What the source can do beyond the first version; see `Feature`.
         public var features: [String]?
@@ -87,6 +96,8 @@ public enum Message: Sendable, Hashable {
         public var version: Int
         /// Where the destination stands.
         public var state: DestinationState
+        /// By which check each reason was found, in their order; nil from an agent that does not say.
+        public var checks: [String]?
         /// Where the NBD server listens, on the host that the source connected to.
         public var nbdPort: UInt16
         /// What the destination can do beyond the first version; see `Feature`.
@@ -130,6 +141,9 @@ public enum Message: Sendable, Hashable {
             public var backing: [File] = []
             /// The format of the nearest of them.
             public var backingFormat: String?
+            /// The image of the destination's operator that the disk is begun with, by its path below the directory that the source may
+            /// use; nil for none.
+            public var seed: String?
             /// What the file with a container's header is called.
             public var headerName: String { "header:\(name)" }
             /// Makes a disk.
@@ -154,6 +168,21 @@ public enum Message: Sendable, Hashable {
                 self.path = path
                 self.size = size
                 self.digest = digest
+            }
+        }
+        /// A network for which the destination makes a tap interface.
+        public struct Network: Sendable, Hashable, Codable {
+            /// The interface as the command line has it. The destination takes another name where that one is taken.
+            public var tap: String
+            /// The destination's bridge that it is to be in.
+            public var bridge: String
+            /// The source's bridge that it is in; nil for none.
+            public var former: String?
+            /// Makes a network.
+            public init(tap: String, bridge: String, former: String? = nil) {
+                self.tap = tap
+                self.bridge = bridge
+                self.former = former
             }
         }
         /// The guest's name.
@@ -183,6 +212,14 @@ public enum Message: Sendable, Hashable {
         /// What devices, and the "processor", are given that they have anyway, "DRIVER property" to the value: a QEMU that does not
         /// know the property can do without.
         public var standards: [String: String]?
+        /// The room that was reserved for the guest; nil when none was.
+        public var reservation: String?
+        /// What its operator has said about where the guest goes.
+        public var placement: GuestPlacement?
+        /// The networks whose taps the destination makes; nil for none. Needs `Feature.networks`.
+        public var networks: [Network]?
+        /// Where the guest first came from, as far as the source knows; nil when it was at home there.
+        public var home: GuestRecord.Origin?
         /// What is known of the guest beyond its command line.
         public var origin: GuestCommandLine.Origin {
             GuestCommandLine.Origin(
@@ -228,6 +265,8 @@ public enum Message: Sendable, Hashable {
         public var clock: Int64
         /// Free bytes in the image directory.
         public var free: UInt64
+        /// The destination's part of what proofs of lineage are bound to; nil when it wants none.
+        public var seedNonce: String?
 
         /// Makes an answer.
         public init(
@@ -253,6 +292,10 @@ public enum Message: Sendable, Hashable {
     public struct Rehearsed: Sendable, Hashable, Codable {
         /// The digests of the images that `Shadow.backing` names, by path.
         public var backing: [String: String]
+        /// The source's part of what proofs of lineage are bound to; nil when it has none.
+        public var seedNonce: String?
+        /// By the name of a disk: proofs that the source knows its lineages; see `SeedExchange`.
+        public var lineages: [String: [String]]?
         /// Makes a message.
         public init(backing: [String: String] = [:]) { self.backing = backing }
     }
@@ -261,23 +304,49 @@ public enum Message: Sendable, Hashable {
     public struct Ready: Sendable, Hashable, Codable {
         /// Why not; empty when everything is in order.
         public var reasons: [String]
+        /// By which check each reason was found, in their order; nil from an agent that does not say.
+        public var checks: [String]?
         /// Where the NBD server listens, on the host that the source connected to.
         public var nbdPort: UInt16
         /// The exports by disk name.
         public var exports: [String: String]
         /// The disks whose backing image is here, so that only what is above it is copied.
         public var keepsBacking: [String]
+        /// By the name of a disk: that it is begun with an image that is there. The proof that the destination knows its lineage; empty
+        /// for the image that the source named.
+        public var seeds: [String: String]?
+        /// Where the guest's displays and the like listen there; nil when the destination does not tell.
+        public var listeners: [GuestListener]?
         /// Makes an answer.
         public init(
             reasons: [String] = [],
+            checks: [String]? = nil,
             nbdPort: UInt16 = 0,
             exports: [String: String] = [:],
-            keepsBacking: [String] = []
+            keepsBacking: [String] = [],
+            seeds: [String: String] = [:],
+            listeners: [GuestListener]? = nil
         ) {
+            self.listeners = listeners
+            self.seeds = seeds.isEmpty ? nil : seeds
             self.reasons = reasons
+            self.checks = checks
             self.nbdPort = nbdPort
             self.exports = exports
             self.keepsBacking = keepsBacking
+        }
+    }
+
+    /// See `readBack`.
+    public struct ReadBack: Sendable, Hashable, Codable {
+        /// How many bytes of the disks have been read back.
+        public var done: UInt64
+        /// How many have to be, as far as it is known now.
+        public var total: UInt64
+        /// Makes a message.
+        public init(done: UInt64, total: UInt64) {
+            self.done = done
+            self.total = total
         }
     }
 
@@ -300,6 +369,10 @@ public enum Message: Sendable, Hashable {
         public var digests: [String: String]
         /// In which state the guest was when the migration stopped it; nil for running, and from a source that knows no other.
         public var runState: RunState?
+        /// Whether the guest is off: its QEMU was only there for its move, and is to end. Needs `Feature.stoppedGuests`.
+        public var isOff: Bool?
+        /// By the name of a disk: its lineages, the latest last, for the way back.
+        public var lineages: [String: [Lineage]]?
         /// Makes a message.
         public init(digests: [String: String] = [:], runState: RunState? = nil) {
             self.digests = digests
@@ -334,6 +407,7 @@ public enum Message: Sendable, Hashable {
         case .file: "FILE"
         case .ready: "READY"
         case .mirrored: "MIRRORED"
+        case .readBack: "READBACK"
         case .stream: "STREAM"
         case .prepared: "PREPARED"
         case .release: "RELEASE"
@@ -344,6 +418,7 @@ public enum Message: Sendable, Hashable {
         case .overruled: "OVERRULED"
         case .ping: "PING"
         case .pong: "PONG"
+        case .host(let body): body.name
         }
     }
 }
@@ -367,6 +442,7 @@ extension Message: Codable {
         case "FILE": self = .file(try container.decode(Int.self, forKey: .body))
         case "READY": self = .ready(try container.decode(Ready.self, forKey: .body))
         case "MIRRORED": self = .mirrored
+        case "READBACK": self = .readBack(try container.decode(ReadBack.self, forKey: .body))
         case "STREAM": self = .stream
         case "PREPARED": self = .prepared(try container.decode(Prepared.self, forKey: .body))
         case "RELEASE": self = .release(try container.decode(Release.self, forKey: .body))
@@ -378,6 +454,11 @@ extension Message: Codable {
         case "PING": self = .ping
         case "PONG": self = .pong
         default:
+            let body = { try container.superDecoder(forKey: .body) }
+            if let message = try HostMessage(type, from: body) {
+                self = .host(message)
+                return
+            }
             throw DecodingError.dataCorruptedError(forKey: .type, in: container, debugDescription: "unknown \(type)")
         }
     }
@@ -389,6 +470,7 @@ extension Message: Codable {
         switch self {
         case .hello(let body): try container.encode(body, forKey: .body)
         case .welcome(let body): try container.encode(body, forKey: .body)
+        case .readBack(let body): try container.encode(body, forKey: .body)
         case .probe(let body): try container.encode(body, forKey: .body)
         case .secrets(let body): try container.encode(body, forKey: .body)
         case .offer(let body): try container.encode(body, forKey: .body)
@@ -401,6 +483,7 @@ extension Message: Codable {
         case .abort(let body), .refused(let body), .overruled(let body): try container.encode(body, forKey: .body)
         case .prepared(let body): try container.encode(body, forKey: .body)
         case .release(let body): try container.encode(body, forKey: .body)
+        case .host(let body): try container.encode(body, forKey: .body)
         case .mirrored, .stream, .done, .ping, .pong: break
         }
     }

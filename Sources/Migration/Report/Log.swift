@@ -4,7 +4,7 @@ internal import IO
 /// Sentences for the operator of an agent, on standard error, one a line.
 public struct Log: Sendable {
     /// How much is said.
-    public enum Level: Int, Sendable, Comparable, CaseIterable {
+    public enum Level: Int, Sendable, Comparable, CaseIterable, CustomStringConvertible {
         /// Everything.
         case debug
         /// What happens.
@@ -13,6 +13,16 @@ public struct Log: Sendable {
         case warning
         /// What failed.
         case error
+
+        /// Its name.
+        public var description: String {
+            switch self {
+            case .debug: "debug"
+            case .info: "info"
+            case .warning: "warning"
+            case .error: "error"
+            }
+        }
 
         /// Orders by importance.
         public static func < (a: Level, b: Level) -> Bool { a.rawValue < b.rawValue }

@@ -18,10 +18,17 @@ public struct MigrationEvent: Sendable, Codable {
     public var rate: Double?
     /// Seconds until the phase is over, estimated.
     public var remaining: Double?
+    /// Bytes of the disks that the destination had already, so far; nil when no disk was begun with an image.
+    public var seededBytes: UInt64?
     /// Words for a person.
     public var message: String?
     /// With "finished": the report.
     public var report: MigrationReport?
+
+    private enum CodingKeys: String, CodingKey {
+        case event, migration, guest, ms, phase, percent, rate, remaining, message, report
+        case seededBytes = "seeded_bytes"
+    }
 
     /// Makes an event.
     public init(_ event: String, migration: String, guest: String, ms: Double) {

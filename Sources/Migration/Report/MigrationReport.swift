@@ -28,6 +28,8 @@ public struct MigrationReport: Sendable, Codable {
         public var bytesSent: UInt64
         /// Bytes sent as zeroes.
         public var zeroBytes: UInt64
+        /// Bytes that were not sent, since the destination had them already; nil when it was not begun with an image.
+        public var seededBytes: UInt64?
         /// The digest of the source's image, read after the release.
         public var digestSource: String?
         /// The digest that the destination read back from its image.
@@ -45,6 +47,7 @@ public struct MigrationReport: Sendable, Codable {
             case name, size
             case bytesSent = "bytes_sent"
             case zeroBytes = "zero_bytes"
+            case seededBytes = "seeded_bytes"
             case digestSource = "digest_source"
             case digestDestination = "digest_destination"
         }
@@ -93,6 +96,8 @@ public struct MigrationReport: Sendable, Codable {
         public var diskBytesAtMost: UInt64 = 0
         /// Bytes of memory.
         public var memoryBytes: UInt64 = 0
+        /// Bytes of memory that the guest has ever used, at most: the rest costs nothing; nil when that is not known.
+        public var memoryBytesInUse: UInt64?
         /// Bytes of memory that the guest changed in a second; only with `--dry-run`.
         public var memoryDirtyRate: Double?
         /// Bytes that the guest wrote to its disks in a second; only with `--dry-run`.
@@ -115,6 +120,7 @@ public struct MigrationReport: Sendable, Codable {
             case diskBytes = "disk_bytes"
             case diskBytesAtMost = "disk_bytes_at_most"
             case memoryBytes = "memory_bytes"
+            case memoryBytesInUse = "memory_bytes_in_use"
             case memoryDirtyRate = "memory_dirty_rate"
             case diskWriteRate = "disk_write_rate"
             case secondsEstimated = "seconds_estimated"
@@ -131,6 +137,8 @@ public struct MigrationReport: Sendable, Codable {
     public var outcome: Outcome
     /// Why it did not end well.
     public var reason: String?
+    /// What checks have found against the guest, each by itself; nil when that is not why.
+    public var obstacles: [Obstacle]?
     /// The exit code.
     public var code: Int32
     /// The disks.
@@ -170,7 +178,7 @@ public struct MigrationReport: Sendable, Codable {
     }
 
     private enum CodingKeys: String, CodingKey {
-        case migration, guest, destination, outcome, reason, code, disks, tls, rehearsal, reconnects
+        case migration, guest, destination, outcome, reason, obstacles, code, disks, tls, rehearsal, reconnects
         case ramBytesSent = "ram_bytes_sent"
         case phasesMS = "phases_ms"
         case blackoutMS = "blackout_ms"

@@ -101,7 +101,7 @@ public final class ClientBackEnd: BackEnd {
                     return try await body(current)
                 } catch let error as NBDError {
                     // An error of the server is its answer; one of the connection may be mended.
-                    guard let reason = current.failure else { throw error }
+                    guard let reason = current.failure else { throw options.explain?(error) ?? error }
                     // A server that breaks the protocol would break it again.
                     if let reason = reason as? ChannelError, reason.code == .protocolViolation || reason.code == .tls {
                         throw fail(reason.message)

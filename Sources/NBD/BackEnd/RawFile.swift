@@ -30,6 +30,8 @@ public final class RawFile: BackEnd {
         public var ignoresDiscard = false
         /// What to do with zeroes.
         public var zeroDetection = ZeroDetection.off
+        /// Whether clients may ask for `qemu:allocation-depth`.
+        public var offersDepth = true
         /// Where the served part begins, in bytes.
         public var offset: UInt64 = 0
         /// How many bytes are served; up to the end when it is nil.
@@ -108,7 +110,7 @@ public final class RawFile: BackEnd {
     /// Makes a disk in memory, sparse, that goes away with its last user.
     ///
     /// - Throws: `FileError` when the system refuses the memory.
-    public convenience init(memory size: UInt64, readOnly: Bool = false) throws {
+    public convenience init(memory size: UInt64, readOnly: Bool = false, offersDepth: Bool = true) throws {
         let fd = xd_memory_file("crossdock")
         guard fd >= 0 else { throw FileError.system("make a disk in memory", errno) }
         do {
@@ -120,6 +122,7 @@ public final class RawFile: BackEnd {
             }
             var options = Options()
             options.isReadOnly = readOnly
+            options.offersDepth = offersDepth
             try self.init(fd: fd, path: "memory", options)
         } catch {
             Glibc.close(fd)
@@ -160,7 +163,7 @@ public final class RawFile: BackEnd {
         }
         traits.hasFastZero = !options.ignoresDiscard
         traits.hasCache = !options.isDirect
-        traits.contexts = [MetaContext.allocation, MetaContext.allocationDepth]
+        traits.contexts = [MetaContext.allocation] + (options.offersDepth ? [MetaContext.allocationDepth] : [])
         self.path = path
         self.size = size
         self.options = options
@@ -177,15 +180,16 @@ public final class RawFile: BackEnd {
     /// These are the byte-range locks of QEMU's `file-posix` driver: one byte for each permission held, one for each
     /// permission that is not shared.
     ///
+    /// - Parameter letsReadersLook: whether who reads in spite of a writer may (`qemu-img map -U`), as with a guest's disk; nobody
+    ///   else otherwise.
     /// - Throws: `FileError` when another process uses the image.
-    public func lock() throws {
+    public func lock(letsReadersLook: Bool = false) throws {
         // Permission bytes are at 100, "not shared" bytes at 200: consistent read, write, write unchanged, resize.
-        for (held, unshared) in zip(UInt64(100)..<104, UInt64(200)..<204) {
-            guard xd_lock_ofd(fd, off_t(held), 1, 0) == 0, xd_lock_ofd(fd, off_t(unshared), 1, 0) == 0 else {
-                throw FileError.system("lock \(path)", errno)
-            }
+        let bytes = Array(100..<104) + (letsReadersLook ? [201, 203] : Array(200..<204))
+        for byte in bytes {
+            guard xd_lock_ofd(fd, off_t(byte), 1, 0) == 0 else { throw FileError.system("lock \(path)", errno) }
         }
-        for byte in Array(100..<104) + Array(200..<204) {
+        for byte in bytes {
             let pair = byte < 200 ? byte + 100 : byte - 100
             guard xd_test_ofd(fd, off_t(pair), 1, 1) == 0 else {
                 unlock()

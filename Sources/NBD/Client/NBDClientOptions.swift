@@ -8,6 +8,8 @@ public struct NBDClientOptions: Sendable {
     public var credentials: (any TLSCredentials)?
     /// The name that the server's certificate must be for.
     public var hostname: String?
+    /// Who the server must prove to be besides; nil for anybody whom the credentials trust.
+    public var identity: String?
     /// The metadata contexts to ask for; what the server does not know is left out.
     public var contexts: [String]
     /// The best form of headers to ask for; a server that knows less gets less.
@@ -16,6 +18,9 @@ public struct NBDClientOptions: Sendable {
     public var timeout: Duration
     /// How long a server may say nothing while requests wait for their replies; for ever when it is nil.
     public var replyTimeout: Duration?
+
+    /// Says what an error of the server means, to whom it is passed on; the error as it came when it is nil.
+    public var explain: (@Sendable (NBDError) -> NBDError)?
 
     /// Makes options.
     public init(

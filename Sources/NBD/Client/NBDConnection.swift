@@ -78,6 +78,8 @@ public final class NBDConnection: @unchecked Sendable {
     private let replyTimeout: Duration?
     private var pending: [UInt64: Pending] = [:]
     private var nextCookie: UInt64 = 1
+    /// The latest requests for a block status of several metadata contexts that have failed.
+    private var failedStatus: [UInt64] = []
     private var queue: [Outgoing] = []
     private let queued = AsyncCondition()
     private var isClosing = false
@@ -449,7 +451,10 @@ public final class NBDConnection: @unchecked Sendable {
         let size = form.chunkSize - 4
         try await require(header.mutable(0..<size))
         let chunk = ChunkHeader(decodingAfterMagic: header.bytes(0..<size), form: form)
-        guard let request = pending[chunk.cookie] else { throw violation("answered a request that was not made") }
+        guard let request = pending[chunk.cookie] else {
+            if failedStatus.contains(chunk.cookie) { return try await discard(chunk) }
+            throw violation("answered a request that was not made")
+        }
         if form == .extended, chunk.offset != request.offset {
             throw violation("answered a request with another's offset")
         }
@@ -495,6 +500,14 @@ public final class NBDConnection: @unchecked Sendable {
             }
         }
         finish(chunk.cookie, request.error)
+    }
+
+    /// Reads what follows the end of an answer: QEMU (7.2 to 11.1) ends its answer to a block status with an error of the first metadata
+    /// context, and tells of the other contexts all the same.
+    private func discard(_ chunk: ChunkHeader) async throws {
+        guard chunk.length <= 64 << 10 else { throw violation("sent a malformed chunk") }
+        let rest = IOBuffer(capacity: max(Int(chunk.length), 1))
+        try await require(rest.mutable(0..<Int(chunk.length)))
     }
 
     /// Where a part of a read belongs.
@@ -566,6 +579,9 @@ public final class NBDConnection: @unchecked Sendable {
 
     private func finish(_ cookie: UInt64, _ error: NBDError?) {
         guard let request = pending.removeValue(forKey: cookie) else { return }
+        if error != nil, request.command == NBDCommand.blockStatus.rawValue, selected.count > 1 {
+            failedStatus = failedStatus.suffix(15) + [cookie]
+        }
         if request.command <= NBDCommand.write.rawValue { bytesInFlight -= Int(request.length) }
         request.completion(error)
     }

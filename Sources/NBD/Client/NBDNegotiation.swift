@@ -105,6 +105,13 @@ public final class NBDNegotiation: @unchecked Sendable {
             hostname: options.hostname,
             timeout: options.timeout
         )
+        if let identity = options.identity, secure.session.peer.name != identity {
+            secure.close()
+            throw ChannelError(
+                .tls,
+                "\(channel.peerName) proved to be '\(secure.session.peer.name.shown(most: 500))', and only '\(identity)' is meant"
+            )
+        }
         tls = secure.session
         channel = secure
     }

@@ -26,6 +26,21 @@ public struct NBDURI: Sendable, Equatable, CustomStringConvertible {
     /// The URI as it was given.
     public var description: String { text }
 
+    /// The URI of another export of the same server.
+    public func text(of export: String) -> String {
+        guard let start = text.firstRange(of: "://")?.upperBound else { return text }
+        let rest = text[start...]
+        let authority = rest.prefix { $0 != "/" && $0 != "?" }
+        let parameters = rest.firstIndex(of: "?").map { String(rest[$0...]) } ?? ""
+        let name = export.utf8.map { byte in
+            let isPlain =
+                (byte >= 48 && byte <= 57) || (byte >= 65 && byte <= 90) || (byte >= 97 && byte <= 122)
+                || [45, 46, 47, 95, 126].contains(byte)
+            return isPlain ? String(UnicodeScalar(byte)) : "%" + [byte].hex.uppercased()
+        }
+        return "\(text[..<start])\(authority)/\(name.joined())\(parameters)"
+    }
+
     /// The name that the server's certificate must be for; nil when the URI has none.
     public var certificateName: String? { hostname ?? address.host }
 
@@ -50,7 +65,9 @@ public struct NBDURI: Sendable, Equatable, CustomStringConvertible {
             ChannelError(.unresolved, "The NBD URI '\(text)' is wrong: \(reason)")
         }
         self.text = text
-        guard let range = text.firstRange(of: "://") else { throw fault("it has no '://'") }
+        guard let range = text.firstRange(of: "://") else {
+            throw fault("it has no '://'; write nbd://HOST/EXPORT, or nbds:// for TLS")
+        }
         let scheme = text[..<range.lowerBound].lowercased()
         guard let kind = Self.schemes[scheme] else {
             throw fault("'\(scheme)' is none of \(Self.schemes.keys.sorted().joined(separator: ", "))")
@@ -143,7 +160,10 @@ public struct NBDURI: Sendable, Equatable, CustomStringConvertible {
             guard let host = decode(authority) else { throw fault("the host is not encoded properly") }
             let colons = host.filter { $0 == ":" }.count
             guard host.hasPrefix("[") || colons <= 1 else { throw fault("an IPv6 address is written in [brackets]") }
-            let parsed = try SocketAddress(parsing: host.hasPrefix("unix:") ? "?" : host, defaultPort: NBDWire.port)
+            guard !host.hasPrefix("unix:") else {
+                throw fault("a Unix socket is written nbd+unix:///EXPORT?socket=PATH")
+            }
+            let parsed = try SocketAddress(parsing: host, defaultPort: NBDWire.port)
             // RFC 3986 has the local host for an empty one.
             if parsed.host == "", let port = parsed.port { return .inet(host: "localhost", port: port) }
             return parsed

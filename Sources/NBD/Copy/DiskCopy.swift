@@ -20,6 +20,8 @@ public final class DiskCopy: Sendable {
         public var targetIsZero = false
         /// Zeroes are allocated at the target.
         public var allocates = false
+        /// The target may have much of it already: it is read, and only blocks that differ are written.
+        public var comparesTarget = false
         /// The source is asked where its holes are.
         public var usesExtents = true
         /// A context of dirty bits: only what it marks is copied, and the target has the rest already.
@@ -46,6 +48,8 @@ public final class DiskCopy: Sendable {
         public var written: UInt64 = 0
         /// Bytes that were left out or written as zeroes.
         public var zeroes: UInt64 = 0
+        /// Bytes that the target had already.
+        public var present: UInt64 = 0
     }
 
     /// Up to where the target is durable, and who makes it so.
@@ -75,6 +79,7 @@ public final class DiskCopy: Sendable {
     private let read = Atomic<UInt64>(0)
     private let written = Atomic<UInt64>(0)
     private let zeroes = Atomic<UInt64>(0)
+    private let present = Atomic<UInt64>(0)
     private let pool: BufferPool
     private let durability: Guarded<Durability>
 
@@ -122,7 +127,8 @@ public final class DiskCopy: Sendable {
         Summary(
             read: read.load(ordering: .relaxed),
             written: written.load(ordering: .relaxed),
-            zeroes: zeroes.load(ordering: .relaxed)
+            zeroes: zeroes.load(ordering: .relaxed),
+            present: present.load(ordering: .relaxed)
         )
     }
 
@@ -211,7 +217,11 @@ public final class DiskCopy: Sendable {
             return
         }
         if piece.isZero {
-            try await zero(at: piece.offset, count: piece.count)
+            if options.comparesTarget {
+                try await zeroWhatIsNot(piece)
+            } else {
+                try await zero(at: piece.offset, count: piece.count)
+            }
             plan.finish(piece)
             return
         }
@@ -224,8 +234,53 @@ public final class DiskCopy: Sendable {
         let data = Payload(buffer, 0..<count)
         try await source.readFully(into: data, at: piece.offset)
         read.wrappingAdd(UInt64(count), ordering: .relaxed)
-        try await write(data, at: piece.offset)
+        if options.comparesTarget {
+            try await writeWhatDiffers(data, at: piece.offset)
+        } else {
+            try await write(data, at: piece.offset)
+        }
         plan.finish(piece)
+    }
+
+    /// Blocks in which the target is compared, in bytes.
+    private var comparedBlock: Int { max(64 << 10, Int(granule)) }
+
+    private func writeWhatDiffers(_ data: Payload, at offset: UInt64) async throws {
+        let there = Payload(pool.buffer(data.count), 0..<data.count)
+        try await target.readFully(into: there, at: offset)
+        func differs(_ block: Range<Int>) -> Bool {
+            memcmp(there.bytes.baseAddress! + block.lowerBound, data.bytes.baseAddress! + block.lowerBound, block.count)
+                != 0
+        }
+        func block(at position: Int) -> Range<Int> { position..<min(position + comparedBlock, data.count) }
+        var start = 0
+        while start < data.count {
+            let isDifferent = differs(block(at: start))
+            var end = block(at: start).upperBound
+            while end < data.count, differs(block(at: end)) == isDifferent { end = block(at: end).upperBound }
+            if isDifferent {
+                try await write(data.part(start..<end), at: offset + UInt64(start))
+            } else {
+                present.wrappingAdd(UInt64(end - start), ordering: .relaxed)
+            }
+            start = end
+        }
+    }
+
+    private func zeroWhatIsNot(_ piece: CopyPlan.Piece) async throws {
+        var position = piece.offset
+        let end = piece.offset + piece.count
+        while position < end {
+            for extent in try await target.extents(at: position, count: end - position, limit: 4096) {
+                let length = min(extent.length, end - position)
+                if extent.isZero, !options.allocates {
+                    present.wrappingAdd(length, ordering: .relaxed)
+                } else {
+                    try await zero(at: position, count: length)
+                }
+                position += length
+            }
+        }
     }
 
     private func write(_ data: Payload, at offset: UInt64) async throws {

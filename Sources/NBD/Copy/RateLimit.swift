@@ -1,15 +1,16 @@
 internal import IO
 
 /// Bounds a rate: says how long to wait before so many bytes may be moved.
-final class RateLimit: Sendable {
+public final class RateLimit: Sendable {
     private let rate: Double
     /// When all that was granted so far is paid for.
     private let paid = Guarded(ContinuousClock.now)
 
-    init(bytesPerSecond: UInt64) { rate = Double(max(bytesPerSecond, 1)) }
+    /// Makes a bound of at least one byte a second.
+    public init(bytesPerSecond: UInt64) { rate = Double(max(bytesPerSecond, 1)) }
 
     /// Grants bytes; the caller sleeps for the result before it moves them.
-    func take(_ count: Int) -> Duration {
+    public func take(_ count: Int) -> Duration {
         paid.withLock { paid in
             let now = ContinuousClock.now
             // A pause does not save up for a burst of more than a tenth of a second.

@@ -8,6 +8,8 @@ final class ConnectionTable: Sendable {
         var settled: [ObjectIdentifier: String?] = [:]
         /// How many of them each name has.
         var counts: [String: Int] = [:]
+        /// What the requests of each name hold.
+        var accounts: [String: PayloadAccount] = [:]
         /// Negotiation is where strangers are.
         var pending: UnprovenConnections
         var waiting: [UnsafeContinuation<Void, Never>] = []
@@ -51,9 +53,19 @@ final class ConnectionTable: Sendable {
             }
             guard state.pending.remove(channel) else { return "The negotiation has given way to another one" }
             state.settled[ObjectIdentifier(channel)] = .some(peer)
-            if let peer { state.counts[peer, default: 0] += 1 }
+            if let peer {
+                state.counts[peer, default: 0] += 1
+                if let most = limits.payloadForPeer, state.accounts[peer] == nil {
+                    state.accounts[peer] = PayloadAccount(limit: most)
+                }
+            }
             return nil
         }
+    }
+
+    /// What the requests of a settled connection's peer hold; nil when nobody counts.
+    func account(of channel: any Channel) -> PayloadAccount? {
+        state.withLock { state in (state.settled[ObjectIdentifier(channel)] ?? nil).flatMap { state.accounts[$0] } }
     }
 
     func remove(_ channel: any Channel) {
@@ -63,6 +75,7 @@ final class ConnectionTable: Sendable {
             if let peer = state.settled.removeValue(forKey: ObjectIdentifier(channel)) ?? nil {
                 let rest = state.counts[peer, default: 1] - 1
                 state.counts[peer] = rest == 0 ? nil : rest
+                if rest == 0 { state.accounts[peer] = nil }
             }
             guard state.channels.isEmpty else { return [UnsafeContinuation<Void, Never>]() }
             defer { state.waiting = [] }

@@ -11,6 +11,9 @@ public final class NBDServer: Sendable {
         public var connections = 1024
         /// How many of them one peer may have, by the name that it proved; nil for as many as there are places.
         public var connectionsForPeer: Int?
+        /// How many bytes of payload the requests of one peer may hold, over all its connections; further ones wait for its own. Nil for
+        /// what its connections may hold each.
+        public var payloadForPeer: Int?
         /// How many may use the same export at once; nil for as many as there are places.
         public var connectionsToExport: Int?
         /// How many more may be in the negotiation, where nobody has proved anything yet. When all places are taken, the oldest
@@ -80,11 +83,15 @@ public final class NBDServer: Sendable {
     /// Called on the listener's loop. Connections outlive the call; `drain` and `Export.close` end them.
     public func serve(_ listener: Listener) async {
         while true {
-            guard let fd = try? await listener.acceptDescriptor() else { return }
+            guard let accepted = try? await listener.acceptDescriptor() else { return }
             let loop = loops.next()
             Task(executorPreference: loop) {
                 do {
-                    let channel = try SocketChannel(adopting: fd, on: loop)
+                    let channel = try SocketChannel(
+                        adopting: accepted.descriptor,
+                        on: loop,
+                        peerName: accepted.peerName
+                    )
                     channel.toleratePauses()
                     try await self.serve(channel)
                 } catch let error as ChannelError where error.code == .closed {
@@ -139,6 +146,7 @@ public final class NBDServer: Sendable {
         let transmission = Transmission(
             channel: channel,
             negotiated,
+            account: connections.account(of: base),
             draining: { self.draining.load(ordering: .relaxed) }
         )
         defer {

@@ -29,6 +29,8 @@ final class Transmission: @unchecked Sendable {
     private let contexts: [SelectedContext]
     private let terms: NBDRequest.Terms
     private let draining: () -> Bool
+    /// What the requests of this peer hold, over all its connections; nil when nobody counts.
+    private let account: PayloadAccount?
     private let writeLock = AsyncLock()
     private let slowDone = AsyncCondition()
     private var slow = 0
@@ -46,8 +48,14 @@ final class Transmission: @unchecked Sendable {
     /// The head of a reply; written and sent under the lock.
     private let head = IOBuffer(capacity: 64)
 
-    init(channel: any Channel, _ negotiated: NegotiatedExport, draining: @escaping () -> Bool) {
+    init(
+        channel: any Channel,
+        _ negotiated: NegotiatedExport,
+        account: PayloadAccount?,
+        draining: @escaping () -> Bool
+    ) {
         self.channel = channel
+        self.account = account
         self.draining = draining
         backEnd = negotiated.export.backEnd
         form = negotiated.form
@@ -81,7 +89,15 @@ final class Transmission: @unchecked Sendable {
                 if request.command == NBDCommand.disconnect.rawValue { break }
                 try await giveWay(request)
                 guard let work = try await receive(request) else { continue }
-                if try await doneAtOnce(work) {
+                let isDone: Bool
+                do {
+                    isDone = try await doneAtOnce(work)
+                } catch {
+                    giveBack(work)
+                    throw error
+                }
+                if isDone {
+                    giveBack(work)
                     answeredAtOnce += request.length <= UInt64(scratch.capacity) ? 1 : 2
                 } else {
                     // Nothing may come between the test and the wait, or the last signal is missed.
@@ -119,6 +135,8 @@ final class Transmission: @unchecked Sendable {
         var request: NBDRequest
         var payload: Payload?
         var contexts: [SelectedContext]
+        /// What the peer's account has for it.
+        var held = 0
 
         /// How much memory it holds until its reply is sent.
         var cost: Int {
@@ -212,13 +230,33 @@ final class Transmission: @unchecked Sendable {
             try await reply(original, error: fault)
             return nil
         }
+        work.held = try await hold(work.cost)
         if isWrite {
             let count = Int(follows)
             let buffer = buffer(count)
-            try await readPayload(buffer.mutable(0..<count))
+            do {
+                try await readPayload(buffer.mutable(0..<count))
+            } catch {
+                giveBack(work)
+                throw error
+            }
             work.payload = Payload(buffer, 0..<count)
         }
         return work
+    }
+
+    /// Waits until the peer may hold so much more. Returns how much of it is counted: short requests are bounded by their number.
+    private func hold(_ count: Int) async throws -> Int {
+        guard let account, count > scratch.capacity else { return 0 }
+        if !account.tryTake(count) {
+            if hasUnsent { try await flushReplies() }
+            await account.take(count)
+        }
+        return count
+    }
+
+    private func giveBack(_ work: Work) {
+        if work.held > 0 { account?.give(work.held) }
     }
 
     /// The effect length and the contexts that a BLOCK_STATUS with a payload is about; nil when the list makes no sense.
@@ -272,6 +310,7 @@ final class Transmission: @unchecked Sendable {
 
     private func runSlow(_ work: Work) async throws {
         defer {
+            giveBack(work)
             slow -= 1
             slowPayload -= work.cost
             slowDone.signal()

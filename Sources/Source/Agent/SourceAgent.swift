@@ -96,24 +96,43 @@ public final class SourceAgent: Sendable {
             if isRunning, !hasBegun {
                 hasBegun = true
                 var event = MigrationEvent("warning", migration: plan.id, guest: plan.guest, ms: 0)
-                event.message = "the source agent has ended; its watchdog recovers the migration"
+                event.message = "the source agent has ended; its migration is being recovered"
                 continuation.yield(event)
             }
             // Nothing was begun that would have to be decided, when there is no watchdog.
             if hasBegun ? !isRunning : ContinuousClock.now > end || !DurableFile.exists(files.log(.watchdog)) { break }
             try await Task.sleep(for: .milliseconds(50))
         }
-        guard var report = try DurableFile.read(files.report).flatMap({ try? MigrationReport(parsing: $0) }) else {
-            let words = EmulatorProcess.tail(of: files.log(.agent))
-            throw MigrationError(
-                .undecided,
-                "The source agent ended without a report: \(words.isEmpty ? "it said nothing" : words). See 'crossdock status'"
-            )
-        }
+        let saved = try DurableFile.read(files.report).flatMap { try? MigrationReport(parsing: $0) }
+        var report = try saved ?? unreported(plan)
         // A recovery that did what it should is a success, the migration is none.
         if report.code == 0, report.outcome != .migrated { report.code = MigrationError.Code.failed.rawValue }
         var event = MigrationEvent("finished", migration: plan.id, guest: plan.guest, ms: report.totalMS)
         event.report = report
         return event
+    }
+
+    /// What the journal says of a migration whose agent has ended without a report, and that nobody recovers.
+    private static func unreported(_ plan: MigrationPlan) throws -> MigrationReport {
+        let store = MigrationStore(stateDirectory: plan.stateDirectory)
+        let words = EmulatorProcess.tail(of: store.files(of: plan.id).log(.agent))
+        let ended = "The source agent ended without a report: \(words.isEmpty ? "it said nothing" : words)"
+        guard let reading = try store.reading(of: plan.id), case .source(let standing) = reading.standing else {
+            throw MigrationError(.failed, "\(ended). Nothing of the guest had been moved")
+        }
+        let recover = "'crossdock recover \(plan.id)'"
+        switch standing {
+        case .released:
+            throw MigrationError(
+                .undecided,
+                "\(ended). The guest was released to \(reading.peer), which has not confirmed that it has it; \(recover) asks it"
+            )
+        case .open, .reclaimed, .taken:
+            throw MigrationError(.failed, "\(ended). The guest belongs to this host; \(recover) brings it back")
+        case .confirmed, .overruled, .rolledBack:
+            var report = Recovery.report(reading, plan)
+            report.reason = "\(ended). \(recover) removes what it may have left"
+            return report
+        }
     }
 }

@@ -34,12 +34,14 @@ extension SourceProcess {
             wasCancelled.store(true, ordering: .relaxed)
             migration.withLock { $0?.cancel() }
         }
+        DescriptorBudget.raise()
         let plan = order.plan
         let store = MigrationStore(stateDirectory: plan.stateDirectory)
         let files = store.files(of: plan.id)
         files.enter(.agent)
         defer { files.leave(.agent) }
-        let emit = outlet(to: files.events, and: pipe)
+        let emit = outlet(to: files, and: pipe)
+        defer { unlink(files.progress) }
         var report = MigrationReport(migration: plan.id, guest: plan.guest, destination: "\(plan.address)")
         do {
             let outgoing = OutgoingMigration(
@@ -63,16 +65,23 @@ extension SourceProcess {
         return report.code
     }
 
-    /// Where events go: the migration's file, and the pipe of who watches now.
-    private static func outlet(to path: String, and pipe: Int32) -> @Sendable (MigrationEvent) -> Void {
-        let file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o600)
+    /// Where events go: the migration's files, and the pipe of who watches now.
+    private static func outlet(to files: MigrationFiles, and pipe: Int32) -> @Sendable (MigrationEvent) -> Void {
+        let file = open(files.events, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o600)
+        let progress = open(files.progress, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
         // Whoever watches may be suspended: the migration must not wait for it. What does not fit is in the files.
         if pipe >= 0 { _ = fcntl(pipe, F_SETFL, O_NONBLOCK) }
         return { event in
             let line = Array(event.line.utf8)
             line.withUnsafeBytes { bytes in
-                // Progress is for who watches now; the file keeps what happened.
-                if event.event != "progress" { _ = write(file, bytes.baseAddress, bytes.count) }
+                // Progress is for who watches now, and who looks in between; the file of events keeps what happened.
+                if event.event == "progress" {
+                    // A reader that finds a mixture of two takes it for none.
+                    _ = pwrite(progress, bytes.baseAddress, bytes.count, 0)
+                    _ = ftruncate(progress, off_t(bytes.count))
+                } else {
+                    _ = write(file, bytes.baseAddress, bytes.count)
+                }
                 if pipe >= 0 { _ = write(pipe, bytes.baseAddress, bytes.count) }
             }
         }

@@ -1,3 +1,4 @@
+internal import CLinux
 public import Emulator
 internal import Glibc
 public import IO
@@ -95,6 +96,11 @@ public final class GuestExport: @unchecked Sendable {
         loops: EventLoopGroup
     ) async throws -> GuestExport {
         guard let process = record.process, process.isRunning else {
+            if let released = record.released {
+                throw GuestError(
+                    "Guest '\(record.name)' is not here any more: it moved to \(released.destination); export it there"
+                )
+            }
             throw GuestError("Guest '\(record.name)' does not run; export its images with 'crossdock nbd serve'")
         }
         guard let lock = try FileLock(store.exportLock(of: record.name)) else {
@@ -191,9 +197,11 @@ public final class GuestExport: @unchecked Sendable {
             let contexts =
                 [MetaContext.allocation, MetaContext.allocationDepth]
                 + bitmaps.map { MetaContext.dirtyBitmapPrefix + $0.name }
+            var client = NBDClientOptions(export: id, contexts: contexts)
+            if shown != nil { client.explain = Self.explanation(disk.name, of: record.name, scratch: scratch) }
             let remote = try await ClientBackEnd.open(
                 .unix(path: "\(directory)/nbd.sock"),
-                NBDClientOptions(export: id, contexts: contexts),
+                client,
                 connections: max(loops.loops.count, Self.connections),
                 loops: loops
             )
@@ -205,6 +213,26 @@ public final class GuestExport: @unchecked Sendable {
                     backEnd: remote,
                     authorize: options.authorize(name)
                 )
+            )
+        }
+    }
+
+    /// What the readers of a snapshot are told when it cannot be read: QEMU only says that it may not be.
+    private static func explanation(
+        _ disk: String,
+        of guest: String,
+        scratch: String
+    ) -> @Sendable (NBDError) -> NBDError {
+        { error in
+            // QEMU tries a page more than there is room for.
+            let isFull = xd_free_bytes(scratch) < 1 << 20
+            let cause =
+                isFull
+                ? "its scratch directory is full, which --scratch-dir of 'crossdock export' sets"
+                : "its scratch file was full, or too slow for what the guest writes (--scratch-dir and --cbw-timeout of 'crossdock export')"
+            return NBDError(
+                error.number,
+                "The snapshot of '\(disk)' of guest '\(guest)' has broken, and this backup has to be repeated: \(cause). QEMU: \(error.message)"
             )
         }
     }

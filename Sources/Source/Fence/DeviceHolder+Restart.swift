@@ -20,10 +20,8 @@ extension DeviceHolder {
                 }
                 // A guest that has come back goes on with some of them, perhaps.
                 let own = try ownDevices(of: reading.guest, id, migrations)
-                let devices = SavedDisk.load(migrations.files(of: id)).map {
-                    $0.image ?? FencedImage(legacy: $0.path)
-                }
-                .filter { $0.isDevice && ImageIdentity(of: $0.realPath).map(own.contains) != true }
+                let devices = SavedDisk.load(migrations.files(of: id)).flatMap(\.images)
+                    .filter { $0.isDevice && ImageIdentity(of: $0.realPath).map(own.contains) != true }
                 guard !devices.isEmpty else { continue }
                 let holder = DeviceHolder(guest: reading.guest, files: migrations.files(of: id), program: program)
                 try holder.hold(devices.map(\.path))

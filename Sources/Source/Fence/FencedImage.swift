@@ -1,6 +1,7 @@
 internal import Emulator
 internal import Glibc
 internal import IO
+public import Migration
 
 /// An image of a guest, as its fence knows it.
 public struct FencedImage: Sendable, Codable, Hashable {

@@ -53,9 +53,7 @@ public struct ImageFence: Sendable {
         program: String = DeviceHolder.program
     ) {
         self.init(
-            of: SavedDisk.load(migrations.files(of: migration)).map {
-                $0.image ?? FencedImage(legacy: $0.path)
-            },
+            of: SavedDisk.load(migrations.files(of: migration)).flatMap(\.images),
             process: process,
             guest: guest,
             migration: migration,
@@ -109,6 +107,23 @@ public struct ImageFence: Sendable {
             problems.append("Guest '\(guest)' has more than \(limit) block devices; that is too many to hold")
         }
         return problems
+    }
+
+    /// What a migration of a guest that runs would refuse for the sake of its images, a sentence each. Blocks.
+    public static func obstacles(
+        to guest: GuestRecord,
+        images: [String],
+        guests: GuestStore,
+        in migrations: MigrationStore
+    ) -> [String] {
+        let fence = ImageFence(
+            of: images.map { FencedImage($0) },
+            process: guest.process,
+            guest: guest.name,
+            migration: MigrationStore.makeID(),
+            in: migrations
+        )
+        return fence.check() + fence.users(guests, patience: .seconds(1)).obstacles
     }
 
     /// What the fence cannot promise, a sentence each, for an operator who may know that it does not matter.
@@ -263,7 +278,23 @@ public struct ImageFence: Sendable {
 
     private static func words(_ error: Int32) -> String { String(cString: strerror(error)) }
 
-    /// Who else has an image open, which forbids to fence it.
+    /// Who else has an image open, which forbids to fence it. Blocks.
+    ///
+    /// - Parameters:
+    ///   - guests: the guests of this host, for their names.
+    ///   - patience: how long a process may have it open that only looks: udev does so after each change, and indexers do.
+    public func users(_ guests: GuestStore, patience: Duration) -> ImageUsers {
+        let end = ContinuousClock.now + patience
+        while true {
+            let found = users(guests)
+            // A guest does not go by itself, nor does what has mounted an image.
+            let isLasting = found.users.isEmpty || !found.claims.isEmpty || found.users.contains { $0.guest != nil }
+            if isLasting || ContinuousClock.now >= end { return found }
+            usleep(10_000)
+        }
+    }
+
+    /// Who else has an image open at the moment.
     ///
     /// - Parameter guests: the guests of this host, for their names.
     public func users(_ guests: GuestStore) -> ImageUsers {
@@ -359,6 +390,10 @@ public struct ImageFence: Sendable {
         }
         guard renameat(directory, old, directory, new) == 0 else { throw failure(action, errno) }
     }
+
+    /// Takes the user of its own that the guest had on this host from its devices. For a guest that is the other host's for good: one that
+    /// comes back opens them again.
+    func withdrawUser() { for device in devices { GuestDevice.withdraw(device.path) } }
 
     /// Gives the images their names back, and lets devices go.
     ///

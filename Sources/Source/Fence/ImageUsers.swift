@@ -2,12 +2,13 @@ internal import CLinux
 internal import Emulator
 internal import Glibc
 internal import IO
+internal import Migration
 
 /// Who has a guest's images open besides its own QEMU, whether or not they lock them.
 ///
 /// Found by the open files of every process, by what is attached to them in the kernel (loop devices, device mapper, swap,
 /// mounts) and, for a block device, by its partitions and the disk that it is a part of.
-public struct ImageUsers: Sendable, Hashable {
+public struct ImageUsers: Sendable {
     /// A process with an image open.
     public struct User: Sendable, Hashable {
         /// The process.
@@ -24,8 +25,8 @@ public struct ImageUsers: Sendable, Hashable {
     public private(set) var users: [User] = []
     /// What else uses an image, a sentence each.
     public private(set) var claims: [String] = []
-    /// How many processes this user may not look at.
-    public internal(set) var unseen = 0
+    /// The processes that this user may not look at, with the names of their programs.
+    public internal(set) var unseen: [(process: Int32, program: String)] = []
 
     /// Why the images cannot be taken away, a sentence each, with what to do. Empty when nobody was seen.
     public var obstacles: [String] {
@@ -41,11 +42,13 @@ public struct ImageUsers: Sendable, Hashable {
 
     /// What an operator has to know who may not look everywhere; nil when everybody was seen.
     public var note: String? {
-        guard unseen > 0 else { return nil }
-        let processes = unseen == 1 ? "one process" : "\(unseen) processes"
-        let advice = geteuid() == 0 ? "" : "; root can see that"
+        guard !unseen.isEmpty else { return nil }
+        let named = unseen.prefix(3).map { "\($0.program) (process \($0.process))" }.joined(separator: ", ")
+        let others = unseen.count > 3 ? " and \(unseen.count - 3) other processes" : ""
+        let advice =
+            geteuid() == 0 ? "it is kept from root too, see that it does not use them" : "root can see that"
         return
-            "Whether the guest's images are open in \(processes) that this user may not look at could not be seen\(advice)"
+            "Whether \(named)\(others) has the guest's images open could not be seen, since this user may not look at it; \(advice)"
     }
 
     /// A file or device to look for, and the image that it belongs to.
@@ -103,7 +106,7 @@ public struct ImageUsers: Sendable, Hashable {
             guard let pid, !ignored.contains(pid) else { continue }
             let descriptor = openat(dirfd(processes), path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
             guard descriptor >= 0 else {
-                if errno == EACCES || errno == EPERM, !Self.isKernelThread(pid) { unseen += 1 }
+                if errno == EACCES || errno == EPERM { miss(pid) }
                 continue
             }
             guard let directory = fdopendir(descriptor) else {
@@ -113,6 +116,12 @@ public struct ImageUsers: Sendable, Hashable {
             defer { closedir(directory) }
             look(in: directory, of: pid, targets, guests)
         }
+    }
+
+    private mutating func miss(_ pid: Int32) {
+        guard !Self.isKernelThread(pid) else { return }
+        let program = Self.program(pid)
+        unseen.append((pid, program.isEmpty ? "a program" : program))
     }
 
     private mutating func look(in directory: OpaquePointer, of pid: Int32, _ targets: [Target], _ guests: GuestStore) {
@@ -125,7 +134,7 @@ public struct ImageUsers: Sendable, Hashable {
                 }
             }
             if result < 0, errno == EACCES || errno == EPERM {
-                if !Self.isKernelThread(pid) { unseen += 1 }
+                miss(pid)
                 return
             }
             guard result == 0, let identity = ImageIdentity(found) else { continue }

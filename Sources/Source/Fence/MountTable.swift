@@ -1,6 +1,7 @@
 internal import CLinux
 internal import Glibc
 internal import IO
+internal import Migration
 
 /// What is mounted where, as a process sees it (`/proc/PID/mountinfo`).
 struct MountTable {

@@ -11,8 +11,7 @@ public enum StrayImages {
                 case .source(let standing) = reading.standing, standing.mayRunHere,
                 (try? migrations.isSuperseded(id, of: guest)) == false
             else { return [] }
-            return SavedDisk.load(migrations.files(of: id)).compactMap { disk in
-                let image = disk.image ?? FencedImage(legacy: disk.path)
+            return SavedDisk.load(migrations.files(of: id)).flatMap(\.images).compactMap { image in
                 let fenced = image.fencedPath(id)
                 guard !image.isDevice, DurableFile.exists(fenced) else { return nil }
                 return

@@ -24,9 +24,10 @@ enum SourceHandover: Sendable {
     case retrying(attempt: Int, reason: String)
     /// QEMU waits at pre-switchover, and the mirrors are ended.
     case paused(Pause)
-    /// PREPARED is asked for: from here on the destination keeps everything until it hears a word (ASKED).
+    /// The rest of the memory goes over, and PREPARED is asked for: from here on the destination keeps everything until it hears a
+    /// word (ASKED).
     case asking(Pause)
-    /// The rest of the memory goes over; the destination's QEMU must say that it has it (WENT).
+    /// It has promised that; its QEMU must say that it has the memory (WENT).
     case continuing(Pause)
     /// QEMU has completed the migration and runs nothing (SEEN).
     case completed(Pause)

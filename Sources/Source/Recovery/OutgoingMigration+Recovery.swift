@@ -78,6 +78,9 @@ extension OutgoingMigration {
         removeSockets()
         link.close()
         monitor?.close()
+        if let began = MigrationStore.began(plan.id) {
+            context.report.totalMS = Double(max(0, time(nil) - began)) * 1000
+        }
         if let text = try? MigrationReportFile.save(context.report, context.migrations) { context.warn(text) }
         return context.report
     }
@@ -184,7 +187,9 @@ extension OutgoingMigration {
                 path: saved.path
             )
             disk.format = saved.format
+            disk.dataPath = saved.data?.path
             disk.isSealed = saved.isSealed
+            disk.lineages = saved.lineages ?? []
             mirrors.disks.append(disk)
             context.report.disks.append(.init(name: name, size: saved.size))
         }

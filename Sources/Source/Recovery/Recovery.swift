@@ -90,7 +90,7 @@ public struct Recovery: Sendable {
         // Whoever asked in the background may have had its answer meanwhile.
         let now = try source(id)
         guard now.standing == .source(.released) || OutgoingMigration.isUnfinished(id, now, migrations, guests) else {
-            return report(now, order.plan)
+            return Self.report(now, order.plan)
         }
         return try await outgoing.recover(takenBy: now.standing == .source(.released) ? author : nil)
     }
@@ -137,8 +137,8 @@ public struct Recovery: Sendable {
         }
     }
 
-    /// What a migration has come to about which nothing is left to do.
-    private func report(_ reading: JournalReading, _ plan: MigrationPlan) -> MigrationReport {
+    /// What a migration has come to, as far as its journal says.
+    static func report(_ reading: JournalReading, _ plan: MigrationPlan) -> MigrationReport {
         var report = MigrationReport(migration: plan.id, guest: plan.guest, destination: "\(plan.address)")
         guard case .source(let standing) = reading.standing else { return report }
         switch standing {

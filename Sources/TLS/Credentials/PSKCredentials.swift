@@ -46,6 +46,7 @@ public final class PSKCredentials: TLSCredentials {
     public var directory: String {
         switch place {
         case .directory(let path), .file(let path): path
+        case .memory: ""
         }
     }
     private let place: Place
@@ -89,15 +90,34 @@ public final class PSKCredentials: TLSCredentials {
         try self.init(id, .file(keyFile), endpoint, username, nil)
     }
 
+    /// Uses one key that is in no file; every session has ephemeral keys as well.
+    ///
+    /// - Parameters:
+    ///   - id: the object's id.
+    ///   - key: the key.
+    ///   - user: whose it is.
+    ///   - endpoint: which end.
+    /// - Throws: `CredentialError`.
+    public init(id: String, key: SecretBytes, user: String, endpoint: TLSEndpoint) throws {
+        self.id = id
+        self.endpoint = endpoint
+        place = .memory(key)
+        priority = TLSPriority.ephemeralPSK
+        self.user = user
+        current = Reloadable(try Self.load(place, endpoint, user))
+    }
+
     /// Where the keys are.
     private enum Place {
         case directory(String)
         case file(String)
+        case memory(SecretBytes)
 
         func path() throws -> String {
             switch self {
             case .directory(let directory): try CredentialFile.require(directory, "keys.psk")
             case .file(let path): path
+            case .memory: "memory"
             }
         }
     }
@@ -130,8 +150,17 @@ public final class PSKCredentials: TLSCredentials {
 
     private static func load(_ place: Place, _ endpoint: TLSEndpoint, _ user: String) throws -> Loaded {
         let path = try place.path()
-        let loaded = Loaded(keys: try parse(CredentialFile.secretContents(path), path))
-        if let exposure = CredentialFile.exposure(path) { loaded.warnings.append(exposure) }
+        let loaded: Loaded
+        if case .memory(let key) = place {
+            loaded = Loaded(keys: [Array(user.utf8): key])
+        } else {
+            loaded = Loaded(keys: try parse(CredentialFile.secretContents(path), path))
+        }
+        if case .memory = place {
+            // Nobody sees it but this process.
+        } else if let exposure = CredentialFile.exposure(path) {
+            loaded.warnings.append(exposure)
+        }
         switch endpoint {
         case .server:
             try GnuTLS.check(gnutls_psk_allocate_server_credentials(&loaded.server), "Cannot allocate credentials")

@@ -30,6 +30,8 @@ public enum TLSPriority {
         "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2:-CIPHER-ALL:\(ciphers(withAES: hasAES)):%SERVER_PRECEDENCE"
     /// For pre-shared keys.
     public static let psk = base + pskSuffix
+    /// For a key that is used once: each session has keys of its own, which nobody finds out who learns the shared one later.
+    static let ephemeralPSK = base + ":-KX-ALL:+ECDHE-PSK"
     /// For no authentication at all, which TLS 1.3 does not have.
     public static let anon = base + ":-VERS-TLS1.3" + anonSuffix
     /// What QEMU appends to a given priority string for pre-shared keys.

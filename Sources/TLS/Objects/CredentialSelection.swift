@@ -43,9 +43,21 @@ public struct CredentialSelection: Sendable, Codable, Hashable {
     /// Where the credentials of QEMU, libvirt and others are, of an authority that they share.
     private static let sharedDirectory = "/etc/pki/qemu"
 
+    /// Where the credentials of a host for Crossdock are.
+    public static let ownDirectory = "/etc/pki/crossdock"
+
     /// The directory whose credentials are taken when none are named.
     private static var defaultDirectory: String? {
-        ["/etc/pki/crossdock", sharedDirectory].first { DurableFile.exists("\($0)/ca-cert.pem") }
+        [ownDirectory, sharedDirectory].first { DurableFile.exists("\($0)/ca-cert.pem") }
+    }
+
+    /// The directory of the certificates, for those who look at them; nil when they are none of `tls-creds-x509`, or not there.
+    public var directory: String? {
+        guard let tlsCreds else { return Self.defaultDirectory }
+        let described = objects.compactMap { try? ObjectDescription(parsing: $0) }
+        let credentials = described.first { $0.id == tlsCreds && $0.type == "tls-creds-x509" }
+        guard case .text(let path)? = credentials?.properties["dir"] else { return nil }
+        return path
     }
 
     /// Checks that whoever may connect was chosen: every certificate of the authority counts unless an authorisation says otherwise.

@@ -4,6 +4,8 @@ struct PropertyReader {
     /// Whether texts stand for every type, as in the keyval form.
     private let isKeyval: Bool
     private let prefix: String
+    /// What was asked for.
+    private var known: [String] = []
 
     init(_ properties: [String: ObjectValue], isKeyval: Bool, prefix: String = "") {
         rest = properties
@@ -11,12 +13,17 @@ struct PropertyReader {
         self.prefix = prefix
     }
 
+    private mutating func take(_ key: String) -> ObjectValue? {
+        known.append(key)
+        return rest.removeValue(forKey: key)
+    }
+
     private func mismatch(_ key: String, _ expected: String) -> CredentialError {
         CredentialError("Invalid parameter type for '\(prefix)\(key)', expected: \(expected)")
     }
 
     mutating func text(_ key: String) throws -> String? {
-        switch rest.removeValue(forKey: key) {
+        switch take(key) {
         case nil: return nil
         case .text(let text): return text
         case .some: throw mismatch(key, "string")
@@ -29,7 +36,7 @@ struct PropertyReader {
     }
 
     mutating func flag(_ key: String, default value: Bool) throws -> Bool {
-        switch rest.removeValue(forKey: key) {
+        switch take(key) {
         case nil: return value
         case .flag(let flag): return flag
         case .text(let text) where isKeyval:
@@ -43,7 +50,7 @@ struct PropertyReader {
     }
 
     mutating func number(_ key: String) throws -> Int? {
-        switch rest.removeValue(forKey: key) {
+        switch take(key) {
         case nil: return nil
         case .number(let number): return number
         case .text(let text) where isKeyval:
@@ -65,7 +72,7 @@ struct PropertyReader {
     }
 
     mutating func records(_ key: String) throws -> [PropertyReader]? {
-        switch rest.removeValue(forKey: key) {
+        switch take(key) {
         case nil: return nil
         case .list(let items):
             return try items.enumerated().map { index, item in
@@ -78,6 +85,9 @@ struct PropertyReader {
 
     /// Throws when a property is left that nobody asked for.
     func finish() throws {
-        if let key = rest.keys.sorted().first { throw CredentialError("Parameter '\(prefix)\(key)' is unexpected") }
+        guard let key = rest.keys.sorted().first else { return }
+        throw CredentialError(
+            "Parameter '\(prefix)\(key)' is unexpected; known are \(known.sorted().joined(separator: ", "))"
+        )
     }
 }

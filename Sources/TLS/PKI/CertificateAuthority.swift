@@ -1,5 +1,6 @@
 internal import CGnuTLS
 internal import Glibc
+internal import IO
 
 /// A certificate authority that issues host certificates in QEMU's directory layout, ECDSA P-256.
 public final class CertificateAuthority {
@@ -23,8 +24,8 @@ public final class CertificateAuthority {
         }
     }
 
-    private let certificate: gnutls_x509_crt_t
-    private let key: gnutls_x509_privkey_t
+    let certificate: gnutls_x509_crt_t
+    let key: gnutls_x509_privkey_t
 
     /// Makes a new authority, good for ten years.
     public init(name: String) throws {
@@ -49,6 +50,12 @@ public final class CertificateAuthority {
         try GnuTLS.check(gnutls_x509_privkey_init(&key), "Cannot load a key")
         self.certificate = certificate!
         self.key = key!
+        guard DurableFile.exists("\(directory)/ca-key.pem") else {
+            throw CredentialError(
+                "There is no ca-key.pem in \(directory), so it is no authority that issues certificates; the authority's directory comes "
+                    + "first, as 'crossdock pki init' has made it"
+            )
+        }
         let certificatePath = try CredentialFile.require(directory, "ca-cert.pem")
         let keyPath = try CredentialFile.require(directory, "ca-key.pem")
         try Self.withDatum(CredentialFile.contents(certificatePath)) {
@@ -72,14 +79,14 @@ public final class CertificateAuthority {
 
     /// Writes `ca-cert.pem` and `ca-key.pem`; neither may exist.
     public func save(to directory: String) throws {
-        try Self.write(exportCertificate(certificate), to: "\(directory)/ca-cert.pem", mode: 0o644)
-        try Self.write(exportKey(key), to: "\(directory)/ca-key.pem", mode: 0o600)
+        try Self.write(Self.exportCertificate(certificate), to: "\(directory)/ca-cert.pem", mode: 0o644)
+        try Self.write(Self.exportKey(key), to: "\(directory)/ca-key.pem", mode: 0o600)
     }
 
     /// Writes a host's directory: `ca-cert.pem`, and certificate and key for both ends, so that a host can be source and
     /// destination. No file may exist.
     public func issue(_ request: Request, to directory: String) throws {
-        try Self.write(exportCertificate(certificate), to: "\(directory)/ca-cert.pem", mode: 0o644)
+        try Self.write(Self.exportCertificate(certificate), to: "\(directory)/ca-cert.pem", mode: 0o644)
         for endpoint in [TLSEndpoint.server, .client] {
             let hostKey = try Self.makeKey()
             defer { gnutls_x509_privkey_deinit(hostKey) }
@@ -97,12 +104,12 @@ public final class CertificateAuthority {
                 gnutls_x509_crt_sign2(host, certificate, key, GNUTLS_DIG_SHA256, 0),
                 "Cannot sign a certificate"
             )
-            try Self.write(exportCertificate(host), to: "\(directory)/\(endpoint.rawValue)-cert.pem", mode: 0o644)
-            try Self.write(exportKey(hostKey), to: "\(directory)/\(endpoint.rawValue)-key.pem", mode: 0o600)
+            try Self.write(Self.exportCertificate(host), to: "\(directory)/\(endpoint.rawValue)-cert.pem", mode: 0o644)
+            try Self.write(Self.exportKey(hostKey), to: "\(directory)/\(endpoint.rawValue)-key.pem", mode: 0o600)
         }
     }
 
-    private static func addHost(_ name: String, to certificate: gnutls_x509_crt_t) throws {
+    static func addHost(_ name: String, to certificate: gnutls_x509_crt_t) throws {
         var v4 = in_addr()
         var v6 = in6_addr()
         let code: Int32
@@ -122,7 +129,7 @@ public final class CertificateAuthority {
         try GnuTLS.check(code, "Cannot put the name '\(name)' into a certificate")
     }
 
-    private static func makeKey() throws -> gnutls_x509_privkey_t {
+    static func makeKey() throws -> gnutls_x509_privkey_t {
         var key: gnutls_x509_privkey_t?
         try GnuTLS.check(gnutls_x509_privkey_init(&key), "Cannot make a key")
         // GNUTLS_CURVE_TO_BITS is a macro with arithmetic that Swift does not import.
@@ -137,6 +144,16 @@ public final class CertificateAuthority {
         starts: Int,
         ends: Int
     ) throws -> gnutls_x509_crt_t {
+        try makeCertificate(name, starts: starts, ends: ends) { gnutls_x509_crt_set_key($0, key) }
+    }
+
+    /// A certificate that is not signed yet, with the key that `setKey` gives it.
+    static func makeCertificate(
+        _ name: String,
+        starts: Int,
+        ends: Int,
+        setKey: (gnutls_x509_crt_t) -> Int32
+    ) throws -> gnutls_x509_crt_t {
         var certificate: gnutls_x509_crt_t?
         try GnuTLS.check(gnutls_x509_crt_init(&certificate), "Cannot make a certificate")
         let now = time(nil)
@@ -148,13 +165,13 @@ public final class CertificateAuthority {
             gnutls_x509_crt_set_serial(certificate, serial, serial.count),
             gnutls_x509_crt_set_activation_time(certificate, now + starts),
             gnutls_x509_crt_set_expiration_time(certificate, now + ends),
-            gnutls_x509_crt_set_key(certificate, key),
+            setKey(certificate!),
             gnutls_x509_crt_set_dn_by_oid(certificate, GNUTLS_OID_X520_COMMON_NAME, 0, name, UInt32(name.utf8.count)),
         ] { try GnuTLS.check(code, "Cannot make a certificate for '\(name)'") }
         return certificate!
     }
 
-    private static func withDatum(_ bytes: [UInt8], _ body: (inout gnutls_datum_t) throws -> Void) throws {
+    static func withDatum(_ bytes: [UInt8], _ body: (inout gnutls_datum_t) throws -> Void) throws {
         var bytes = bytes
         try bytes.withUnsafeMutableBufferPointer { buffer in
             var datum = gnutls_datum_t(data: buffer.baseAddress, size: UInt32(buffer.count))
@@ -163,7 +180,7 @@ public final class CertificateAuthority {
         }
     }
 
-    private func exportCertificate(_ certificate: gnutls_x509_crt_t) throws -> [UInt8] {
+    static func exportCertificate(_ certificate: gnutls_x509_crt_t) throws -> [UInt8] {
         var datum = gnutls_datum_t()
         try GnuTLS.check(
             gnutls_x509_crt_export2(certificate, GNUTLS_X509_FMT_PEM, &datum),
@@ -173,7 +190,7 @@ public final class CertificateAuthority {
         return Array(UnsafeBufferPointer(start: datum.data, count: Int(datum.size)))
     }
 
-    private func exportKey(_ key: gnutls_x509_privkey_t) throws -> [UInt8] {
+    static func exportKey(_ key: gnutls_x509_privkey_t) throws -> [UInt8] {
         var datum = gnutls_datum_t()
         try GnuTLS.check(
             gnutls_x509_privkey_export2_pkcs8(key, GNUTLS_X509_FMT_PEM, nil, 0, &datum),
@@ -186,10 +203,10 @@ public final class CertificateAuthority {
         return Array(UnsafeBufferPointer(start: datum.data, count: Int(datum.size)))
     }
 
-    private static func write(_ bytes: [UInt8], to path: String, mode: mode_t) throws {
+    static func write(_ bytes: [UInt8], to path: String, mode: mode_t) throws {
         let fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode)
         guard fd >= 0 else {
-            let hint = errno == EEXIST ? "; it is not overwritten" : ""
+            let hint = errno == EEXIST ? "; nothing that is there is overwritten, name a new directory" : ""
             throw CredentialError("Cannot create \(path): \(String(cString: strerror(errno)))\(hint)")
         }
         defer { close(fd) }

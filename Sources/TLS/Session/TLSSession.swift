@@ -58,6 +58,7 @@ public final class TLSSession: @unchecked Sendable {
             gnutls_deinit(session)
             throw error
         }
+        let hostname = hostname.map(Self.withoutZone)
         self.hostname = hostname.map { strdup($0) }
         purpose = strdup(isServer ? GNUTLS_KP_TLS_WWW_CLIENT : GNUTLS_KP_TLS_WWW_SERVER)
         verification = .allocate(capacity: 2)
@@ -93,6 +94,12 @@ public final class TLSSession: @unchecked Sendable {
     static func isAddress(_ name: String) -> Bool {
         var storage = in6_addr()
         return inet_pton(AF_INET, name, &storage) == 1 || inet_pton(AF_INET6, name, &storage) == 1
+    }
+
+    /// A link-local address without the interface that leads to it, which is this host's own affair: no certificate has it.
+    static func withoutZone(_ name: String) -> String {
+        let address = String(name.prefix { $0 != "%" })
+        return address.contains(":") && isAddress(address) ? address : name
     }
 
     private func requireVerification(_ isServer: Bool) throws {
@@ -311,9 +318,7 @@ public final class TLSSession: @unchecked Sendable {
         case GNUTLS_E_CERTIFICATE_VERIFICATION_ERROR:
             let status = gnutls_session_get_verify_cert_status(handle)
             let reasons = GnuTLS.reasons(status).joined(separator: ", ")
-            let name = hostname.map { " '\(String(cString: $0))'" } ?? ""
-            let expected = status & GNUTLS_CERT_UNEXPECTED_OWNER.rawValue != 0 ? name : ""
-            return ChannelError(.tls, "\(activity): its certificate was rejected: \(reasons)\(expected)")
+            return ChannelError(.tls, "\(activity): its certificate was rejected: \(reasons)\(advice(status))")
         case GNUTLS_E_FATAL_ALERT_RECEIVED:
             let alert = gnutls_alert_get(handle)
             let text = gnutls_alert_get_name(alert).map { String(cString: $0) } ?? "alert \(alert.rawValue)"
@@ -330,11 +335,33 @@ public final class TLSSession: @unchecked Sendable {
         }
     }
 
+    /// What an operator has to know of a certificate that was rejected, behind the reasons.
+    private func advice(_ status: UInt32) -> String {
+        if status & (GNUTLS_CERT_SIGNER_NOT_FOUND.rawValue | GNUTLS_CERT_SIGNATURE_FAILURE.rawValue) != 0 {
+            return
+                "; both ends need certificates of one authority ('crossdock pki issue'), ours is that in \(credentials.directory)"
+        }
+        guard status & GNUTLS_CERT_UNEXPECTED_OWNER.rawValue != 0 else { return "" }
+        let wanted = hostname.map { String(cString: $0) } ?? ""
+        // Only what the authority has signed is worth being shown.
+        let isSigned = status & ~(GNUTLS_CERT_UNEXPECTED_OWNER.rawValue | GNUTLS_CERT_INVALID.rawValue) == 0
+        let names = isSigned ? peer.hostNames : []
+        let has = names.isEmpty ? "" : ", but \(names.joined(separator: ", "))"
+        let issue = (names + [wanted]).joined(separator: " ")
+        return
+            " '\(wanted)'\(has); call the host by a name that it has, or issue its certificate anew: "
+            + "'crossdock pki issue AUTHORITY DIRECTORY \(issue)'"
+    }
+
     private func remedy(_ alert: gnutls_alert_description_t) -> String {
         switch alert {
         case GNUTLS_A_CERTIFICATE_EXPIRED: "Our certificate in \(credentials.directory) has expired; issue a new one"
         case GNUTLS_A_CERTIFICATE_REQUIRED:
             "Put client-cert.pem and client-key.pem into \(credentials.directory)"
+        case GNUTLS_A_BAD_CERTIFICATE where credentials.endpoint == .server:
+            // A client says the same of an authority that it does not know and of a name that it did not expect.
+            "Either its ca-cert.pem is not the authority of our certificate in \(credentials.directory), or it calls this host by a name "
+                + "that is not in that certificate; its own message says which"
         case GNUTLS_A_UNKNOWN_CA, GNUTLS_A_BAD_CERTIFICATE, GNUTLS_A_CERTIFICATE_UNKNOWN:
             "Its ca-cert.pem must be the authority of our certificate in \(credentials.directory)"
         case GNUTLS_A_CERTIFICATE_REVOKED: "Our certificate in \(credentials.directory) was revoked"
@@ -342,6 +369,30 @@ public final class TLSSession: @unchecked Sendable {
             "Both ends need the same key in keys.psk"
         default: "Its log has the reason"
         }
+    }
+
+    /// Bytes that only the two ends of this very session know, and that no other session has: an exporter (RFC 5705; RFC 8446,
+    /// section 7.5). What is bound to them holds in no session that somebody in between has made. Valid after the handshake.
+    ///
+    /// - Parameters:
+    ///   - label: what the bytes are for; each use has its own.
+    ///   - count: how many bytes.
+    /// - Throws: `ChannelError` with `Code.tls`.
+    public func exportKey(_ label: String, count: Int) throws -> [UInt8] {
+        var key = [UInt8](repeating: 0, count: count)
+        let code = key.withUnsafeMutableBytes { bytes in
+            gnutls_prf_rfc5705(
+                handle,
+                label.utf8.count,
+                label,
+                0,
+                nil,
+                count,
+                bytes.baseAddress?.assumingMemoryBound(to: CChar.self)
+            )
+        }
+        guard code >= 0 else { throw ChannelError(.tls, "Cannot export a key: \(GnuTLS.message(code))") }
+        return key
     }
 
     /// Who the peer proved to be; valid after the handshake.

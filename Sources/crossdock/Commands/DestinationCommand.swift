@@ -1,6 +1,7 @@
 import ArgumentParser
 import Destination
 import Emulator
+import Fleet
 import Glibc
 import IO
 import Migration
@@ -15,8 +16,8 @@ struct DestinationCommand: AsyncParsableCommand {
         discussion: """
             Ends on SIGTERM or SIGINT; guests that run on this host go on running. SIGHUP loads the credentials again. \
             Objects are added, listed and removed while it runs with 'crossdock object'. What guests may have can also be said in a file \
-            (--policy): the rules are --allow-directory, --allow-bridge, --allow-listen, --most-memory, --most-processors, \
-            --most-disk, --most-guests and --guest-network, without their dashes, 'rule = value' in each line.
+            (--policy): the rules are --allow-directory, --allow-bridge, --allow-listen, --allow-seed, --most-memory, --most-processors, \
+            --most-disk, --most-guests, --most-incoming, --allow-recall and --guest-network, without their dashes, 'rule = value' in each line.
             """
     )
 
@@ -50,10 +51,12 @@ struct DestinationCommand: AsyncParsableCommand {
     @Option(
         help: ArgumentHelp(
             "How long a source that was lost in the middle of its copy is waited for: 90s, 10m.",
+            default: TimeSpan.usualPatience,
             valueName: "time"
-        )
+        ),
+        transform: TimeSpan.parse
     )
-    var patience = TimeSpan.minutes(5)
+    var patience = TimeSpan.usualPatience
 
     @Option(
         name: .customLong("allow-directory"),
@@ -113,6 +116,72 @@ struct DestinationCommand: AsyncParsableCommand {
         return policy
     }
 
+    /// What moves guests away, with a source agent that has the agent's own credentials.
+    private func sendAway() -> SendAway {
+        let (state, selection, directory, log) = (
+            common.stateDirectory, security.selection, currentDirectory, common.log
+        )
+        return { departure, ended in
+            var plan = MigrationPlan(
+                id: MigrationStore.makeID(),
+                guest: departure.guest,
+                host: departure.host,
+                port: departure.port,
+                stateDirectory: state
+            )
+            plan.identity = departure.identity
+            plan.networks = departure.networks.map { NetworkMap($0, isForMany: true) }
+            let agent = try SourceAgent.start(
+                SourceAgentOrder(plan: plan, credentials: selection, directory: directory)
+            )
+            Task.detached {
+                defer { ended() }
+                do {
+                    for try await event in agent.events {
+                        guard let report = event.report else { continue }
+                        let reason = report.reason.map { ": \($0)" } ?? ""
+                        log(
+                            report.outcome == .migrated ? .info : .warning,
+                            "Migration \(agent.migration): guest '\(report.guest)' \(report.outcome.rawValue)\(reason)"
+                        )
+                    }
+                } catch { log(.warning, "Migration \(agent.migration): \(error)") }
+            }
+            return agent.migration
+        }
+    }
+
+    /// The authorisation that a pairing has written, for an agent that was told neither credentials nor who may send; nil without one.
+    private func fleet(_ objects: ObjectStore) throws -> String? {
+        guard security.tlsCreds == nil, !allowAllOfAuthority, DurableFile.exists(FleetFiles.peers) else { return nil }
+        let id = "crossdock-fleet"
+        try objects.add(ObjectDescription(parsing: "authz-list-file,id=\(id),filename=\(FleetFiles.peers)"))
+        common.log(.info, "who may send guests is said in \(FleetFiles.peers)")
+        return id
+    }
+
+    /// What looks at this host for somebody who would send guests here, and at the way back to them.
+    private func examineHost(imageDirectory: String) -> ExamineHost {
+        let host = HostExamination(
+            stateDirectory: common.stateDirectory,
+            imageDirectory: imageDirectory,
+            credentials: security.selection.directory
+        )
+        let selection = security.selection
+        return { examine, peer, address in
+            var host = host
+            host.measuresDisk = examine.measuresDisk
+            let examination = host
+            var found = await BlockingPool.shared.value { examination.findings() }
+            guard let back = examine.address else { return found }
+            do {
+                let credentials = try selection.credentials(.client, from: selection.store(), user: "the examination")
+                found += await Doctor.wayBack(to: back, of: peer, from: address, credentials)
+            } catch { found.append(Finding(.certificate, .warn, message: "The way back: \(error)")) }
+            return found
+        }
+    }
+
     func run() async throws {
         let signals = AsyncStream<Int32>.makeStream()
         SignalWatcher.start([SIGINT, SIGTERM, SIGHUP]) { signals.continuation.yield($0) }
@@ -128,10 +197,11 @@ struct DestinationCommand: AsyncParsableCommand {
                         + "starts guests on this host; use tls-creds-x509 with verify-peer=on, or tls-creds-psk"
                 )
             }
-            try security.selection.checkAuthority(authorization: tlsAuthz, allowsAll: allowAllOfAuthority) {
+            let authorization = try tlsAuthz ?? fleet(objects)
+            try security.selection.checkAuthority(authorization: authorization, allowsAll: allowAllOfAuthority) {
                 common.log(.warning, $0)
             }
-            if let tlsAuthz { _ = try objects.authorizer(tlsAuthz) }
+            if let authorization { _ = try objects.authorizer(authorization) }
             var configuration = DestinationAgent.Configuration(
                 listen: try SocketAddress(parsing: listen, defaultPort: MessageConnection.port),
                 nbdListen: try SocketAddress(parsing: nbdListen, defaultPort: NBDWire.port),
@@ -139,7 +209,7 @@ struct DestinationCommand: AsyncParsableCommand {
                 stateDirectory: state,
                 credentials: credentials,
                 objects: objects,
-                authorization: tlsAuthz,
+                authorization: authorization,
                 log: common.log
             )
             configuration.policy = policy
@@ -150,6 +220,20 @@ struct DestinationCommand: AsyncParsableCommand {
                 directories: AllowedDirectories.firmware + policy.directories
             )
             configuration.guestUsers = try userRange()
+            configuration.sendAway = sendAway()
+            // The list of who may send is this agent's own affair only when it asks it.
+            if tlsAuthz == nil, authorization != nil {
+                configuration.takeMembers = { members in
+                    try FleetFiles().accept(SignedFleetList(list: members.list, signature: members.signature))
+                }
+            }
+            if authorization != nil, FleetFiles().hasAuthority {
+                configuration.renewCertificate = { identity, request in
+                    let issued = try CertificateRenewal(FleetFiles()).issue(to: identity, request)
+                    return .init(certificate: issued.certificate, authority: issued.authority)
+                }
+            }
+            configuration.examineHost = examineHost(imageDirectory: configuration.imageDirectory)
             let agent = try await DestinationAgent.start(configuration)
             for path in FencedImages.purge(common.migrations) {
                 common.log(.info, "deleted \(path), whose time is over")

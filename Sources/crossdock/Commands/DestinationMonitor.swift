@@ -18,7 +18,11 @@ enum DestinationMonitor {
         return try await loop.run {
             let client: QMPClient
             do {
-                client = try await QMPClient.connect(to: ControlSocket.path(stateDirectory: stateDirectory), on: loop)
+                client = try await QMPClient.connect(
+                    to: ControlSocket.path(stateDirectory: stateDirectory),
+                    on: loop,
+                    speaker: "The destination agent"
+                )
             } catch let error as ChannelError {
                 throw MigrationError(
                     .unreachable,

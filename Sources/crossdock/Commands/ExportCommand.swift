@@ -27,8 +27,14 @@ struct ExportCommand: AsyncParsableCommand {
     @OptionGroup var common: CommonOptions
     @OptionGroup var security: CredentialOptions
 
-    @Option(help: ArgumentHelp("Where to listen; port 0 lets the system choose.", valueName: "host:port"))
-    var listen: String = ":\(NBDWire.port)"
+    @Option(
+        help: ArgumentHelp(
+            "Where to listen; port 0 lets the system choose. Without it on port \(NBDWire.port), or, where that is taken, on one that is "
+                + "free.",
+            valueName: "host:port"
+        )
+    )
+    var listen: String?
 
     @Option(
         help: ArgumentHelp(
@@ -87,12 +93,13 @@ struct ExportCommand: AsyncParsableCommand {
         let signals = AsyncStream<Int32>.makeStream()
         SignalWatcher.start([SIGINT, SIGTERM, SIGHUP]) { signals.continuation.yield($0) }
         try await failing {
+            try common.checkAccess(forWriting: true)
             xd_raise_descriptor_limit()
             let objects = try security.store()
             let credentials = try security.credentials(.server, from: objects, user: "the export")
             let records = try guests.map { name in
                 guard let record = try common.guests.load(name) else {
-                    throw GuestError("There is no guest '\(name)'; take it up with 'crossdock guest adopt'")
+                    throw common.guests.unknown(name)
                 }
                 if let sentence = common.migrations.frozenSentence(of: record) { throw GuestError(sentence) }
                 return record
@@ -120,8 +127,7 @@ struct ExportCommand: AsyncParsableCommand {
                 let store = common.guests
                 // The address first: nothing is done to a guest for a port that is taken.
                 let loop = loops.loops[0]
-                let address = try SocketAddress(parsing: listen, defaultPort: NBDWire.port)
-                let listener = try await loop.run { try await Listener.listen(on: address, loop: loop) }
+                let listener = try await listener(on: loop)
                 for record in records {
                     guard let lock = try common.migrations.lock(guest: record.name) else {
                         throw MigrationError(.busy, "Guest '\(record.name)' is being migrated; see 'crossdock status'")
@@ -222,6 +228,22 @@ struct ExportCommand: AsyncParsableCommand {
         try await loop.run { listener.close() }
         await server.drain()
         impatient.cancel()
+    }
+
+    /// Where clients connect. A destination agent has the usual port for itself.
+    private func listener(on loop: EventLoop) async throws -> Listener {
+        let address = try SocketAddress(parsing: listen ?? ":\(NBDWire.port)", defaultPort: NBDWire.port)
+        do { return try await loop.run { try await Listener.listen(on: address, loop: loop) } } catch let error
+            as ChannelError where error.number == EADDRINUSE && listen == nil
+        {
+            let free = address.with(port: 0)
+            let listener = try await loop.run { try await Listener.listen(on: free, loop: loop) }
+            printError(
+                "crossdock: port \(NBDWire.port) is taken, by a destination agent or another server; the export is on port "
+                    + "\(listener.address.port ?? 0), and --listen chooses another one"
+            )
+            return listener
+        }
     }
 
     /// Who may use which export.

@@ -7,8 +7,11 @@ import Source
 struct GuestCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "guest",
-        abstract: "Starts, adopts, lists and stops guests on this host, and forgets those that have left.",
-        subcommands: [Start.self, Adopt.self, List.self, Show.self, Stop.self, Forget.self]
+        abstract: "Starts, adopts, lists, stops and removes guests on this host, and forgets those that have left.",
+        subcommands: [
+            Start.self, Adopt.self, List.self, Show.self, Set.self, Stop.self, Remove.self, Forget.self, Prune.self,
+            Autostart.self,
+        ]
     )
 
     struct Start: AsyncParsableCommand {
@@ -24,71 +27,12 @@ struct GuestCommand: AsyncParsableCommand {
 
         func run() async throws {
             try await failing {
-                try GuestStore.validate(name)
-                guard let lock = try common.migrations.lock(guest: name) else {
-                    throw MigrationError(.busy, "Guest '\(name)' is being migrated; see 'crossdock status'")
-                }
-                defer { withExtendedLifetime(lock) {} }
-                if let bar = try common.migrations.startBar(of: name) { throw GuestError(bar.sentence(guest: name)) }
-                if let stray = StrayImages.obstacles(of: name, common.migrations).first { throw GuestError(stray) }
-                let known = try common.guests.load(name)
-                if let known, let process = known.process, process.isRunning {
-                    throw GuestError("Guest '\(name)' runs already, as process \(process.pid)")
-                }
-                var record: GuestRecord
-                if command.isEmpty {
-                    guard let known else {
-                        throw GuestError("There is no guest '\(name)'; give its QEMU command line after '--'")
-                    }
-                    if let secrets = known.secrets {
-                        throw GuestError(
-                            "Guest '\(name)' needs the secrets \(secrets.joined(separator: ", ")), which are kept nowhere; give its "
-                                + "command line again after '--', with an -object secret,id=ID,file=FILE for each"
-                        )
-                    }
-                    if known.adopted != nil {
-                        throw GuestError(
-                            "Guest '\(name)' was started by something else, and is for that to start again; to start it here, give "
-                                + "its command line after '--'"
-                        )
-                    }
-                    record = known
-                } else {
-                    record = GuestRecord(
-                        name: name,
-                        commandLine: GuestCommandLine(arguments: command, directory: currentDirectory)
-                    )
-                    _ = try record.commandLine.paths()
-                    if let secret = record.commandLine.clearSecrets.first {
-                        throw GuestError(
-                            "The secret '\(secret)' is in the command line in clear, where everybody on this host can read it; use "
-                                + "file=, or encrypt it with 'crossdock secret encrypt'"
-                        )
-                    }
-                }
-                // The agent starts QEMU itself and keeps it; what would detach it or name it is left out.
-                let store = common.guests
-                let arguments = try record.commandLine.relocated(isAtHome: true) { .init(path: $0.path) }.arguments
-                let isPaused = record.commandLine.has("S")
-                var started = GuestRecord(
-                    name: name,
-                    commandLine: GuestCommandLine(arguments: arguments, directory: record.commandLine.directory)
-                )
-                // A guest whose command line another host wrote stays confined.
-                started.confinement = record.confinement
-                started.arrival = record.arrival
-                let again = started
-                let loop = EventLoop(name: "guest")
-                let pid = try await loop.run {
-                    var started = again
-                    let monitor = try await store.start(&started, extra: isPaused ? ["-S"] : [], on: loop)
-                    monitor.close()
-                    if let process = started.process, let reason = await GuestScope.place(name, process) {
-                        printError("crossdock: warning: \(reason)")
-                    }
-                    return started.process?.pid ?? 0
-                }
-                output("Guest '\(name)' runs as process \(pid).\n")
+                try common.checkAccess(forWriting: true)
+                let described =
+                    command.isEmpty ? nil : GuestCommandLine(arguments: command, directory: currentDirectory)
+                let started = try await GuestLife(stateDirectory: common.stateDirectory).start(name, described)
+                if let warning = started.warning { printError("crossdock: warning: \(warning)") }
+                output("Guest '\(name)' runs as process \(started.process).\n")
             }
         }
     }
@@ -126,7 +70,7 @@ struct GuestCommand: AsyncParsableCommand {
                 let view = try await loop.run {
                     let (record, monitor) = try await store.adopt(name, monitor: socket, on: loop)
                     defer { monitor?.close() }
-                    return try await GuestView.make(record, state: nil, monitor: monitor)
+                    return try await GuestView.make(record, state: nil, monitor: monitor, store)
                 }
                 output("Guest '\(name)' is process \(view.process ?? 0); it was not touched.\n")
                 if let bar {
@@ -169,7 +113,7 @@ struct GuestCommand: AsyncParsableCommand {
                 if json {
                     output(String(decoding: try JSONText.encode(views, pretty: true), as: UTF8.self) + "\n")
                 } else if views.isEmpty {
-                    output("No guests on this host.\n")
+                    output("No guests \(common.place).\n")
                 } else {
                     output(
                         Table.render(
@@ -194,51 +138,17 @@ struct GuestCommand: AsyncParsableCommand {
 
         func run() async throws {
             try await failing {
-                guard let record = try common.guests.load(name) else { throw GuestError("There is no guest '\(name)'") }
+                guard let record = try common.guests.load(name) else { throw common.guests.unknown(name) }
                 let (store, migrations) = (common.guests, common.migrations)
                 let loop = EventLoop(name: "guest")
-                let view = try await loop.run { try await GuestView.look(record, store, migrations, on: loop) }
+                var view = try await loop.run { try await GuestView.look(record, store, migrations, on: loop) }
+                await view.judgeFence(record, store, migrations)
                 output(
                     json
                         ? String(decoding: try JSONText.encode(view, pretty: true), as: UTF8.self) + "\n"
                         : view.text + "\n"
                 )
             }
-        }
-    }
-
-    struct Stop: AsyncParsableCommand {
-        static let configuration = CommandConfiguration(
-            abstract: "Ends a guest's QEMU. The guest is not asked: shut it down from within first."
-        )
-        @OptionGroup var common: CommonOptions
-        @Argument(help: "The guest's name.")
-        var name: String
-
-        func run() async throws {
-            try await failing {
-                let wasRunning = try await stop()
-                let guest = GuestWhereabouts(of: name, stateDirectory: common.stateDirectory)
-                output(guest.sentence(guest: name, afterStop: wasRunning) + ".\n")
-            }
-        }
-
-        /// Ends QEMU. Returns whether there was one.
-        private func stop() async throws -> Bool {
-            guard let record = try common.guests.load(name) else { throw GuestError("There is no guest '\(name)'") }
-            guard let lock = try common.migrations.lock(guest: name) else {
-                throw MigrationError(.busy, "Guest '\(name)' is being migrated; see 'crossdock status'")
-            }
-            defer { withExtendedLifetime(lock) {} }
-            guard record.process?.isRunning == true else { return false }
-            // What must not run here may be what the other host waits for.
-            if let bar = try common.migrations.startBar(of: name), !bar.isDecided {
-                throw GuestError(bar.sentence(guest: name))
-            }
-            let store = common.guests
-            let loop = EventLoop(name: "guest")
-            try await loop.run { await store.stop(record, on: loop) }
-            return true
         }
     }
 

@@ -8,7 +8,7 @@ import Synchronization
 struct MigrateCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "migrate",
-        abstract: "Moves a running guest to another host, with its disks.",
+        abstract: "Moves a guest to another host, with its disks: one that runs, is paused, or is off.",
         discussion: """
             A source agent does the work on its own: closing the terminal does not end the migration. Ctrl-C asks for a \
             roll-back, after which the guest runs here as if nothing had happened; once the guest was released to the \
@@ -16,6 +16,8 @@ struct MigrateCommand: AsyncParsableCommand {
             with --dry-run it ends there.
             """
     )
+
+    private static let usualMemory = ByteCount(256 << 20)
 
     @Argument(help: "The guest's name; see 'crossdock guest list'.")
     var guest: String
@@ -42,36 +44,37 @@ struct MigrateCommand: AsyncParsableCommand {
     @Option(help: ArgumentHelp("The format of the images there: raw or qcow2; by default that of each image here."))
     var format: String?
 
+    @Option(
+        help: ArgumentHelp(
+            "An image of the other host, by its path below a directory that its operator lists for this one (--allow-seed): the disk "
+                + "begins with a copy of it, and only what differs is sent. Of a guest with several disks: DISK=NAME, and once for each.",
+            valueName: "[disk=]name"
+        )
+    )
+    var seed: [String] = []
+
+    @OptionGroup var networks: NetworkOptions
+
     @Flag(help: "Only find out whether the migration will work, why not, and how long it will take.")
     var dryRun = false
 
-    @Option(help: "Connections for each disk.")
-    var connections: Int = 4
-
-    @Option(help: ArgumentHelp("The most that disks, and then memory, may use; 0 for no limit.", valueName: "size/s"))
+    @Option(
+        help: ArgumentHelp("The most that disks, and then memory, may use; 0 for no limit.", valueName: "size/s"),
+        transform: ByteCount.parse
+    )
     var bandwidth = ByteCount(0)
 
-    @Option(help: ArgumentHelp("The pause of the guest to aim at.", valueName: "ms"))
-    var downtimeLimit: Int = 300
-
-    @Option(help: ArgumentHelp("A pause that is given up: the guest resumes here.", valueName: "ms"))
-    var blackoutDeadline: Int = 10_000
-
-    @Option(
-        help: ArgumentHelp(
-            "How long an outage of the link or of the other host is waited for, while the guest runs here: 90s, 10m.",
-            valueName: "time"
-        )
-    )
-    var patience = TimeSpan.minutes(5)
+    @OptionGroup var limits: MoveOptions
 
     @Option(
         help: ArgumentHelp(
             "The most that the copy of a disk keeps in memory: what is under way, and what is not yet durable there.",
-            valueName: "bytes"
-        )
+            default: MigrateCommand.usualMemory,
+            valueName: "size"
+        ),
+        transform: ByteCount.parse
     )
-    var mirrorMemory: Int = 64 << 20
+    var mirrorMemory = MigrateCommand.usualMemory
 
     @Option(
         help: ArgumentHelp(
@@ -84,9 +87,6 @@ struct MigrateCommand: AsyncParsableCommand {
     )
     var verify: String = "sent"
 
-    @Option(help: ArgumentHelp("How long this host keeps the old images: 90s, 12h, 7d.", valueName: "time"))
-    var keepSource = TimeSpan.days(7)
-
     @Option(help: ArgumentHelp("Where to write the report.", valueName: "file"))
     var report: String?
 
@@ -97,19 +97,31 @@ struct MigrateCommand: AsyncParsableCommand {
         if let format, !["raw", "qcow2"].contains(format) {
             throw ValidationError("--format takes raw or qcow2, not '\(format)'")
         }
-        guard (1...64).contains(connections) else { throw ValidationError("--connections takes 1 to 64") }
-        guard (1...2_000_000).contains(downtimeLimit) else {
-            throw ValidationError("--downtime-limit takes 1 to 2000000")
-        }
-        guard bandwidth.value <= 1 << 50 else { throw ValidationError("--bandwidth takes at most 1125899906842624") }
-        guard (100...3_600_000).contains(blackoutDeadline), blackoutDeadline >= downtimeLimit else {
-            throw ValidationError("--blackout-deadline takes 100 to 3600000, and not less than --downtime-limit")
-        }
-        try patience.checkPatience()
+        try limits.check()
+        guard bandwidth.value <= 1 << 50 else { throw ValidationError("--bandwidth takes at most 1P") }
+        _ = try seeds()
+        _ = try networks.bridges()
         guard ["sent", "full"].contains(verify) else { throw ValidationError("--verify takes sent or full") }
-        guard (16 << 20...16 << 30).contains(mirrorMemory) else {
-            throw ValidationError("--mirror-memory takes 16777216 to 17179869184")
+        guard (16 << 20...16 << 30).contains(mirrorMemory.value) else {
+            throw ValidationError("--mirror-memory takes 16M to 16G")
         }
+        _ = try EvacuationOrder.Target(argument: destination)
+    }
+
+    /// The images that --seed names, by the disk.
+    private func seeds() throws -> [String: String]? {
+        var seeds: [String: String] = [:]
+        for text in seed {
+            let parts = text.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
+            let isNamed = parts.count == 2 && MigrationStore.isID(parts[0])
+            let (disk, name) = isNamed ? (parts[0], parts[1]) : ("", text)
+            guard !name.isEmpty, !name.hasPrefix("/"), seeds.updateValue(name, forKey: disk) == nil else {
+                throw ValidationError(
+                    "--seed takes [DISK=]NAME, a path below a directory of the other host, once for each disk"
+                )
+            }
+        }
+        return seeds.isEmpty ? nil : seeds
     }
 
     func run() async throws {
@@ -121,6 +133,8 @@ struct MigrateCommand: AsyncParsableCommand {
             agent.withLock { $0?.cancel() }
         }
         try await failing {
+            try common.checkAccess(forWriting: true)
+            let report = try report.map { try ReportFile($0) }
             let plan = try makePlan()
             FencedImages.purge(common.migrations)
             let started = try SourceAgent.start(
@@ -128,36 +142,29 @@ struct MigrateCommand: AsyncParsableCommand {
             )
             agent.withLock { $0 = started }
             guard let finished = try await show(started, plan) else { return }
-            if let path = report {
-                try DurableFile.write(Array(finished.json.utf8), to: DurableFile.resolve(path, in: currentDirectory))
-            }
+            try report?.write(finished)
             if finished.code != 0 { throw ExitCode(finished.code) }
         }
     }
 
     private func makePlan() throws -> MigrationPlan {
-        let address = try SocketAddress(parsing: destination, defaultPort: MessageConnection.port)
-        guard case .inet(let host, let port) = address, !host.isEmpty else {
-            throw MigrationError(.unreachable, "'\(destination)' is no host; write HOST or HOST:PORT")
-        }
+        let target = try EvacuationOrder.Target(argument: destination)
         var plan = MigrationPlan(
             id: MigrationStore.makeID(),
             guest: guest,
-            host: host,
-            port: port,
+            host: target.host,
+            port: target.port,
             stateDirectory: common.stateDirectory
         )
-        plan.connections = connections
+        limits.fill(&plan)
         plan.monitor = qmp.map { DurableFile.resolve($0, in: currentDirectory) }
         plan.format = format
         plan.isRehearsal = dryRun
         plan.bandwidth = bandwidth.value
-        plan.downtimeLimit = downtimeLimit
-        plan.blackoutDeadline = blackoutDeadline
-        plan.keepSource = keepSource.seconds
-        plan.patience = patience.seconds
-        plan.mirrorMemory = mirrorMemory
+        plan.mirrorMemory = Int(mirrorMemory.value)
         plan.verifiesFully = verify == "full"
+        plan.seeds = try seeds()
+        plan.networks = try networks.bridges().map { NetworkMap($0) }
         return plan
     }
 

@@ -22,7 +22,7 @@ struct PolicyOptions: ParsableArguments {
         name: .customLong("allow-bridge"),
         help: ArgumentHelp(
             "A bridge that the tap interfaces of guests may be in, or 'all'. May be repeated; without it every tap that is there "
-                + "may be used.",
+                + "may be used. A tap that is not there is made only in a bridge that is named here, for a source that asks for it.",
             valueName: "name"
         )
     )
@@ -38,6 +38,16 @@ struct PolicyOptions: ParsableArguments {
     )
     var listenAddresses: [String] = []
 
+    @Option(
+        name: .customLong("allow-seed"),
+        help: ArgumentHelp(
+            "A directory with images that this source may name for its disks to begin with (migrate --seed): it gets copies, and learns "
+                + "what is in them. The identity is as the log names it. May be repeated.",
+            valueName: "identity=dir"
+        )
+    )
+    var seedDirectories: [String] = []
+
     @Option(help: ArgumentHelp("The memory that the guests of one source may have together: 64G.", valueName: "size"))
     var mostMemory: String?
 
@@ -49,6 +59,19 @@ struct PolicyOptions: ParsableArguments {
 
     @Option(help: ArgumentHelp("How many guests of one source may be here and on their way.", valueName: "number"))
     var mostGuests: String?
+
+    @Option(help: ArgumentHelp("How many guests of all sources may be on their way at once.", valueName: "number"))
+    var mostIncoming: String?
+
+    @Option(
+        name: .customLong("allow-recall"),
+        help: ArgumentHelp(
+            "An identity, as it is in its certificate, whose guests this host sends back when it asks for them. May be repeated; "
+                + "without it nobody's.",
+            valueName: "identity"
+        )
+    )
+    var recallers: [String] = []
 
     @Option(
         help: ArgumentHelp(
@@ -62,9 +85,12 @@ struct PolicyOptions: ParsableArguments {
     /// Applies the flags.
     func apply(to policy: inout GuestPolicy) throws {
         var said = bridges.map { ("allow-bridge", $0) } + listenAddresses.map { ("allow-listen", $0) }
+        said += recallers.map { ("allow-recall", $0) }
+        said += seedDirectories.map { ("allow-seed", $0) }
         let single = [
             ("most-memory", mostMemory), ("most-processors", mostProcessors), ("most-disk", mostDisk),
-            ("most-guests", mostGuests), ("guest-network", guestNetwork),
+            ("most-guests", mostGuests),
+            ("most-incoming", mostIncoming), ("guest-network", guestNetwork),
         ]
         said += single.compactMap { rule, value in value.map { (rule, $0) } }
         for (rule, value) in said {

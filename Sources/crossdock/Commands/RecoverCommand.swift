@@ -14,8 +14,9 @@ struct RecoverCommand: AsyncParsableCommand {
             is cleaned up and resumed there. After it the destination is asked until it answers: it has the guest, or it will \
             never run it and the guest comes back.
 
-            When the other host is gone for good, and nobody can be asked, --take-ownership makes the guest this host's. The \
-            other host is asked first, at every address of its name. Silence is no proof that its copy does not run: say with \
+            When the other host is gone for good, and nobody can be asked, --take-ownership makes the guest this host's. On the host \
+            that the guest left the other one is asked first, at every address of its name; on the one that it came to only the other \
+            one can make a connection, and nothing is taken while there is one. Silence is no proof that its copy does not run: say with \
             --other-host-is-off that the host is switched off. A host that answers is not off; only for one that was installed \
             anew, and has nothing of the guest any more, there is --other-host-was-erased. When that is wrong, both hosts run \
             the guest. It is written into the journal, with who decided, and the other host is told as soon as it can be reached.
@@ -79,7 +80,7 @@ struct RecoverCommand: AsyncParsableCommand {
             let ids = try recovery.pending()
             if ids.isEmpty {
                 output(
-                    "There is nothing to recover on this host, or somebody is at it already; see 'crossdock status'. What arrives here is "
+                    "There is nothing to recover \(common.place), or somebody is at it already; see 'crossdock status'. What arrives here is "
                         + "recovered by 'crossdock destination'.\n"
                 )
             }
@@ -117,7 +118,11 @@ struct RecoverCommand: AsyncParsableCommand {
         switch report.outcome {
         case .migrated: output("\(guest) belongs to \(host), which has taken it over; nothing of it runs here.\n")
         case .rolledBack:
-            let how = claim == nil ? "migration \(report.migration) was rolled back" : "it was taken for it"
+            guard report.code != MigrationError.Code.undecided.rawValue else {
+                return output("\(guest) was taken for this host, and \(host) has it as well: both may run it.\n")
+            }
+            let how =
+                isTaken(report.migration) ? "it was taken for it" : "migration \(report.migration) was rolled back"
             output("\(guest) belongs to this host; \(how).\n")
         case .overruled: output("\(guest) belongs to \(host): an operator has taken it there.\n")
         case .undecided: output("Who owns guest '\(report.guest)' is not known.\n")
@@ -125,11 +130,17 @@ struct RecoverCommand: AsyncParsableCommand {
         }
     }
 
+    private func isTaken(_ id: String) -> Bool {
+        guard case .source(.taken) = ((try? common.migrations.reading(of: id)) ?? nil)?.standing else {
+            return claim != nil
+        }
+        return true
+    }
+
     /// What the operator in front of this terminal vouches for.
     private var claim: OwnershipClaim? {
         guard takeOwnership else { return nil }
-        let user = getpwuid(getuid()).flatMap { $0.pointee.pw_name }.map { String(cString: $0) } ?? "user \(getuid())"
-        return OwnershipClaim(user: user, isOtherHostOff: otherHostIsOff, erasedHost: otherHostWasErased)
+        return OwnershipClaim(user: operatorName, isOtherHostOff: otherHostIsOff, erasedHost: otherHostWasErased)
     }
 
     /// On the host that the guest comes to only the destination agent has the guest in its hands.

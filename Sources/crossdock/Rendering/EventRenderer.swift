@@ -122,10 +122,18 @@ struct ProgressRenderer: EventRenderer {
             lines.append("  blackout  \(report.blackoutMS.map { "\(Int($0.rounded())) ms" } ?? "unknown")")
         }
         lines.append("  total     \(Self.time(report.totalMS / 1000))")
+        guard report.tls != nil else {
+            lines.append("  figures   not known: the agent that took them has ended")
+            output(lines.joined(separator: "\n") + "\n")
+            if let reason = report.reason { printError("crossdock: \(reason)") }
+            return
+        }
         var disks = "  disks     \(Self.bytes(disk)) sent"
         if let phase = report.phasesMS["disks"], phase > 0, disk > 0 {
             disks += ", \(Self.bytes(disk * 1000 / phase))/s"
         }
+        let seeded = report.disks.compactMap(\.seededBytes)
+        if !seeded.isEmpty { disks += ", \(Self.bytes(seeded.reduce(0) { $0 + Double($1) })) were there" }
         lines.append(disks + (report.code == 0 ? ", digests equal" : ""))
         lines.append("  memory    \(Self.bytes(Double(report.ramBytesSent))) sent")
         if let tls = report.tls {

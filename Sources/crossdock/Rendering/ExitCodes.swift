@@ -1,5 +1,6 @@
 import ArgumentParser
 import Emulator
+import Fleet
 import Migration
 import TLS
 
@@ -21,6 +22,7 @@ func documentedCode(of error: any Error) -> Int32 {
     case let error as MigrationError: error.code.rawValue
     case is CredentialError: MigrationError.Code.security.rawValue
     case is GuestError: MigrationError.Code.guest.rawValue
+    case is PairingFailure, is FleetError: 30
     case is ValidationError: ExitCode.validationFailure.rawValue
     default: 1
     }

@@ -1,6 +1,7 @@
 import Emulator
 import IO
 import Migration
+import Source
 
 /// What `crossdock guest list` and `crossdock guest show` tell about a guest.
 struct GuestView: Codable {
@@ -30,9 +31,13 @@ struct GuestView: Codable {
     var migratable: Bool?
     var blockers: [String]?
     var changes: [String]?
+    var placement: GuestPlacement?
+    var origin: GuestRecord.Origin?
     var commandLine: [String]
     var directory: String
     var detail: String
+    var kept: [KeptImage]?
+    var listeners: [GuestListener]?
 
     /// A guest whose record cannot be read.
     init(damaged name: String) {
@@ -53,6 +58,8 @@ struct GuestView: Codable {
         let isRunning = record.process?.isRunning ?? false
         process = isRunning ? record.process?.pid : nil
         monitor = record.adopted
+        placement = record.placement
+        origin = record.origin
         let release = record.released.map { "released to \($0.destination), migration \($0.migration)" }
         detail = isRunning ? record.commandLine.program : release ?? ""
     }
@@ -67,6 +74,7 @@ struct GuestView: Codable {
         if let view = frozen(record, migrations) { return view }
         guard record.process?.isRunning == true else {
             var view = GuestView(record, state: await store.state(of: record, on: loop))
+            view.keeps(FencedImages.kept(migrations, of: record.name))
             // What it waits for, or why it must not be started, is not on record.
             guard record.released == nil, let bar = (try? migrations.startBar(of: record.name)) ?? nil else {
                 return view
@@ -80,7 +88,16 @@ struct GuestView: Codable {
         let monitor = try? await store.connect(to: record, .status, on: loop, timeout: .seconds(2))
         defer { monitor?.close() }
         if monitor == nil, let view = frozen(record, migrations) { return view }
-        return try await make(record, state: "unknown", monitor: monitor)
+        return try await make(record, state: "unknown", monitor: monitor, store)
+    }
+
+    /// Tells which old images are kept of a guest that has moved away.
+    private mutating func keeps(_ images: [KeptImage]) {
+        guard !images.isEmpty else { return }
+        kept = images
+        let bytes = images.reduce(0) { $0 + Double($1.bytes) }
+        let until = images.compactMap(\.until).max().map { "until \(UTCTime.text($0))" } ?? "until somebody looks"
+        detail += "\(detail.isEmpty ? "" : "; ")\(ProgressRenderer.bytes(bytes)) of old images are kept \(until)"
     }
 
     /// What is told of a guest whose QEMU is frozen; nil for another.
@@ -94,7 +111,12 @@ struct GuestView: Codable {
     }
 
     /// Tells what a monitor says; without one only what is on record.
-    static func make(_ record: GuestRecord, state: String?, monitor: QMPClient?) async throws -> GuestView {
+    static func make(
+        _ record: GuestRecord,
+        state: String?,
+        monitor: QMPClient?,
+        _ store: GuestStore
+    ) async throws -> GuestView {
         var view = GuestView(record, state: state ?? "unknown")
         guard let monitor else {
             view.blockers = ["its monitor is held by another client or does not answer"]
@@ -121,10 +143,29 @@ struct GuestView: Codable {
                 bitmaps: disk.bitmaps
             )
         }
+        var listeners = await monitor.listeners()
+        for index in listeners.indices where !listeners[index].isOnNetwork {
+            let path = store.socket(String(listeners[index].address.dropFirst("unix:".count)), of: record)
+            listeners[index].address = "unix:\(path)"
+            listeners[index].stablePath = store.stablePath(of: path, guest: record.name)
+        }
+        if !listeners.isEmpty { view.listeners = listeners }
         view.blockers = inspection.blockers
         view.migratable = inspection.blockers.isEmpty
         view.changes = inspection.changes
         return view
+    }
+
+    /// Adds what keeps the images from being taken out of reach when the guest leaves: a migration refuses that before it begins.
+    mutating func judgeFence(_ record: GuestRecord, _ guests: GuestStore, _ migrations: MigrationStore) async {
+        guard let disks, record.process?.isRunning == true else { return }
+        let images = disks.filter { !$0.readOnly }.map(\.path)
+        let obstacles = await BlockingPool.shared.value {
+            ImageFence.obstacles(to: record, images: images, guests: guests, in: migrations)
+        }
+        guard !obstacles.isEmpty else { return }
+        blockers = (blockers ?? []) + obstacles
+        migratable = false
     }
 
     /// A row of the list.
@@ -162,6 +203,20 @@ struct GuestView: Codable {
         for change in changes ?? [] { lines.append("  described  \(change)") }
         if let migratable { lines.append("  migration  \(migratable ? "nothing is in its way" : "not as it is:")") }
         for blocker in blockers ?? [] { lines.append("               \(blocker)") }
+        for listener in listeners ?? [] {
+            lines.append("  listens    \(listener.what): \(listener.address)")
+            if let path = listener.stablePath, listener.address != "unix:\(path)" {
+                lines.append("               on each host \(path)")
+            }
+        }
+        for image in kept ?? [] {
+            lines.append("  kept       \(image.path), \(ProgressRenderer.bytes(Double(image.bytes)))")
+        }
+        if let placement { lines.append("  set        \(placement.summary)") }
+        if let origin {
+            let teller = origin.toldBy.map { ", as \($0) says" } ?? ""
+            lines.append("  home       \(origin.identity)\(origin.address.map { " at \($0)" } ?? "")\(teller)")
+        }
         lines.append("  command    \(commandLine.joined(separator: " "))")
         return lines.joined(separator: "\n")
     }

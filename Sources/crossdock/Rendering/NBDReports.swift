@@ -73,18 +73,28 @@ struct NBDServerReport: Sendable {
 
     private struct Document: Encodable {
         let `protocol`: String
+        let TLS: Bool
+        let structured: Bool
+        let extended: Bool
         let tls: [String: String]?
         let exports: [[String: JSONField]]
     }
 
-    func json() throws -> String {
+    /// nbdinfo's keys, and ours.
+    ///
+    /// - Parameter uri: what was asked for; each export gets its own.
+    func json(_ uri: NBDURI) throws -> String {
         let document = Document(
-            protocol: protocolName,
+            protocol: "newstyle-fixed",
+            TLS: tls != nil,
+            structured: form != .simple,
+            extended: form == .extended,
             tls: tls.map { ["version": $0.version, "cipher": $0.cipher] },
             exports: exports.map { export in
                 var fields: [String: JSONField] = [
                     "export-name": .text(export.info.name), "export-size": .number(export.info.size),
-                    "contexts": .list(export.contexts),
+                    "contexts": .list(export.contexts), "uri": .text(uri.text(of: export.info.name)),
+                    "export-size-str": .text(Self.human(export.info.size)),
                 ]
                 if let summary = export.info.summary { fields["description"] = .text(summary) }
                 for (name, flag) in Self.flagNames { fields[name] = .flag(export.info.flags.contains(flag)) }
@@ -99,6 +109,17 @@ struct NBDServerReport: Sendable {
         let encoder = JSONEncoder()
         encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
         return String(decoding: try encoder.encode(document), as: UTF8.self) + "\n"
+    }
+
+    /// The URI of each export, a line each.
+    func uris(_ uri: NBDURI) -> String { exports.map { uri.text(of: $0.info.name) + "\n" }.joined() }
+
+    /// The same for programs.
+    func urisJSON(_ uri: NBDURI) throws -> String {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.prettyPrinted, .withoutEscapingSlashes]
+        let texts = exports.map { uri.text(of: $0.info.name) }
+        return String(decoding: try encoder.encode(["uris": texts]), as: UTF8.self) + "\n"
     }
 
     static func human(_ bytes: UInt64) -> String {

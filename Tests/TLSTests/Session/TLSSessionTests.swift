@@ -53,6 +53,16 @@ struct TLSSessionTests {
         #expect("\(bad.client!)".contains("does not match the host name '127.0.0.2'"))
     }
 
+    /// The zone of a link-local address is the client's own: neither asked for in the certificate nor said to the server.
+    @Test func theZoneOfALinkLocalAddressIsNoPartOfTheName() async throws {
+        let directory = try pki.issue("linked", hosts: ["fe80::1"])
+        let server = try pki.credentials(.server, directory: directory)
+        let good = try await handshake(pki.credentials(.client), server, hostname: "fe80::1%eth0")
+        #expect(good.client == nil && good.server == nil, "\(String(describing: good.client))")
+        let bad = try await handshake(pki.credentials(.client), server, hostname: "fe80::2%eth0")
+        #expect("\(bad.client!)".contains("does not match the host name 'fe80::2', but fe80::1"))
+    }
+
     @Test func aWrongHostNameIsRefusedByTheClientAndNamed() async throws {
         let result = try await handshake(pki.credentials(.client), pki.credentials(.server), hostname: "other")
         #expect("\(result.client!)".contains("does not match the host name 'other'"))
@@ -169,6 +179,44 @@ struct TLSSessionTests {
             hostname: nil
         )
         #expect(result.client != nil && result.server != nil)
+    }
+
+    /// Whoever learns the key later must not be able to read what was recorded: plain PSK is refused.
+    @Test(
+        arguments: [
+            (["-tls1_2", "-cipher", "PSK-AES128-GCM-SHA256"], false),
+            (["-tls1_2", "-cipher", "ECDHE-PSK-CHACHA20-POLY1305"], true),
+            (["-tls1_3", "-ciphersuites", "TLS_AES_128_GCM_SHA256"], true),
+        ]
+    )
+    func aKeyThatIsInNoFileIsUsedWithEphemeralKeysOnly(_ words: [String], _ isAccepted: Bool) async throws {
+        var key: [UInt8] = Array(0..<16)
+        let server = try PSKCredentials(
+            id: "p",
+            key: SecretBytes(wiping: &key),
+            user: "joiner",
+            endpoint: .server
+        )
+        let loop = EventLoop(name: "test")
+        defer { loop.stop() }
+        let listener = try await loop.run {
+            try await Listener.listen(on: .inet(host: "127.0.0.1", port: 0), loop: loop)
+        }
+        guard case .inet(_, let port) = listener.address else { throw TestFailure("no port") }
+        let accepting = Task(executorPreference: loop) {
+            let channel = try await TLSChannel.handshake(over: try await listener.accept(), credentials: server)
+            channel.close()
+        }
+        let client = try await Tool.run(
+            ["timeout", "20", "openssl", "s_client", "-connect", "127.0.0.1:\(port)", "-psk_identity", "joiner"]
+                + ["-psk", "000102030405060708090a0b0c0d0e0f"] + words
+        )
+        let result = await accepting.result
+        try await loop.run { listener.close() }
+        switch result {
+        case .success: #expect(isAccepted, "\(client.all)")
+        case .failure(let error): #expect(!isAccepted, "\(error): \(client.all)")
+        }
     }
 
     @Test func truncationIsAnErrorAndCloseNotifyIsAnEnd() async throws {

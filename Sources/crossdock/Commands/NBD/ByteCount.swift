@@ -2,7 +2,7 @@ import ArgumentParser
 import IO
 
 /// A number of bytes, with a suffix when wanted: 512, 64K, 1.5G.
-struct ByteCount: ExpressibleByArgument {
+struct ByteCount: Hashable, CustomStringConvertible {
     let value: UInt64
 
     init(_ value: UInt64) { self.value = value }
@@ -12,5 +12,18 @@ struct ByteCount: ExpressibleByArgument {
         self.value = value
     }
 
-    var defaultValueDescription: String { "\(value)" }
+    /// Reads what follows an option.
+    ///
+    /// - Throws: `ValidationError` with examples.
+    @Sendable static func parse(_ text: String) throws -> ByteCount {
+        guard let count = ByteCount(argument: text) else {
+            throw ValidationError(
+                "it takes bytes, or a number with K, M, G or T, which are powers of 1024: 512, 64K, 1.5G"
+            )
+        }
+        return count
+    }
+
+    /// As it would be written, in the largest unit in which it is whole.
+    var description: String { ByteSize.text(value) }
 }

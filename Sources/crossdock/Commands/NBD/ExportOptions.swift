@@ -70,8 +70,10 @@ struct ExportOptions {
     /// Who may do what with it.
     func authorization(_ objects: ObjectStore) throws -> @Sendable (TLSPeer?) -> ExportAccess {
         let (writers, readers, name) = (writers, readers, name)
+        // Whatever is behind it would take.
+        let most: ExportAccess = isReadOnly ? .readOnly : .readWrite
         for id in [writers, readers] { if let id { _ = try objects.authorizer(id) } }
-        if writers == nil, readers == nil { return { _ in .readWrite } }
+        if writers == nil, readers == nil { return { _ in most } }
         return { peer in
             let refusal = "You may not use the export '\(name)'"
             guard let peer else { return .denied("\(refusal) without TLS") }
@@ -79,7 +81,7 @@ struct ExportOptions {
                 guard let id else { return false }
                 return (try? AccessControl(objects: objects, authorization: id).check(peer)) != nil
             }
-            if passes(writers) { return .readWrite }
+            if passes(writers) { return most }
             if passes(readers) { return .readOnly }
             return .denied("\(refusal): \(peer.name) is not among those who may")
         }

@@ -21,6 +21,9 @@ struct NBDCopyCommand: AsyncParsableCommand {
             With --resume the copy records how far it got, and goes on there when the same command is given again. A lost connection \
             is made again for --reconnect seconds. --verify reads both ends afterwards and compares them.
 
+            With --seed the target has much of the source already, an older copy of it perhaps: it is read, and only what differs is \
+            written.
+
             With --bitmap only what has changed is copied, into a target that has the rest: an increment. The source says what that \
             is, by its metadata context qemu:dirty-bitmap:NAME.
             """
@@ -29,20 +32,28 @@ struct NBDCopyCommand: AsyncParsableCommand {
     @OptionGroup var security: NBDClientSecurity
 
     @Option(
-        name: [.customShort("C"), .long],
+        name: [.customShort("C", allowingJoined: true), .long],
         help: "Connections to each server; by default as many as keep the way there busy."
     )
     var connections: Int?
     @Option(
-        name: [.customShort("R"), .long],
+        name: [.customShort("R", allowingJoined: true), .long],
         help: "Requests under way on each connection; by default as many as keep it busy."
     )
     var requests: Int?
-    @Option(help: "The longest request.")
+    @Option(
+        help: ArgumentHelp("The longest request.", default: ByteCount(512 << 10), valueName: "size"),
+        transform: ByteCount.parse
+    )
     var requestSize = ByteCount(512 << 10)
     @Option(
-        name: [.customShort("S"), .long],
-        help: "Find zeroes in the data in blocks of this size; 0 for not at all."
+        name: [.customShort("S", allowingJoined: true), .long],
+        help: ArgumentHelp(
+            "Find zeroes in the data in blocks of this size; 0 for not at all.",
+            default: ByteCount(4096),
+            valueName: "size"
+        ),
+        transform: ByteCount.parse
     )
     var sparse = ByteCount(4096)
     @Flag(name: [.long, .customLong("target-is-zero")], help: "The target is known to read as zeroes.")
@@ -56,14 +67,37 @@ struct NBDCopyCommand: AsyncParsableCommand {
         help: "Taken for the sake of scripts; the target is always made durable at the end."
     )
     var flush = false
-    @Flag(name: [.customShort("p"), .long], help: "Show how far it is.")
+    @Flag(
+        name: [.customShort("p"), .long],
+        help: "Show how far it is; --progress=FD writes it as N/100 to a descriptor, for programs."
+    )
     var progress = false
-    @Option(help: ArgumentHelp("The most bytes a second.", valueName: "size"))
+    @Option(help: .hidden)
+    var progressFD: Int32?
+    @Option(
+        help: ArgumentHelp(
+            "The most bytes that are under way on each connection, as nbdcopy has it: --requests times --request-size otherwise.",
+            valueName: "size"
+        ),
+        transform: ByteCount.parse
+    )
+    var queueSize: ByteCount?
+    @Option(name: [.customShort("T", allowingJoined: true), .long], help: .hidden)
+    var threads: Int?
+    @Flag(help: .hidden)
+    var synchronous = false
+    @Flag(name: [.customShort("v"), .long], help: .hidden)
+    var verbose = false
+    @Flag(name: [.customShort("V")], help: .hidden)
+    var showsVersion = false
+    @Option(help: ArgumentHelp("The most bytes a second.", valueName: "size"), transform: ByteCount.parse)
     var bandwidth: ByteCount?
     @Option(help: ArgumentHelp("Record the progress here, and go on from it.", valueName: "file"))
     var resume: String?
     @Option(help: ArgumentHelp("Copy only what this dirty bitmap of the source marks.", valueName: "name"))
     var bitmap: String?
+    @Flag(help: "The target has an older copy: read it, and write only what differs.")
+    var seed = false
     @Flag(help: "Compare both ends afterwards.")
     var verify = false
     @Option(help: "Seconds to try to make a lost connection again.")
@@ -90,11 +124,22 @@ struct NBDCopyCommand: AsyncParsableCommand {
         guard step == 0 || step & (step - 1) == 0 && (512...size).contains(step) else {
             throw ValidationError("--sparse is 0, or a power of two from 512 to the request size.")
         }
+        if showsVersion { throw CleanExit.message(Crossdock.configuration.version) }
+        if let queueSize, requests != nil || queueSize.value < size {
+            throw ValidationError("--queue-size is at least the request size, and excludes --requests.")
+        }
         guard (0...86400).contains(reconnect) else { throw ValidationError("--reconnect is a number from 0 to 86400.") }
         guard bandwidth?.value != 0 else { throw ValidationError("--bandwidth is at least 1.") }
         if bitmap != nil, !NBDURI.isURI(source) || Self.isStream(target) || resume != nil || destinationIsZero {
             throw ValidationError(
                 "--bitmap needs an NBD source and a target with the earlier contents, and no --resume."
+            )
+        }
+        if seed,
+            bitmap != nil || destinationIsZero || target == "null:" || Self.isStream(source) || Self.isStream(target)
+        {
+            throw ValidationError(
+                "--seed needs a disk as the target, with earlier contents, and neither --bitmap nor --target-is-zero."
             )
         }
         if Self.isStream(source) || Self.isStream(target) {
@@ -131,7 +176,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
                 }
                 options.changes = context
             }
-            let to = try await openTarget(loops, size: size, isResumed: old != nil || bitmap != nil)
+            let to = try await openTarget(loops, size: size, isResumed: old != nil || bitmap != nil || seed)
             if to.isBlank { options.targetIsZero = true }
             var record = try resume.map { _ in try journal(size, from.backEnd) }
             if let old {
@@ -147,7 +192,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
             let loopsOfWork = to.loops ?? from.loops ?? loops.loops
             options.requests = window(from, to, loops)
             let copy = try DiskCopy(from: from.backEnd, to: to.backEnd, options)
-            let meter = ProgressMeter(copy, size: size, isOn: progress)
+            let meter = ProgressMeter(copy, size: size, isOn: progress, descriptor: progressFD)
             do {
                 defer { meter.end() }
                 try await copy.run(on: loopsOfWork) { [record, resume] position in
@@ -167,6 +212,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
     /// How many requests are under way in all.
     private func window(_ from: End, _ to: End, _ loops: EventLoopGroup) -> Int {
         let remotes = [from, to].compactMap { $0.backEnd as? ClientBackEnd }
+        let requests = requests ?? queueSize.map { Int($0.value / requestSize.value) }
         return remotes.map { (requests ?? $0.window(requestSize: Int(requestSize.value))) * $0.connectionCount }.max()
             ?? (requests ?? 2) * loops.loops.count
     }
@@ -177,6 +223,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
         options.sparse = Int(sparse.value)
         options.targetIsZero = destinationIsZero
         options.allocates = allocated
+        options.comparesTarget = seed
         options.usesExtents = !noExtents
         options.bandwidth = bandwidth?.value
         return options
@@ -189,7 +236,8 @@ struct NBDCopyCommand: AsyncParsableCommand {
         if json {
             let fields = [
                 "\"size\": \(size)", "\"read\": \(summary.read)", "\"written\": \(summary.written)",
-                "\"zeroes\": \(summary.zeroes)", "\"milliseconds\": \(time / .milliseconds(1))",
+                "\"zeroes\": \(summary.zeroes)", "\"present\": \(summary.present)",
+                "\"milliseconds\": \(time / .milliseconds(1))",
                 "\"verified\": \(verify ? (difference == nil ? "true" : "false") : "null")",
             ]
             output("{\(fields.joined(separator: ", "))}\n")
@@ -253,7 +301,7 @@ struct NBDCopyCommand: AsyncParsableCommand {
             if isResumed {
                 guard fstat(fd, &status) == 0, status.st_size == off_t(size) else {
                     throw FileError(
-                        bitmap == nil
+                        bitmap == nil && !seed
                             ? "\(target) is not what the copy left there; remove \(resume ?? "") to begin anew"
                             : "\(target) is not an earlier copy of the source: it does not have \(size) bytes"
                     )

@@ -15,7 +15,10 @@ struct NBDInfoCommand: AsyncParsableCommand {
               crossdock nbd info --map=qemu:allocation-depth --totals nbds://host/web1
               crossdock nbd info --can trim nbds://host/web1 && echo yes
 
-            --can and --is end with 0 for yes and 2 for no. --digest reads the whole disk and prints the digest that migrations compare.
+              crossdock nbd info -- [ nbdkit memory 1G ]
+
+            A command in brackets is a server that is started for this, with a socket to listen on. --can and --is end with 0 for yes and 2 \
+            for no, --cannot and --isnt the other way round. --digest reads the whole disk and prints the digest that migrations compare.
             """
     )
 
@@ -37,6 +40,8 @@ struct NBDInfoCommand: AsyncParsableCommand {
     var list = false
     @Flag(help: "Print the size in bytes only.")
     var size = false
+    @Flag(name: .customLong("uri"), help: "Print the URI only; with --list that of each export.")
+    var showsURI = false
     @Flag(help: "Print what the disk consists of.")
     var map = false
     @Option(help: ArgumentHelp("The metadata context for --map.", valueName: "name"))
@@ -48,14 +53,37 @@ struct NBDInfoCommand: AsyncParsableCommand {
         help: "Answer whether the server can do something."
     )
     var can: Ability?
+    @Option(
+        name: [.customLong("cannot"), .customLong("hasnt"), .customLong("isnt")],
+        help: "Answer whether the server can not."
+    )
+    var cannot: Ability?
+    @Flag(help: .hidden)
+    var content = false
+    @Flag(name: [.customLong("no-content")], help: .hidden)
+    var noContent = false
+    @Flag(
+        name: [.customLong("color"), .customLong("colour"), .customLong("no-color"), .customLong("no-colour")],
+        help: .hidden
+    )
+    var color = false
+    @Flag(name: [.customShort("V")], help: .hidden)
+    var showsVersion = false
     @Flag(help: "Print the disk's digest.")
     var digest = false
     @Argument(help: "The NBD URI.")
     var uri: String
 
     func validate() throws {
-        guard [list, size, map, can != nil, digest].filter({ $0 }).count <= 1 else {
-            throw ValidationError("Give at most one of --list, --size, --map, --can and --digest.")
+        if showsVersion { throw CleanExit.message(Crossdock.configuration.version) }
+        if content {
+            throw ValidationError(
+                "--content looks into the disk with file(1): 'nbdcopy URI - | head -c 64K | file -' does that"
+            )
+        }
+        guard [list && !showsURI, showsURI, size, map, can != nil, cannot != nil, digest].filter({ $0 }).count <= 1
+        else {
+            throw ValidationError("Give at most one of --list, --uri, --size, --map, --can, --cannot and --digest.")
         }
         guard map || !totals && context == MetaContext.allocation else {
             throw ValidationError("--totals and --context go with --map.")
@@ -71,15 +99,17 @@ struct NBDInfoCommand: AsyncParsableCommand {
                 try await showDigest(uri)
             } else {
                 let server = try await examine(uri)
-                if let can {
-                    let answer = server.can(can)
-                    if json { output("{\"\(can.rawValue)\": \(answer)}\n") }
-                    throw ExitCode(answer ? 0 : 2)
+                if let ability = can ?? cannot {
+                    let answer = server.can(ability)
+                    if json { output("{\"\(ability.rawValue)\": \(answer)}\n") }
+                    throw ExitCode(answer == (can != nil) ? 0 : 2)
                 }
-                if size {
+                if showsURI {
+                    output(json ? try server.urisJSON(uri) : server.uris(uri))
+                } else if size {
                     output(json ? "{\"size\": \(server.exports[0].info.size)}\n" : "\(server.exports[0].info.size)\n")
                 } else {
-                    output(json ? try server.json() : server.text())
+                    output(json ? try server.json(uri) : server.text())
                 }
             }
         }

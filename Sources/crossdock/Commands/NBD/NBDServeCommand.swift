@@ -31,8 +31,12 @@ struct NBDServeCommand: AsyncParsableCommand {
     @OptionGroup var security: NBDServerSecurity
     @OptionGroup var network: NBDListenOptions
     @OptionGroup var image: NBDImageOptions
+    @OptionGroup var foreign: ForeignServerOptions
 
-    @Option(name: [.customShort("e"), .long], help: "How many clients at once; 0 for no bound but the server's own.")
+    @Option(
+        name: [.customShort("e", allowingJoined: true), .long],
+        help: "How many clients at once; 0 for no bound but the server's own."
+    )
     var shared = 0
     @Flag(name: [.customShort("t"), .long], help: "Go on when the last client has gone.")
     var persistent = false

@@ -41,10 +41,10 @@ struct NBDServerSecurity: ParsableArguments {
 
 /// Where a server listens.
 struct NBDListenOptions: ParsableArguments {
-    @Option(name: [.customShort("p"), .long], help: "The TCP port; 0 lets the system choose.")
+    @Option(name: [.customShort("p", allowingJoined: true), .long], help: "The TCP port; 0 lets the system choose.")
     var port: UInt16 = NBDWire.port
     @Option(
-        name: [.customShort("b"), .long],
+        name: [.customShort("b", allowingJoined: true), .long],
         help: ArgumentHelp(
             "The address to listen on; every address when it is not given. vsock:CID:PORT works, too.",
             valueName: "address"
@@ -52,7 +52,7 @@ struct NBDListenOptions: ParsableArguments {
     )
     var bind: String?
     @Option(
-        name: [.customShort("k"), .long],
+        name: [.customShort("k", allowingJoined: true), .long],
         help: ArgumentHelp("Listen on a Unix socket instead.", valueName: "path")
     )
     var socket: String?
@@ -97,9 +97,12 @@ struct NBDImageOptions: ParsableArguments {
         var reaches: Bool { self == .unmap || self == .on }
     }
 
-    @Option(name: [.customShort("x"), .long], help: "The export's name; empty when it is not given.")
+    @Option(
+        name: [.customShort("x", allowingJoined: true), .long],
+        help: "The export's name; empty when it is not given."
+    )
     var exportName: String?
-    @Option(name: [.customShort("D"), .long], help: "What the export is, for people.")
+    @Option(name: [.customShort("D", allowingJoined: true), .long], help: "What the export is, for people.")
     var description: String?
     @Option(
         name: .customLong("export"),
@@ -110,15 +113,25 @@ struct NBDImageOptions: ParsableArguments {
         )
     )
     var exports: [String] = []
-    @Option(help: ArgumentHelp("Serve a disk in memory that is gone when the server ends.", valueName: "size"))
+    @Option(
+        help: ArgumentHelp("Serve a disk in memory that is gone when the server ends.", valueName: "size"),
+        transform: ByteCount.parse
+    )
     var memory: ByteCount?
-    @Option(name: [.customShort("f"), .long], help: "The image's format: raw, qcow2, vmdk and whatever QEMU knows.")
+    @Option(
+        name: [.customShort("f", allowingJoined: true), .long],
+        help: "The image's format: raw, qcow2, vmdk and whatever QEMU knows."
+    )
     var format: String?
     @Flag(help: "The image is given as a block node in QEMU's --blockdev syntax.")
     var imageOpts = false
     @Flag(name: [.customShort("r"), .long], help: "Refuse writes.")
     var readOnly = false
-    @Option(name: [.customShort("o"), .long], help: "Where in the image the export begins.")
+    @Option(
+        name: [.customShort("o", allowingJoined: true), .long],
+        help: "Where in the image the export begins.",
+        transform: ByteCount.parse
+    )
     var offset = ByteCount(0)
     @Flag(name: [.customShort("n"), .long], help: "The same as --cache none.")
     var nocache = false
@@ -132,11 +145,11 @@ struct NBDImageOptions: ParsableArguments {
     var detectZeroes: RawFile.Options.ZeroDetection = .off
     @Flag(
         name: [.customShort("A"), .long],
-        help: "Taken for the sake of scripts; the allocation depth is always offered."
+        help: "Offer the allocation depth: from which image of a chain each part comes."
     )
     var allocationDepth = false
     @Option(
-        name: [.customShort("B"), .long],
+        name: [.customShort("B", allowingJoined: true), .long],
         help: ArgumentHelp("Offer a persistent dirty bitmap of the image.", valueName: "name")
     )
     var bitmap: [String] = []
@@ -201,9 +214,15 @@ struct NBDImageOptions: ParsableArguments {
         _ loops: EventLoopGroup,
         _ served: inout Served
     ) async throws -> any BackEnd {
-        if let memory { return try RawFile(memory: memory.value, readOnly: one.isReadOnly) }
+        if let memory {
+            return try RawFile(memory: memory.value, readOnly: one.isReadOnly, offersDepth: allocationDepth)
+        }
         guard let file = one.file else { throw ValidationError("The export '\(one.name)' has no file") }
+        if NBDURI.isURI(file) { return try await relay(NBDURI(parsing: file), one, loops) }
+        // As large as QEMU makes it.
+        if file == "null-co://" || file == "null-aio://" { return NullDisk(size: 1 << 30) }
         let mode = nocache ? .none : cache
+        let imageOpts = imageOpts || file.hasPrefix("json:")
         let format = imageOpts ? nil : try one.format ?? Self.format(of: file)
         if format == "raw", bitmap.isEmpty {
             var options = RawFile.Options()
@@ -213,10 +232,11 @@ struct NBDImageOptions: ParsableArguments {
             options.ignoresFlush = mode.ignoresFlush
             options.ignoresDiscard = !discard.reaches
             options.zeroDetection = detectZeroes
+            options.offersDepth = allocationDepth
             options.offset = one.offset
             options.length = one.size
             let raw = try RawFile(path: file, options)
-            if !one.isReadOnly { try raw.lock() }
+            if !one.isReadOnly { try raw.lock(letsReadersLook: true) }
             return raw
         }
         guard one.offset == 0, one.size == nil else {
@@ -234,13 +254,23 @@ struct NBDImageOptions: ParsableArguments {
         let daemon = try await StorageDaemon.start(image)
         served.daemons.append(daemon)
         let contexts =
-            [MetaContext.allocation, MetaContext.allocationDepth] + bitmap.map { MetaContext.dirtyBitmapPrefix + $0 }
+            [MetaContext.allocation] + (allocationDepth ? [MetaContext.allocationDepth] : [])
+            + bitmap.map { MetaContext.dirtyBitmapPrefix + $0 }
         return try await ClientBackEnd.open(
             .unix(path: daemon.socket),
             NBDClientOptions(export: StorageDaemon.export, contexts: contexts),
             connections: loops.loops.count,
             loops: loops
         )
+    }
+
+    /// The export of another server.
+    private func relay(_ uri: NBDURI, _ one: ExportOptions, _ loops: EventLoopGroup) async throws -> any BackEnd {
+        guard format ?? "raw" == "raw", one.offset == 0, one.size == nil else {
+            throw ValidationError("The export of another server is served as it is: raw, and all of it")
+        }
+        let options = try NBDClientSecurity.parse([]).options(uri, contexts: [MetaContext.allocation])
+        return try await ClientBackEnd.open(uri.address, options, connections: loops.loops.count, loops: loops)
     }
 
     /// The format of an image whose format nobody said.

@@ -1,4 +1,4 @@
-internal import CLinux
+package import CLinux
 internal import Glibc
 internal import IO
 
@@ -10,7 +10,7 @@ public enum ImageIdentity: Sendable, Hashable, Codable {
     case device(UInt64)
 
     /// What a name leads to; nil when that is neither a file nor a block device.
-    init?(_ found: xd_identity) {
+    package init?(_ found: xd_identity) {
         switch found.mode & S_IFMT {
         case S_IFREG: self = .file(system: found.device, inode: found.inode)
         case S_IFBLK: self = .device(found.special)
@@ -32,7 +32,7 @@ public enum ImageIdentity: Sendable, Hashable, Codable {
     /// The files and devices that a process has open.
     ///
     /// - Throws: `FileError` when this user may not look.
-    static func open(in process: Int32) throws -> Set<ImageIdentity> {
+    package static func open(in process: Int32) throws -> Set<ImageIdentity> {
         let path = "/proc/\(process)/fd"
         guard let directory = opendir(path) else { throw FileError.system("read \(path)", errno) }
         defer { closedir(directory) }
@@ -56,7 +56,7 @@ public enum ImageIdentity: Sendable, Hashable, Codable {
 
 extension xd_identity {
     /// What a name leads to; nil when there is nothing, with `errno`.
-    init?(at directory: Int32, _ name: String, following: Bool = true) {
+    package init?(at directory: Int32, _ name: String, following: Bool = true) {
         self.init()
         guard xd_identify(directory, name, following ? 1 : 0, &self) == 0 else { return nil }
     }

@@ -1,0 +1,70 @@
+import ArgumentParser
+import Source
+
+/// What holds for the move of each guest, by `migrate` and by `evacuate`.
+struct MoveOptions: ParsableArguments {
+    private static let (pause, longestPause) = (Milliseconds(300), Milliseconds(10_000))
+    private static let keeping = TimeSpan.days(7)
+
+    @Option(help: "Connections for each disk.")
+    var connections: Int = 4
+
+    @Option(
+        help: ArgumentHelp("The pause of the guest to aim at.", default: MoveOptions.pause, valueName: "ms"),
+        transform: Milliseconds.parse
+    )
+    var downtimeLimit = MoveOptions.pause
+
+    @Option(
+        help: ArgumentHelp(
+            "A pause that is given up: the guest resumes here.",
+            default: MoveOptions.longestPause,
+            valueName: "ms"
+        ),
+        transform: Milliseconds.parse
+    )
+    var blackoutDeadline = MoveOptions.longestPause
+
+    @Option(
+        help: ArgumentHelp(
+            "How long an outage of the link or of the other host is waited for, while the guest runs here: 90s, 10m.",
+            default: TimeSpan.usualPatience,
+            valueName: "time"
+        ),
+        transform: TimeSpan.parse
+    )
+    var patience = TimeSpan.usualPatience
+
+    @Option(
+        help: ArgumentHelp(
+            "How long this host keeps the old images: 90s, 12h, 7d.",
+            default: MoveOptions.keeping,
+            valueName: "time"
+        ),
+        transform: TimeSpan.parse
+    )
+    var keepSource = MoveOptions.keeping
+
+    /// Checks what they may be; the commands do it in their own order.
+    func check() throws {
+        guard (1...64).contains(connections) else { throw ValidationError("--connections takes 1 to 64") }
+        guard (1...2_000_000).contains(downtimeLimit.count) else {
+            throw ValidationError("--downtime-limit takes 1 to 2000000 milliseconds")
+        }
+        guard (100...3_600_000).contains(blackoutDeadline.count), blackoutDeadline.count >= downtimeLimit.count else {
+            throw ValidationError(
+                "--blackout-deadline takes 100 to 3600000 milliseconds, and not less than --downtime-limit"
+            )
+        }
+        try patience.checkPatience()
+    }
+
+    /// Writes them into a plan.
+    func fill(_ plan: inout MigrationPlan) {
+        plan.connections = connections
+        plan.downtimeLimit = downtimeLimit.count
+        plan.blackoutDeadline = blackoutDeadline.count
+        plan.keepSource = keepSource.seconds
+        plan.patience = patience.seconds
+    }
+}
