@@ -20,7 +20,7 @@ struct FreezeTests {
                 "qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none", "-S", "-qmp",
                 "unix:\(path),server=on,wait=off",
             ])
-            try await child.wait(for: "a monitor") { DurableFile.exists(path) }
+            try await child.wait(for: "a monitor") { isListening(path) }
             process = try #require(EmulatorProcess(pid: child.pid))
         }
     }

@@ -13,15 +13,8 @@ struct QMPClientTests {
             "qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none", "-S", "-qmp",
             "unix:\(path),server=on,wait=off",
         ])
-        // Its socket is there a moment before it listens.
+        try await emulator.wait(for: "a monitor") { isListening(path) }
         try await onLoop { loop in
-            try await emulator.wait(for: "a monitor") {
-                guard let channel = try? await SocketChannel.connect(to: .unix(path: path), on: loop) else {
-                    return false
-                }
-                channel.close()
-                return true
-            }
             try await body(loop, path)
         }
         withExtendedLifetime(emulator) {}

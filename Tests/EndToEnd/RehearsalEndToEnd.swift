@@ -32,7 +32,7 @@ struct RehearsalEndToEnd {
         lab.prefix = ["env", "TMPDIR=\(temporary)"]
         let tools = try lab.makeEmulator(#"echo "$@" >> \#(calls); exec /usr/bin/qemu-system-x86_64 "$@""#)
         try await lab.startDestination(environment: ["PATH": tools], more: ["--no-confinement"])
-        try await eventually("the display is there") { DurableFile.exists(lab.directory.file("vnc.sock")) }
+        try await eventually("the display is there") { isListening(lab.directory.file("vnc.sock")) }
         let before = try lab.snapshot()
         let result = try await lab.migrate(more: ["--dry-run", "--qmp", lab.directory.file("foreign.sock")])
         #expect(result.code == 0, "\(result.all)")

@@ -158,7 +158,7 @@ struct PairEndToEnd {
         let path = lab.directory.path
         let socket = "\(path)/agent.sock"
         let agent = try ChildProcess(["ssh-agent", "-D", "-a", socket])
-        try await agent.wait(for: "an agent") { DurableFile.exists(socket) }
+        try await agent.wait(for: "an agent") { isListening(socket) }
         // More keys than a server wants to see, and the good one is the last.
         let added = try await Tool.run([
             "env", "SSH_AUTH_SOCK=\(socket)", "sh", "-ec",

@@ -89,7 +89,7 @@ struct NBDPeers {
         let flags = options.filter { $0.hasPrefix("--") }
         let parameters = options.filter { !$0.hasPrefix("--") }
         let server = try ChildProcess(["nbdkit", "-f", "-U", socket] + flags + ["memory", "8M"] + parameters)
-        try await server.wait(for: "nbdkit") { DurableFile.exists(socket) }
+        try await server.wait(for: "nbdkit") { isListening(socket) }
         let uri = "nbd+unix:///?socket=\(socket)"
         let up = try await nbd("copy", "--verify", a, uri)
         #expect(up.code == 0, "\(options): \(up.all)")
@@ -103,7 +103,7 @@ struct NBDPeers {
         let (a, socket) = (directory.file("a"), directory.file("k"))
         try await makeImage(a, mebibytes: 1)
         let server = try ChildProcess(["nbdkit", "-f", "-U", socket, "-r", "memory", "8M"])
-        try await server.wait(for: "nbdkit") { DurableFile.exists(socket) }
+        try await server.wait(for: "nbdkit") { isListening(socket) }
         let copy = try await nbd("copy", a, "nbd+unix:///?socket=\(socket)")
         #expect(copy.code == 1 && copy.errors.contains("The target is read-only"), "\(copy.all)")
         let pki = try TestPKI()

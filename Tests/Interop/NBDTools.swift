@@ -478,7 +478,7 @@ struct NBDCopyTests {
         let server = try ChildProcess([
             "nbdkit", "-f", "-U", socket, "--filter=error", "memory", "8M", "error-pwrite-rate=30%",
         ])
-        try await server.wait(for: "nbdkit") { DurableFile.exists(socket) }
+        try await server.wait(for: "nbdkit") { isListening(socket) }
         let copy = try await nbd("copy", a, "nbd+unix:///?socket=\(socket)")
         #expect(copy.code == 1 && copy.errors.contains("error"), "\(copy.all)")
         let nobody = try await nbd("copy", a, "nbd+unix:///?socket=\(directory.file("nobody"))")
@@ -536,7 +536,7 @@ struct NBDInfoTests {
         let directory = try TestDirectory()
         let socket = directory.file("k")
         let server = try ChildProcess(["nbdkit", "-f", "-U", socket, "memory", "16M"])
-        try await server.wait(for: "nbdkit") { DurableFile.exists(socket) }
+        try await server.wait(for: "nbdkit") { isListening(socket) }
         let info = try await nbd("info", "nbd+unix:///?socket=\(socket)")
         #expect(info.output.contains("structured replies") && info.output.contains("size: 16777216"), "\(info.all)")
     }

@@ -66,7 +66,7 @@ struct DeviceFenceTests {
         let device = try await device()
         let old = try guest(device, "old")
         let socket = lab.directory.file("qmp-old")
-        try await old.wait(for: "a monitor") { DurableFile.exists(socket) }
+        try await old.wait(for: "a monitor") { isListening(socket) }
         // It answers when its devices are there.
         #expect(try await monitor("old") { try await $0.status() } == "running")
         let fence = lab.fence([device.path], EmulatorProcess(pid: old.pid))

@@ -62,13 +62,13 @@ final class FenceLab {
         if isDetached {
             let process = try EmulatorProcess.start(command, directory: "/", log: directory.file("log"))
             detached.append(process)
-            try await eventually("a monitor") { DurableFile.exists(socket) }
+            try await eventually("a monitor") { isListening(socket) }
             try await answers(socket)
             return process
         }
         let child = try ChildProcess(command)
         emulators.append(child)
-        try await child.wait(for: "a monitor") { DurableFile.exists(socket) }
+        try await child.wait(for: "a monitor") { isListening(socket) }
         try await answers(socket)
         guard let process = EmulatorProcess(pid: child.pid) else { throw TestFailure("QEMU ended: \(child.errors)") }
         return process
@@ -78,14 +78,7 @@ final class FenceLab {
     private func answers(_ socket: String) async throws {
         let loop = EventLoop(name: "monitor")
         defer { loop.stop() }
-        // Its socket is there a moment before it listens.
-        try await eventually("a monitor that answers") {
-            try await loop.run {
-                guard let client = try? await QMPClient.connect(to: socket, on: loop) else { return false }
-                client.close()
-                return true
-            }
-        }
+        try await loop.run { try await QMPClient.connect(to: socket, on: loop).close() }
     }
 
     func fence(_ images: [String], _ process: EmulatorProcess? = nil, migration: String? = nil) -> ImageFence {

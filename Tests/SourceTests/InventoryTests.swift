@@ -34,7 +34,7 @@ struct InventoryTests {
             "qemu-system-x86_64", "-machine", "none", "-display", "none", "-nodefaults", "-name", "guest=alien", "-qmp",
             "unix:\(socket),server=on,wait=off",
         ])
-        try await stranger.wait(for: "a monitor") { DurableFile.exists(socket) }
+        try await stranger.wait(for: "a monitor") { isListening(socket) }
         let found = try Inventory(stateDirectory: state, knownOnly: false)
         #expect(found.guests.map(\.name) == ["broken", "here"])
         #expect(found.guests[0].obstacle?.contains("is damaged") == true && found.guests[1].obstacle == nil)
