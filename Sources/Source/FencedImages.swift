@@ -76,14 +76,7 @@ public enum FencedImages {
     ///
     /// - Returns: the deleted paths, and what could not be deleted, a sentence each.
     static func delete(_ id: String, _ files: MigrationFiles) -> (deleted: [String], problems: [String]) {
-        var record =
-            FencedRecord(of: files)
-            ?? FencedRecord(
-                paths: SavedDisk.load(files).filter { $0.image != nil }.flatMap(\.images).filter { !$0.isDevice }.map {
-                    $0.fencedPath(id)
-                },
-                deleteAfter: nil
-            )
+        var record = record(of: id, files)
         var (deleted, problems) = ([String](), [String]())
         for path in record.paths where path.hasSuffix(".released-\(id)") {
             if unlink(path) == 0 {
@@ -95,6 +88,17 @@ public enum FencedImages {
         record.deleteAfter = 0
         if problems.isEmpty { forget(&record, files) }
         return (deleted, problems)
+    }
+
+    /// What a migration has left here. The record is written once the destination has confirmed; until then its saved disks say it.
+    static func record(of id: String, _ files: MigrationFiles) -> FencedRecord {
+        FencedRecord(of: files)
+            ?? FencedRecord(
+                paths: SavedDisk.load(files).filter { $0.image != nil }.flatMap(\.images).filter { !$0.isDevice }.map {
+                    $0.fencedPath(id)
+                },
+                deleteAfter: nil
+            )
     }
 
     /// The record stays: it says that the time is over.

@@ -304,9 +304,9 @@ struct GuestStateEndToEnd {
             if state == "finish-migrate" || state == "postmigrate" { break }
         }
         while true {
-            do { try await monitor.execute("cont", timeout: .seconds(3)) } catch is QMPError { continue } catch {
-                return false
-            }
+            do { try await monitor.execute("cont", timeout: .seconds(3)) } catch let error as QMPError
+                where error.code != .disconnected
+            { continue } catch { return false }
             guard let state = try? await monitor.status(timeout: .seconds(3)) else { return false }
             if state == "running" { return true }
         }

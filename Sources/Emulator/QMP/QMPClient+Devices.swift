@@ -54,7 +54,12 @@ extension QMPClient {
     /// Several properties of a processor, which are asked for once in the life of this connection.
     func processorProperties(_ names: [String], of path: String) async throws -> [String: JSONValue] {
         var known = processorProperties[path] ?? [:]
-        let unknown = names.filter { known[$0] == nil }
+        var unknown = names.filter { known[$0] == nil }
+        // An answer of some kilobytes is not worth it for a few.
+        if unknown.count > 16, let words = try await property("feature-words", of: path) {
+            known.merge(ProcessorFeatureWords.read(unknown, from: words).mapValues { .some($0) }) { $1 }
+            unknown.removeAll { known[$0] != nil }
+        }
         let read = try await properties(unknown, of: path)
         for name in unknown { known[name] = .some(read[name]) }
         processorProperties[path] = known

@@ -157,11 +157,11 @@ public final class JoinWaiting: @unchecked Sendable {
 
     private func obstacle(_ link: JoinLink, _ token: JoinToken) -> String? {
         if isBusy || hasJoined { return "the token is being used already" }
-        guard let address = link.peerAddress, !token.addresses.contains(PairingConductor.plain(address)) else {
+        guard let address = link.peerAddress, !token.addresses.contains(address) else {
             return nil
         }
         return
             "the token is good for \(token.host) at \(token.addresses.joined(separator: ", ")), and this connection comes from "
-            + "\(PairingConductor.plain(address)); make one with --address \(PairingConductor.plain(address)) if that is right"
+            + "\(address); make one with --address \(address) if that is right"
     }
 }

@@ -14,13 +14,6 @@ extension PairingConductor {
         var isNew: Bool
     }
 
-    /// An address without what says that it is one of IPv4 in IPv6.
-    static func plain(_ address: String) -> String {
-        let prefix = "::ffff:"
-        return address.lowercased().hasPrefix(prefix) && address.contains(".")
-            ? String(address.dropFirst(prefix.count)) : address
-    }
-
     /// Finds the authority that a token pins, or makes it. Blocks.
     ///
     /// - Throws: `FleetError`.
@@ -84,15 +77,7 @@ extension PairingConductor {
             session.pairing.finish()
             try store.write(session.pairing)
             say(.done("joined", "\(session.pairing.member.name) is a member"))
-        } catch {
-            // What was there before stays: only its verification, or its renewal, has failed.
-            if let earlier, earlier.state == .paired {
-                try? store.write(earlier)
-                throw PairingFailure(reason: "\(error)", outcome: .kept)
-            }
-            let left = undo(session, keepsPackage: true)
-            throw PairingFailure(reason: "\(error)", outcome: left.isEmpty ? .undone : .left(left))
-        }
+        } catch { throw giveUp(session, earlier, error, keepsPackage: true) }
     }
 
     private func prepare(_ order: JoinOrder, _ link: JoinLink) throws -> (Session, earlier: Pairing?) {

@@ -65,15 +65,24 @@ public struct PairingConductor: Sendable {
             session.pairing.finish()
             session.pairing.isBehind = false
             try store.write(session.pairing)
-        } catch {
-            // What was there before stays: only its verification, or its renewal, has failed.
-            if let earlier, earlier.state == .paired {
-                try? store.write(earlier)
-                throw PairingFailure(reason: "\(error)", outcome: .kept)
-            }
-            let left = undo(session, keepsPackage: false)
-            throw PairingFailure(reason: "\(error)", outcome: left.isEmpty ? .undone : .left(left))
+        } catch { throw giveUp(session, earlier, error, keepsPackage: false) }
+    }
+
+    /// Undoes a pairing that has failed.
+    ///
+    /// - Parameter earlier: what there was before. It stays: only its verification, or its renewal, has failed.
+    func giveUp(
+        _ session: Session,
+        _ earlier: Pairing?,
+        _ error: any Error,
+        keepsPackage: Bool
+    ) -> PairingFailure {
+        if let earlier, earlier.state == .paired {
+            try? store.write(earlier)
+            return PairingFailure(reason: "\(error)", outcome: .kept)
         }
+        let left = undo(session, keepsPackage: keepsPackage)
+        return PairingFailure(reason: "\(error)", outcome: left.isEmpty ? .undone : .left(left))
     }
 
     /// Does what is planned, each step written down before it is done.

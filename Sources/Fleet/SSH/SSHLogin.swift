@@ -132,7 +132,7 @@ final class SSHLogin: @unchecked Sendable {
         defer { ssh_string_free_char(text) }
         let blob = String(cString: text)
         let type = ssh_key_type_to_char(ssh_key_type(key)).map { String(cString: $0) } ?? "unknown"
-        let fingerprint = Self.fingerprint(key)
+        let fingerprint = SSHKey.fingerprint(of: key)
         let host = settings.knownName
         var verdict = known.usual.judge(host, blob)
         // What the configuration adds does not overrule what the usual files say.
@@ -218,16 +218,6 @@ final class SSHLogin: @unchecked Sendable {
             try DurableFile.append(Array(((last == 10 ? "" : "\n") + line).utf8), to: descriptor, path: file)
             circumstances.note("The key of \(name) is remembered in \(file)")
         } catch { circumstances.note("The key of \(name) is not remembered: \(error)") }
-    }
-
-    private static func fingerprint(_ key: ssh_key) -> String {
-        var hash: UnsafeMutablePointer<UInt8>?
-        var length = 0
-        guard ssh_get_publickey_hash(key, SSH_PUBLICKEY_HASH_SHA256, &hash, &length) == 0 else { return "unknown" }
-        defer { ssh_clean_pubkey_hash(&hash) }
-        guard let text = ssh_get_fingerprint_hash(SSH_PUBLICKEY_HASH_SHA256, hash, length) else { return "unknown" }
-        defer { ssh_string_free_char(text) }
-        return String(cString: text)
     }
 
     // MARK: waiting

@@ -167,15 +167,9 @@ final class SSHSession: @unchecked Sendable {
 
     private static func fingerprint(_ session: ssh_session) -> String {
         var key: ssh_key?
-        guard ssh_get_server_publickey(session, &key) == SSH_OK else { return "unknown" }
+        guard ssh_get_server_publickey(session, &key) == SSH_OK, let key else { return "unknown" }
         defer { ssh_key_free(key) }
-        var hash: UnsafeMutablePointer<UInt8>?
-        var length = 0
-        guard ssh_get_publickey_hash(key, SSH_PUBLICKEY_HASH_SHA256, &hash, &length) == 0 else { return "unknown" }
-        defer { ssh_clean_pubkey_hash(&hash) }
-        guard let text = ssh_get_fingerprint_hash(SSH_PUBLICKEY_HASH_SHA256, hash, length) else { return "unknown" }
-        defer { ssh_string_free_char(text) }
-        return String(cString: text)
+        return SSHKey.fingerprint(of: key)
     }
 
     private static func authenticate(

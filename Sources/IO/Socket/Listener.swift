@@ -157,7 +157,7 @@ public final class Listener: @unchecked Sendable {
             let connection = withUnsafeMutablePointer(to: &peer.storage) { xd_accept(fd, $0, &peer.length) }
             if connection >= 0 {
                 let isInternet = [AF_INET, AF_INET6].contains(peer.family)
-                return Accepted(descriptor: connection, peerName: isInternet ? peer.address.description : nil)
+                return Accepted(descriptor: connection, peerName: isInternet ? peer.plainAddress.description : nil)
             }
             switch errno {
             case EAGAIN: await registration.waitReadable()

@@ -143,6 +143,18 @@ struct RawAddress: Sendable {
         return .inet(host: text(host), port: UInt16(text(service)) ?? 0)
     }
 
+    /// The numeric form as people know it: an IPv4 address on a socket that takes both families is one (RFC 4291, 2.5.5.2).
+    var plainAddress: SocketAddress {
+        guard family == AF_INET6 else { return address }
+        return withUnsafeBytes(of: storage) { bytes in
+            let host = bytes[8..<24]
+            guard host.prefix(10).allSatisfy({ $0 == 0 }), host.dropFirst(10).prefix(2).allSatisfy({ $0 == 0xff })
+            else { return address }
+            let port = UInt16(bytes[2]) << 8 | UInt16(bytes[3])
+            return .inet(host: host.suffix(4).map { "\($0)" }.joined(separator: "."), port: port)
+        }
+    }
+
     static func of(_ fd: Int32, peer: Bool) -> SocketAddress {
         var raw = RawAddress(storage: sockaddr_storage(), length: socklen_t(MemoryLayout<sockaddr_storage>.size))
         withUnsafeMutablePointer(to: &raw.storage) { pointer in
@@ -156,6 +168,6 @@ struct RawAddress: Sendable {
             _ = xd_vsock_name(fd, peer ? 1 : 0, &cid, &port)
             return .vsock(cid: cid, port: port)
         }
-        return raw.address
+        return raw.plainAddress
     }
 }

@@ -53,8 +53,11 @@ extension GuestCommand {
 }
 
 extension KeptImage {
+    /// Until when it is kept, as words: a time, or what somebody has to do.
+    var term: String { isConfirmed ? until.map(UTCTime.text) ?? "somebody looks" : "\(destination) confirms" }
+
     /// A row of the table.
     fileprivate var row: [String] {
-        [guest, destination, ProgressRenderer.bytes(Double(bytes)), until.map(UTCTime.text) ?? "somebody looks", path]
+        [guest, destination, ProgressRenderer.bytes(Double(bytes)), term, path]
     }
 }

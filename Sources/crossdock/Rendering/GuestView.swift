@@ -96,8 +96,10 @@ struct GuestView: Codable {
         guard !images.isEmpty else { return }
         kept = images
         let bytes = images.reduce(0) { $0 + Double($1.bytes) }
-        let until = images.compactMap(\.until).max().map { "until \(UTCTime.text($0))" } ?? "until somebody looks"
-        detail += "\(detail.isEmpty ? "" : "; ")\(ProgressRenderer.bytes(bytes)) of old images are kept \(until)"
+        let last =
+            images.first { !$0.isConfirmed || $0.until == nil } ?? images.max { ($0.until ?? 0) < ($1.until ?? 0) }
+        detail +=
+            "\(detail.isEmpty ? "" : "; ")\(ProgressRenderer.bytes(bytes)) of old images are kept until \(last?.term ?? "")"
     }
 
     /// What is told of a guest whose QEMU is frozen; nil for another.
