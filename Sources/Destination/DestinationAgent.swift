@@ -403,7 +403,7 @@ public final class DestinationAgent: @unchecked Sendable {
                 return
             }
             base.limitUnsent(256 << 10)
-            try await migration.serveStream(connection)
+            try await migration.serveStream(hello.lane, channel, connection)
         case .host:
             do { try accounts.beginHost(peer.name) } catch { return try await connection.send(.abort("\(error)")) }
             defer { accounts.endHost(peer.name) }

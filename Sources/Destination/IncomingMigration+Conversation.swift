@@ -114,15 +114,62 @@ extension IncomingMigration {
         return try DestinationHandover.Event(message, in: handover.onWire)
     }
 
-    /// Carries one of QEMU's connections.
-    func serveStream(_ connection: MessageConnection) async throws {
+    /// Carries one of QEMU's connections, or a share of it, on a loop that carries nothing but data.
+    func serveStream(
+        _ lane: Message.Hello.Lane?,
+        _ channel: TLSChannel,
+        _ connection: MessageConnection
+    ) async throws {
         guard handover.isOpen, let target = shadow?.incomingSocket ?? guest?.streamSocket else {
-            try await connection.send(.abort("No stream is due"))
-            return
+            return try await connection.send(.abort("No stream is due"))
         }
-        let near = try await SocketChannel.connect(to: .unix(path: target), on: agent.loop)
-        try await connection.send(.welcome(.init(state: handover.onWire)))
-        try await StreamRelay.run(near, connection.channel)
+        let loop = agent.dataLoops.next()
+        if let lane, lane.number != 0 {
+            guard let lanes, lanes.attempt == lane.attempt else {
+                return try await connection.send(.abort("No stream is due that this connection could share"))
+            }
+            return try await serve(lane, of: lanes, channel, connection, on: loop)
+        }
+        let near = try await loop.run { try await SocketChannel.connect(to: .unix(path: target), on: loop) }
+        guard let lane else {
+            try await connection.send(.welcome(.init(state: handover.onWire)))
+            return try await Self.carry(channel, on: loop) { try await StreamRelay.run(near, $0) }
+        }
+        let lanes = LaneReceiver(to: near, attempt: lane.attempt)
+        self.lanes?.abort("Its source sends the memory anew")
+        self.lanes = lanes
+        try await serve(lane, of: lanes, channel, connection, on: loop)
+    }
+
+    private func serve(
+        _ lane: Message.Hello.Lane,
+        of lanes: LaneReceiver,
+        _ channel: TLSChannel,
+        _ connection: MessageConnection,
+        on loop: EventLoop
+    ) async throws {
+        do {
+            try await lanes.join()
+            try await connection.send(.welcome(.init(state: handover.onWire)))
+            try await Self.carry(channel, on: loop) { try await lanes.carry($0, isFirst: lane.number == 0) }
+        } catch {
+            // The others would wait for what it was to bring.
+            lanes.abort("\(error)")
+            throw error
+        }
+    }
+
+    /// Moves a connection to a loop, and closes it there when what it carries has ended.
+    private static func carry(
+        _ channel: TLSChannel,
+        on loop: EventLoop,
+        _ body: @escaping @Sendable (TLSChannel) async throws -> Void
+    ) async throws {
+        let moved = try await channel.moved(to: loop)
+        try await loop.run {
+            defer { moved.close() }
+            try await body(moved)
+        }
     }
 
     func send(_ answer: Message, _ question: String, _ connection: MessageConnection?) async {

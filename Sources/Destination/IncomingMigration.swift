@@ -26,6 +26,8 @@ final class IncomingMigration: @unchecked Sendable {
     var guestLock: FileLock?
     /// Receives the files of the guest that this host does not have.
     var receiver: FileReceiver?
+    /// The memory, when several connections bring it.
+    var lanes: LaneReceiver?
     /// The blank copy of the guest, while its move is rehearsed.
     var shadow: ShadowEmulator?
     /// What the source says of the images that it keeps, and of the disks.

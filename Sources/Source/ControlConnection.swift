@@ -53,10 +53,11 @@ final class ControlConnection: @unchecked Sendable {
     static func openStream(
         _ plan: MigrationPlan,
         index: Int,
+        lane: Message.Hello.Lane? = nil,
         credentials: any TLSCredentials,
         on loop: EventLoop
     ) async throws -> TLSChannel {
-        let hello = Message.Hello(role: .stream, migration: plan.id, index: index)
+        let hello = Message.Hello(role: .stream, migration: plan.id, index: index, lane: lane)
         return try await greet(Peer(plan), hello, credentials, loop).0
     }
 

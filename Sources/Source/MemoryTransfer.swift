@@ -8,6 +8,8 @@ internal import Migration
 final class MemoryTransfer: @unchecked Sendable {
     // Unchecked: confined to the control loop.
     private static let attemptsLimit = 20
+    /// The round trip of a line that one connection does not fill, in milliseconds.
+    private static let longLine = 2.0
     private static let patienceWithThrottle = 12
 
     private let context: MigrationContext
@@ -46,6 +48,7 @@ final class MemoryTransfer: @unchecked Sendable {
             plan: plan,
             credentials: context.credentials,
             client: record.process?.pid,
+            lanes: lanes,
             on: context.dataLoops.next()
         ) { [weak self] reason in
             guard let self else { return }
@@ -57,6 +60,16 @@ final class MemoryTransfer: @unchecked Sendable {
         try begin()
         try await monitor.migrate(toSocket: socket)
         try await follow(monitor, watch)
+    }
+
+    /// On a long line a connection carries what it may have under way per round trip, so several share the stream. On a short one, one
+    /// carries what QEMU can send, and more would only cost.
+    private var lanes: OutgoingStream.Lanes? {
+        guard link.features.contains(.lanes), (context.report.rehearsal?.roundTripMS ?? 0) >= Self.longLine else {
+            return nil
+        }
+        let count = min(max(plan.connections, 1), StreamPiece.mostLanes)
+        return .init(attempt: attempt, count: count, loops: context.dataLoops)
     }
 
     private func prepare(_ monitor: QMPClient, _ record: GuestRecord) async throws {

@@ -3,7 +3,8 @@ internal import Migration
 internal import Synchronization
 internal import TLS
 
-/// QEMU's migration stream on its way out: a Unix socket for QEMU, and a TLS connection for each of its connections.
+/// QEMU's migration stream on its way out: a Unix socket for QEMU, and a TLS connection for each of its connections, or several that share
+/// the first one.
 final class OutgoingStream: @unchecked Sendable {
     // Unchecked: set up once; the rest is confined to `loop`, but for the counters.
     let socket: String
@@ -11,12 +12,25 @@ final class OutgoingStream: @unchecked Sendable {
     private let loop: EventLoop
     private let plan: MigrationPlan
     private let credentials: any TLSCredentials
+    /// What shares QEMU's first connection; nil when one connection carries it.
+    private let lanes: Lanes?
     private let sent = Atomic<UInt64>(0)
     private let opened = Atomic<Int>(0)
     /// The only process that may connect.
     private let client: Int32?
     private var channels: [any Channel] = []
+    private var isAborted = false
     private let onFailure: @Sendable (String) -> Void
+
+    /// Several connections that carry a stream in pieces.
+    struct Lanes {
+        /// Which sending of the memory it is.
+        var attempt: Int
+        /// How many, two at least.
+        var count: Int
+        /// Which loops those after the first one are spread over.
+        var loops: EventLoopGroup
+    }
 
     /// Bytes of the stream that were passed on.
     var bytesSent: UInt64 { sent.load(ordering: .relaxed) }
@@ -29,9 +43,11 @@ final class OutgoingStream: @unchecked Sendable {
         _ plan: MigrationPlan,
         _ credentials: any TLSCredentials,
         _ client: Int32?,
+        _ lanes: Lanes?,
         _ onFailure: @escaping @Sendable (String) -> Void
     ) {
         self.client = client
+        self.lanes = lanes
         self.socket = socket
         self.listener = listener
         self.plan = plan
@@ -40,18 +56,29 @@ final class OutgoingStream: @unchecked Sendable {
         loop = listener.loop
     }
 
+    /// Waits for QEMU at a socket.
+    ///
+    /// - Parameters:
+    ///   - socket: its path.
+    ///   - plan: where the stream goes.
+    ///   - credentials: this side's.
+    ///   - client: the only process that may connect.
+    ///   - lanes: what is to share QEMU's first connection. Needs `Feature.lanes`.
+    ///   - loop: where the stream lives.
+    ///   - onFailure: is told why the stream broke.
     static func start(
         socket: String,
         plan: MigrationPlan,
         credentials: any TLSCredentials,
         client: Int32?,
+        lanes: Lanes? = nil,
         on loop: EventLoop,
         onFailure: @escaping @Sendable (String) -> Void
     ) async throws -> OutgoingStream {
         try await loop.run {
             let listener = try await Listener.listen(on: .unix(path: socket), loop: loop)
             try SocketOwner.give(socket, to: client)
-            let stream = OutgoingStream(socket, listener, plan, credentials, client, onFailure)
+            let stream = OutgoingStream(socket, listener, plan, credentials, client, lanes, onFailure)
             Task(executorPreference: loop) { await stream.accept() }
             return stream
         }
@@ -68,14 +95,10 @@ final class OutgoingStream: @unchecked Sendable {
             }
             channels.append(near)
             do {
-                let far = try await ControlConnection.openStream(plan, index: index, credentials: credentials, on: loop)
-                channels.append(far)
-                opened.wrappingAdd(1, ordering: .relaxed)
+                let far = try await open(index, near)
                 index += 1
                 Task(executorPreference: loop) {
-                    do {
-                        try await StreamRelay.run(near, far) { self.sent.wrappingAdd(UInt64($0), ordering: .relaxed) }
-                    } catch {
+                    do { try await self.carry(near, far) } catch {
                         self.onFailure("The migration stream broke: \(error)")
                     }
                 }
@@ -86,9 +109,54 @@ final class OutgoingStream: @unchecked Sendable {
         }
     }
 
+    /// Opens what carries one of QEMU's connections. The destination has to see the first lane before the others.
+    private func open(_ index: Int, _ near: SocketChannel) async throws -> [TLSChannel] {
+        guard let lanes, lanes.count > 1, index == 0 else { return [try await open(index, nil, on: loop)] }
+        var opened = [try await open(index, .init(attempt: lanes.attempt, number: 0), on: loop)]
+        try await withThrowingTaskGroup(of: TLSChannel.self) { group in
+            for number in 1..<lanes.count {
+                let other = lanes.loops.next()
+                group.addTask(executorPreference: other) {
+                    try await self.open(index, .init(attempt: lanes.attempt, number: number), on: other)
+                }
+            }
+            while let lane = try await group.next() { opened.append(lane) }
+        }
+        return opened
+    }
+
+    private func open(_ index: Int, _ lane: Message.Hello.Lane?, on other: EventLoop) async throws -> TLSChannel {
+        let far = try await ControlConnection.openStream(
+            plan,
+            index: index,
+            lane: lane,
+            credentials: credentials,
+            on: other
+        )
+        opened.wrappingAdd(1, ordering: .relaxed)
+        try await loop.run {
+            guard !self.isAborted else {
+                far.abort(ChannelError(.closed, "The stream was given up"))
+                throw MigrationError(.failed, "The stream was given up")
+            }
+            self.channels.append(far)
+        }
+        return far
+    }
+
+    private func carry(_ near: SocketChannel, _ far: [TLSChannel]) async throws {
+        let count: @Sendable (Int) -> Void = { self.sent.wrappingAdd(UInt64($0), ordering: .relaxed) }
+        if far.count == 1 {
+            try await StreamRelay.run(near, far[0], count: count)
+        } else {
+            try await LaneSender(from: near, over: far, count: count).run()
+        }
+    }
+
     /// Breaks the stream: QEMU's migration fails and the guest resumes by itself. From any thread.
     func abort(_ reason: String) {
         loop.execute {
+            self.isAborted = true
             self.listener.close()
             for channel in self.channels { channel.abort(ChannelError(.closed, reason)) }
             self.channels = []

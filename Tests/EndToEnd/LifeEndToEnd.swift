@@ -52,6 +52,12 @@ struct LifeEndToEnd {
         #expect(forced.code == 0 && forced.output.contains("is stopped"), "\(forced.all)")
         let again = try await guest(lab, "a", "stop", "web1")
         #expect(again.code == 0 && again.output.contains("does not run here"), "\(again.all)")
+        // It leaves no socket that nobody answers, and is as large as it was.
+        for socket in [lab.guests("a").agentMonitor(of: "web1"), lab.guests("a").statusMonitor(of: "web1")] {
+            #expect(!DurableFile.exists(socket))
+        }
+        let stopped = try await guest(lab, "a", "show", "web1", "--json")
+        #expect(stopped.output.contains("\"memory\" : 67108864"), "\(stopped.all)")
     }
 
     @Test func aGuestIsRemovedWhenItIsOffAndItsImageStays() async throws {

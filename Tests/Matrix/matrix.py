@@ -139,7 +139,7 @@ def scenarios(crossdock, files, pair):
 
 def suites(pair, directory):
     chosen = {name: suite for name, suite in SUITES.items() if pair[0] == pair[1] or name not in ALONE}
-    environment = {**os.environ, "CROSSDOCK_QEMU": ":".join(pair), "SWT_EXPERIMENTAL_MAXIMUM_PARALLELIZATION_WIDTH": "3"}
+    environment = {**os.environ, "CROSSDOCK_QEMU": ":".join(pair), "SWT_EXPERIMENTAL_MAXIMUM_PARALLELIZATION_WIDTH": "4"}
     wanted = "|".join(suite for several in chosen.values() for suite in several)
     command = [OTHER_QEMU, pair[0], "swift", "test", "--skip-build", "--disable-xctest", "--filter", wanted]
     run = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -392,7 +392,7 @@ public struct GuestStore: Sendable {
     public func switchOff(_ record: inout GuestRecord) async throws {
         await record.process?.terminate(grace: .zero)
         removeTaps(of: record)
-        for path in [agentMonitor(of: record.name), statusMonitor(of: record.name)] { unlink(path) }
+        removeSockets(of: record.name)
         (record.process, record.isOff) = (nil, nil)
         try save(record)
     }
@@ -406,6 +406,17 @@ public struct GuestStore: Sendable {
         }
         await process.terminate()
         removeTaps(of: record)
+        removeSockets(of: record.name)
+    }
+
+    /// Removes the sockets of a QEMU that has ended, which one that is killed leaves.
+    private func removeSockets(of guest: String) {
+        let run = runDirectory(of: guest)
+        let own = DurableFile.list(run).map { "\(run)/\($0)" }.filter { path in
+            var status = stat()
+            return lstat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFSOCK
+        }
+        for path in own + [agentMonitor(of: guest), statusMonitor(of: guest)] { unlink(path) }
     }
 
     /// What a guest does now, for people: QEMU's run state, "stopped", "released", "arriving" while it belongs to another host,

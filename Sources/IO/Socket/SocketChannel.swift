@@ -49,6 +49,34 @@ public final class SocketChannel: Channel, @unchecked Sendable {
         }
     }
 
+    /// Takes over a socket that another loop has let go.
+    private init(_ fd: Int32, like channel: SocketChannel, on loop: EventLoop) throws {
+        self.fd = fd
+        self.loop = loop
+        peerName = channel.peerName
+        features = channel.features
+        do {
+            registration = try loop.register(fd)
+        } catch {
+            Glibc.close(fd)
+            throw error
+        }
+    }
+
+    /// Has another loop watch the socket. Called on this channel's loop while nobody waits for it.
+    ///
+    /// - Returns: the channel from here on; this one is closed.
+    /// - Throws: `ChannelError` when the channel has failed or is closed already.
+    public func moved(to target: EventLoop) async throws -> SocketChannel {
+        if let failure { throw failure }
+        let descriptor = fd
+        loop.deregister(descriptor)
+        registration.fail()
+        fd = -1
+        failure = ChannelError(.closed, "The connection to \(peerName) has another loop")
+        return try await target.run { try SocketChannel(descriptor, like: self, on: target) }
+    }
+
     deinit {
         if fd >= 0 {
             let fd = fd

@@ -15,6 +15,8 @@ public enum Feature: String, Sendable, Hashable, CaseIterable {
     case examination
     /// READBACK tells how far the destination is with the digests of the disks.
     case readBack = "read-back"
+    /// QEMU's stream is cut into pieces that several connections carry; see `StreamPiece`.
+    case lanes = "memory-lanes"
     /// The destination makes taps in its bridges for networks that OFFER, or RECALL, maps.
     case networks
     /// MEMBERS brings a fleet's list.

@@ -77,16 +77,33 @@ public enum Message: Sendable, Hashable {
         public var migration: String
         /// Which of QEMU's connections a stream connection carries, in the order in which QEMU opened them; for `seed`, which disk.
         public var index: Int
+        /// Which of the connections that share a stream this is; nil for one that carries it alone. Needs `Feature.lanes`.
+        public var lane: Lane?
         /// What the source can do beyond the first version; see `Feature`.
         public var features: [String]?
 
+        /// One of several connections that carry a stream in pieces.
+        public struct Lane: Sendable, Hashable, Codable {
+            /// Which sending of the memory this is; those of one migration differ.
+            public var attempt: Int
+            /// From 0 on. The first one is there before the others, and carries what QEMU answers.
+            public var number: Int
+
+            /// Describes a lane.
+            public init(attempt: Int, number: Int) {
+                self.attempt = attempt
+                self.number = number
+            }
+        }
+
         /// Makes a greeting.
-        public init(role: Role, migration: String, index: Int = 0) {
+        public init(role: Role, migration: String, index: Int = 0, lane: Lane? = nil) {
             versions = [1]
             features = Feature.own
             self.role = role
             self.migration = migration
             self.index = index
+            self.lane = lane
         }
     }
 

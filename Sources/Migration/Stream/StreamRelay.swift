@@ -40,7 +40,8 @@ public enum StreamRelay {
         }
     }
 
-    private static func copy(
+    /// Copies one direction to its end, which is passed on. Called on the loop of both channels.
+    static func copy(
         from source: any Channel,
         to target: any Channel,
         count: @Sendable (Int) -> Void

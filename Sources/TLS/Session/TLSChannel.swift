@@ -71,6 +71,18 @@ public final class TLSChannel: Channel, @unchecked Sendable {
         }
     }
 
+    /// Has another loop carry the session. Called on this channel's loop while nobody waits for it.
+    ///
+    /// - Returns: the channel from here on, and this one is closed; this one itself when it is over something else than a socket.
+    /// - Throws: `ChannelError` for a channel that has failed.
+    public func moved(to target: EventLoop) async throws -> TLSChannel {
+        try await flushAll()
+        guard let socket = base as? SocketChannel else { return self }
+        let channel = TLSChannel(session: session, base: try await socket.moved(to: target))
+        channel.ended = ended
+        return channel
+    }
+
     /// Reads ciphertext. Returns whether anything arrived, the end of the transport included.
     private func fill() throws -> Bool {
         let space = session.inbound.space(64 << 10)

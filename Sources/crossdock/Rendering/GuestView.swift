@@ -75,6 +75,9 @@ struct GuestView: Codable {
         guard record.process?.isRunning == true else {
             var view = GuestView(record, state: await store.state(of: record, on: loop))
             view.keeps(FencedImages.kept(migrations, of: record.name))
+            // As an evacuation counts it.
+            view.memory = try? record.commandLine.memory()
+            view.processors = (try? record.commandLine.processors()).map { Int(clamping: $0) }
             // What it waits for, or why it must not be started, is not on record.
             guard record.released == nil, let bar = (try? migrations.startBar(of: record.name)) ?? nil else {
                 return view

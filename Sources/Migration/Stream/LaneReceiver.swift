@@ -1,0 +1,139 @@
+public import IO
+
+/// QEMU's migration stream where it comes in over several connections: their pieces, decrypted on a loop for each of them, are passed on in
+/// order, and what QEMU answers goes back over the first one.
+///
+/// It holds a piece for each connection, `StreamPiece.largest` bytes, whatever the source sends.
+public final class LaneReceiver: @unchecked Sendable {
+    // Unchecked: confined to `loop`.
+    private let near: any Channel
+    private let loop: EventLoop
+    /// Which sending of the memory it carries.
+    public let attempt: Int
+    private var order = StreamOrder()
+    private var turns: [UInt64: UnsafeContinuation<Void, Never>] = [:]
+    private var channels: [any Channel] = []
+    private var failure: ChannelError?
+    private static let pool = BufferPool(keep: 4 << 20)
+
+    /// Makes a stream.
+    ///
+    /// - Parameters:
+    ///   - near: where it goes; closed at the end. Its loop is the one that puts the pieces in order.
+    ///   - attempt: which sending of the memory it is.
+    public init(to near: any Channel, attempt: Int) {
+        self.near = near
+        self.attempt = attempt
+        loop = near.loop
+    }
+
+    /// A connection is about to bring pieces; called before it is told that it may. From any loop.
+    ///
+    /// - Throws: as `StreamOrder.join`, and why the stream has failed.
+    public func join() async throws {
+        try await loop.run {
+            if let failure = self.failure { throw failure }
+            try self.order.join()
+        }
+    }
+
+    /// Passes on what a connection that has joined brings, to its end. Called on the connection's loop.
+    ///
+    /// - Parameters:
+    ///   - channel: the connection. The caller closes it.
+    ///   - isFirst: whether it carries the answers; it then lasts as long as they do, and its loop is that of `near`.
+    /// - Throws: why the stream has failed, on whichever connection.
+    public func carry(_ channel: any Channel, isFirst: Bool) async throws {
+        try await loop.run {
+            if let failure = self.failure { throw failure }
+            self.channels.append(channel)
+        }
+        do {
+            if isFirst {
+                defer { near.close() }
+                try await withThrowingTaskGroup(of: Void.self) { group in
+                    group.addTask(executorPreference: channel.loop) { try await self.receive(channel) }
+                    group.addTask(executorPreference: channel.loop) {
+                        try await StreamRelay.copy(from: self.near, to: channel) { _ in }
+                    }
+                    do {
+                        try await group.next()
+                        try await group.next()
+                    } catch {
+                        await self.fail(error)
+                        throw error
+                    }
+                }
+            } else {
+                try await receive(channel)
+            }
+        } catch {
+            await fail(error)
+            throw error
+        }
+    }
+
+    /// Breaks the stream. From any thread.
+    public func abort(_ reason: String) { loop.execute { self.end(ChannelError(.closed, reason)) } }
+
+    private func receive(_ channel: any Channel) async throws {
+        let header = IOBuffer(capacity: StreamPiece.headerSize)
+        let buffer = Self.pool.buffer(StreamPiece.largest)
+        while true {
+            guard try await channel.readFull(into: header.mutable(0..<StreamPiece.headerSize)) else {
+                throw ChannelError(
+                    .truncated,
+                    "\(channel.peerName) ended a connection of the migration stream without its end"
+                )
+            }
+            let piece = try StreamPiece(parsing: header.bytes(0..<StreamPiece.headerSize))
+            if piece.count == 0 {
+                try await loop.run { try await self.ended(piece.number) }
+                // What the socket still has when it is closed would cost the peer what is on its way to it.
+                guard try await channel.readSome(into: header.mutable(0..<1)) == 0 else {
+                    throw ChannelError(.protocolViolation, "The migration stream goes on after its end")
+                }
+                return
+            }
+            guard try await channel.readFull(into: buffer.mutable(0..<piece.count)) else {
+                throw ChannelError(
+                    .truncated,
+                    "\(channel.peerName) ended the migration stream in the middle of a piece"
+                )
+            }
+            try await loop.run { try await self.pass(piece, buffer) }
+        }
+    }
+
+    private func pass(_ piece: StreamPiece, _ buffer: IOBuffer) async throws {
+        if let failure { throw failure }
+        if try !order.arrived(piece.number) {
+            await withUnsafeContinuation { turns[piece.number] = $0 }
+            if let failure { throw failure }
+        }
+        try await near.writeAll(buffer.bytes(0..<piece.count))
+        if let due = try order.passed() { turns.removeValue(forKey: due)?.resume() }
+        try await finish()
+    }
+
+    private func ended(_ count: UInt64) async throws {
+        if let failure { throw failure }
+        try order.ended(count)
+        try await finish()
+    }
+
+    private func finish() async throws { if order.isOver { try await near.finishWriting() } }
+
+    private func fail(_ error: any Error) async {
+        try? await loop.run { self.end(ChannelError(.closed, "The migration stream broke: \(error)")) }
+    }
+
+    private func end(_ reason: ChannelError) {
+        guard failure == nil else { return }
+        failure = reason
+        near.abort(reason)
+        for channel in channels { channel.abort(reason) }
+        for turn in turns.values { turn.resume() }
+        turns = [:]
+    }
+}

@@ -1,0 +1,183 @@
+import Glibc
+import IO
+import TLS
+import TestSupport
+import Testing
+
+@testable import Migration
+
+/// A stream over several connections, from socket to socket.
+struct LaneTests {
+    /// Two connected channels, each on a loop of its own, over TLS or not.
+    private func line(_ pki: TestPKI?, _ near: EventLoop, _ far: EventLoop) async throws -> (any Channel, any Channel) {
+        let listener = try await far.run { try await Listener.listen(on: .inet(host: "127.0.0.1", port: 0), loop: far) }
+        let address = listener.address
+        async let accepted = far.run { () -> any Channel in
+            let socket = try await listener.accept()
+            guard let pki else { return socket }
+            let credentials = try X509Credentials(id: "s", directory: pki.directory, endpoint: .server)
+            return try await TLSChannel.handshake(over: socket, credentials: credentials)
+        }
+        let client = try await near.run { () -> any Channel in
+            let socket = try await SocketChannel.connect(to: address, on: near)
+            guard let pki else { return socket }
+            let credentials = try X509Credentials(id: "c", directory: pki.directory, endpoint: .client)
+            return try await TLSChannel.handshake(over: socket, credentials: credentials, hostname: "127.0.0.1")
+        }
+        let server = try await accepted
+        listener.abort()
+        return (client, server)
+    }
+
+    /// What a QEMU would have sent: bytes that tell where they are.
+    private static func bytes(_ range: Range<Int>) -> [UInt8] {
+        range.map { UInt8(truncatingIfNeeded: $0 &* 2_654_435_761 >> 13) }
+    }
+
+    @Test(arguments: [1, 2, 5])
+    func aStreamArrivesAsItWasSentAndTheAnswerComesBack(_ count: Int) async throws {
+        let pki = try TestPKI()
+        let (source, target) = (EventLoopGroup(count: 3, name: "source"), EventLoopGroup(count: 3, name: "target"))
+        defer {
+            source.stop()
+            target.stop()
+        }
+        let (near, far) = (source.loops[0], target.loops[0])
+        // What stands for QEMU at either end.
+        let (sender, sent) = try await near.run { try SocketChannel.pair(on: near) }
+        let (received, receiver) = try await far.run { try SocketChannel.pair(on: far) }
+        let stream = LaneReceiver(to: received, attempt: 3)
+        var lanes: [any Channel] = []
+        var arriving: [any Channel] = []
+        for index in 0..<count {
+            let (here, there) = try await line(
+                pki,
+                index == 0 ? near : source.loops[index % 3],
+                index == 0 ? far : target.loops[(index + 1) % 3]
+            )
+            lanes.append(here)
+            arriving.append(there)
+            try await stream.join()
+        }
+        let total = 9 << 20
+        let (outgoing, incoming) = (lanes, arriving)
+        try await withThrowingTaskGroup(of: Void.self) { group in
+            for (index, lane) in incoming.enumerated() {
+                group.addTask(executorPreference: lane.loop) {
+                    defer { lane.close() }
+                    try await stream.carry(lane, isFirst: index == 0)
+                }
+            }
+            group.addTask(executorPreference: near) { try await LaneSender(from: sent, over: outgoing) { _ in }.run() }
+            group.addTask(executorPreference: near) {
+                var position = 0
+                var size = 1
+                while position < total {
+                    let next = min(position + size, total)
+                    try await sender.write(Self.bytes(position..<next))
+                    position = next
+                    size = (size * 7 + 3) % 600_000
+                }
+                try await sender.finishWriting()
+                let answer = try await sender.read(exactly: 7)
+                #expect(String(decoding: answer, as: UTF8.self) == "verdict")
+                #expect(try await sender.readSome(into: IOBuffer(capacity: 1).mutable(0..<1)) == 0)
+                sender.close()
+            }
+            group.addTask(executorPreference: far) {
+                let buffer = IOBuffer(capacity: 1 << 16)
+                var position = 0
+                while true {
+                    let count = try await receiver.readSome(into: buffer.mutable(0..<(1 << 16)))
+                    if count == 0 { break }
+                    let isRight = Array(buffer.bytes(0..<count)) == Self.bytes(position..<position + count)
+                    #expect(isRight, "at \(position)")
+                    guard isRight else { break }
+                    position += count
+                }
+                #expect(position == total)
+                try await receiver.write(Array("verdict".utf8))
+                try await receiver.finishWriting()
+                receiver.close()
+            }
+            try await group.waitForAll()
+        }
+    }
+
+    /// What a peer with a connection of its own can do to a stream.
+    private func attack(
+        _ lanes: Int,
+        _ body: @escaping @Sendable ([any Channel]) async throws -> Void
+    ) async throws -> [String] {
+        let loop = EventLoop(name: "lanes")
+        defer { loop.stop() }
+        return try await loop.run {
+            let (received, receiver) = try SocketChannel.pair(on: loop)
+            let stream = LaneReceiver(to: received, attempt: 0)
+            var (here, there): ([any Channel], [any Channel]) = ([], [])
+            for _ in 0..<lanes {
+                let (a, b) = try SocketChannel.pair(on: loop)
+                here.append(a)
+                there.append(b)
+                try await stream.join()
+            }
+            let (attacking, attacked) = (here, there)
+            async let drained: Void = {
+                let buffer = IOBuffer(capacity: 1 << 16)
+                while let count = try? await receiver.readSome(into: buffer.mutable(0..<(1 << 16))), count > 0 {}
+            }()
+            let reasons = try await withThrowingTaskGroup(of: String.self) { group in
+                for (index, lane) in attacked.enumerated() {
+                    group.addTask(executorPreference: loop) {
+                        defer { lane.close() }
+                        do { try await stream.carry(lane, isFirst: index == 0) } catch { return "\(error)" }
+                        return ""
+                    }
+                }
+                try await body(attacking)
+                return try await group.reduce(into: []) { $0.append($1) }
+            }
+            await drained
+            for channel in attacking { channel.close() }
+            receiver.close()
+            return reasons
+        }
+    }
+
+    private static func piece(_ number: UInt64, _ count: Int, _ bytes: Int? = nil) -> [UInt8] {
+        var header = [UInt8](repeating: 0, count: StreamPiece.headerSize)
+        header.withUnsafeMutableBytes { StreamPiece(number: number, count: count).write(into: $0) }
+        return header + [UInt8](repeating: 1, count: bytes ?? count)
+    }
+
+    @Test func aLyingPeerEndsItsStreamOnAllConnections() async throws {
+        // Which connection is read first is not said.
+        let cases: [(words: [String], first: [[UInt8]], second: [[UInt8]])] = [
+            (["twice"], [Self.piece(0, 10), Self.piece(0, 10)], []),
+            (["missing"], [Self.piece(1, 10)], [Self.piece(2, 10)]),
+            (["missing"], [Self.piece(1, 10)], [Self.piece(.max, 10)]),
+            (["more than"], [Self.piece(0, StreamPiece.largest + 1, 0)], []),
+            (["before pieces", "beyond its end"], [Self.piece(0, 10), Self.piece(1, 10)], [Self.piece(1, 0)]),
+            (["goes on after its end"], [Self.piece(0, 0), Self.piece(0, 10)], []),
+            (["in the middle"], [Self.piece(0, 10, 4)], []),
+        ]
+        for (words, first, second) in cases {
+            let reasons = try await attack(2) { lanes in
+                for piece in first { try? await lanes[0].write(piece) }
+                for piece in second { try? await lanes[1].write(piece) }
+                if words == ["in the middle"] { lanes[0].close() }
+            }
+            let isTold = reasons.contains { reason in words.contains { reason.contains($0) } }
+            #expect(reasons.count == 2 && isTold, "\(words): \(reasons)")
+            #expect(reasons.allSatisfy { !$0.isEmpty }, "\(words): \(reasons)")
+        }
+    }
+
+    @Test func aConnectionThatEndsWithoutItsEndBreaksTheOthers() async throws {
+        let reasons = try await attack(3) { lanes in
+            try await lanes[0].write(Self.piece(1, 10))
+            try await lanes[1].finishWriting()
+        }
+        #expect(reasons.allSatisfy { !$0.isEmpty } && reasons.contains { $0.contains("without its end") }, "\(reasons)")
+    }
+}
