@@ -80,6 +80,7 @@ struct SourceGuest {
                 "Guest '\(name)' was started by something else and does not run; start it there, then migrate it"
             )
         }
+        context.warn("Guest '\(name)' does not run here, and moves as one that is off")
         var record = found
         record.isOff = true
         do {

@@ -95,6 +95,28 @@ struct NetworkEndToEnd {
         #expect(try await ports(lab, of: "br-b").count == 1)
     }
 
+    /// A bridge that looks for loops passes nothing on for a while. A guest that was paused then would be announced to nobody.
+    @Test func whatTheGuestAnnouncesPassesThroughABridgeThatWaitsWithNewPorts() async throws {
+        let lab = try await Self.lab(
+            [
+                "ip link set br-b type bridge stp_state 1 forward_delay 200", "ip link add v0 type veth peer name v1",
+                "ip link add br-c type bridge forward_delay 0", "ip link set v0 master br-b",
+                "ip link set v1 master br-c", "ip link set v0 up", "ip link set v1 up", "ip link set br-c up",
+            ].joined(separator: " && ")
+        )
+        let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
+        try await lab.startIdleGuest(disks: [disk], more: Self.usual)
+        try await lab.startDestination(more: ["--allow-bridge", "br-b"])
+        try await eventually("the way to the neighbour is open") {
+            try await self.run(lab, "bridge", "link", "show", "dev", "v0").contains("state forwarding")
+        }
+        let away = try await lab.migrate(more: ["--network", "br-a=br-b"])
+        #expect(away.code == 0, "\(away.all)")
+        try await eventually("the neighbour knows where the guest is") {
+            try await self.run(lab, "bridge", "fdb", "show", "br", "br-c").contains("\(Self.address) dev v1")
+        }
+    }
+
     @Test func whatIsNotThereOrNotAllowedIsRefusedBeforeAnythingIsMade() async throws {
         let lab = try await Self.lab("ip link add br-down type bridge")
         let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)

@@ -151,6 +151,8 @@ public struct MigrationReport: Sendable, Codable {
     public var blackoutMS: Double?
     /// What the guest was doing when it moved, if it did not run: it does the same on the destination.
     public var guestState: RunState?
+    /// Whether it was switched off, and is so on the destination; nil when it was not.
+    public var isOff: Bool?
     /// All of it, in milliseconds.
     public var totalMS: Double
     /// The protection; nil when no connection came about.
@@ -183,6 +185,7 @@ public struct MigrationReport: Sendable, Codable {
         case phasesMS = "phases_ms"
         case blackoutMS = "blackout_ms"
         case guestState = "guest_state"
+        case isOff = "off"
         case totalMS = "total_ms"
         case bytesResent = "bytes_resent"
     }

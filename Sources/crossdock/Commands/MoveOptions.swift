@@ -6,7 +6,7 @@ struct MoveOptions: ParsableArguments {
     private static let (pause, longestPause) = (Milliseconds(300), Milliseconds(10_000))
     private static let keeping = TimeSpan.days(7)
 
-    @Option(help: "Connections for each disk.")
+    @Option(help: "Connections for each disk, and for the memory on a long line.")
     var connections: Int = 4
 
     @Option(

@@ -113,7 +113,12 @@ struct ProgressRenderer: EventRenderer {
         }
         let disk = report.disks.reduce(0) { $0 + Double($1.bytesSent) }
         var lines: [String] = []
-        if let state = report.guestState {
+        if report.isOff == true {
+            lines.append(
+                "Guest '\(report.guest)' is on \(destination), and is off there as it was here; 'crossdock guest start \(report.guest)' "
+                    + "there starts it."
+            )
+        } else if let state = report.guestState {
             lines.append(
                 "Guest '\(report.guest)' is on \(destination), and stands there as it did here: \(state.sentence)."
             )
