@@ -247,6 +247,7 @@ final class IncomingGuest: @unchecked Sendable {
         do { try store.openMonitors(of: record) } catch { log(.error, "\(error)") }
         if let standsAs {
             log(.info, "guest '\(name)' stands still as it did where it came from: \(standsAs.sentence)")
+            if !isOff { await activateImages(monitor) }
         } else {
             try await resume(monitor)
         }
@@ -262,6 +263,17 @@ final class IncomingGuest: @unchecked Sendable {
             try store.save(record)
         }
         self.record = record
+    }
+
+    /// A guest that stands still has its images all the same. One that does not get them keeps standing, and gets them when it is resumed.
+    private func activateImages(_ monitor: QMPClient) async {
+        for attempt in 1...20 {
+            do { return try await monitor.activateImages() } catch {
+                log(.warning, "guest '\(name)' stands still, and QEMU does not take control of its images: \(error)")
+                if !monitor.isConnected { return }
+                await loop.sleep(for: .milliseconds(20 * attempt))
+            }
+        }
     }
 
     private func resume(_ monitor: QMPClient) async throws {

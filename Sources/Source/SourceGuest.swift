@@ -116,5 +116,14 @@ struct SourceGuest {
         try await GuestExport.clear(record, context.guests, monitor)
         // The lock is ours, so nobody uses what a source agent that was killed has left.
         await GuestRestoration(monitor: monitor, guest: state).removeLeftovers()
+        guard state != .running, record.isOff != true else { return }
+        // It may have come here standing, by something that left that to whoever resumes it.
+        do { try await monitor.activateImages() } catch {
+            throw MigrationError(
+                .guest,
+                "QEMU does not take control of the images of guest '\(plan.guest)', which stands still: \(error). Resume it, or see what "
+                    + "else uses the images"
+            )
+        }
     }
 }

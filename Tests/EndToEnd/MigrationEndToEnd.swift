@@ -179,4 +179,33 @@ struct MigrationEndToEnd {
         ])
         #expect(proved.code == 0, "\(proved.all)")
     }
+
+    /// A guest that stands still has its images where it came to: whoever moves it next finds them there.
+    @Test func aPausedGuestGoesThereAndBackAndRunsOnAtHome() async throws {
+        let lab = try Lab()
+        try await lab.startDestination()
+        try await lab.startDestination("a")
+        let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 2)
+        let base = try await lab.makeImage("base.raw", megabytes: 16, data: 1)
+        let overlay = lab.directory.file("over.qcow2")
+        let made = try await Tool.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", overlay])
+        #expect(made.code == 0, "\(made.all)")
+        try await lab.startIdleGuest(
+            disks: [disk],
+            more: [
+                "-drive", "file=\(overlay),format=qcow2,if=virtio", "-device", "virtio-scsi-pci", "-device",
+                "scsi-cd,id=empty",
+            ]
+        )
+        _ = try await lab.monitor("a") { try await $0.execute("stop") }
+        for (from, to) in [("a", "b"), ("b", "a"), ("a", "b")] {
+            let result = try await lab.migrate(from: from, port: lab.controlPort(of: to))
+            #expect(result.code == 0, "\(from): \(result.all)")
+            #expect(result.output.contains("it is paused"), "\(from): \(result.all)")
+            #expect(try await lab.monitor(to) { try await $0.status() } == "paused")
+        }
+        try await lab.monitor("b") { try await $0.resume() }
+        #expect(try await lab.monitor("b") { try await $0.status() } == "running")
+        #expect(try await lab.monitor("b") { try await $0.blockExports().isEmpty })
+    }
 }

@@ -136,6 +136,7 @@ public final class QMPClient: @unchecked Sendable {
     ///   - arguments: an object.
     ///   - timeout: the time allowed for the answer.
     ///   - outOfBand: whether QEMU runs it at once, beside a command that hangs.
+    ///   - descriptor: an open file that goes with it; the caller keeps its own.
     /// - Returns: what QEMU returned.
     /// - Throws: `QMPError`; its message has the command and QEMU's words.
     @discardableResult
@@ -143,7 +144,8 @@ public final class QMPClient: @unchecked Sendable {
         _ command: String,
         _ arguments: JSONValue = [:],
         timeout: Duration = .seconds(30),
-        outOfBand: Bool = false
+        outOfBand: Bool = false,
+        passing descriptor: Int32? = nil
     ) async throws -> JSONValue {
         if let failure { throw failure }
         let (id, bytes) = line(command, arguments, outOfBand: outOfBand && hasOutOfBand)
@@ -153,7 +155,7 @@ public final class QMPClient: @unchecked Sendable {
             pending[id] = { result in
                 continuation.resume(with: result.mapError { self.naming(command, $0) })
             }
-            send(bytes)
+            send(bytes, passing: descriptor)
         }
     }
 
@@ -226,11 +228,17 @@ public final class QMPClient: @unchecked Sendable {
         return (id, Array((JSONValue.object(message).text + "\n").utf8))
     }
 
-    private func send(_ bytes: [UInt8]) {
+    private func send(_ bytes: [UInt8], passing descriptor: Int32? = nil) {
         Task(executorPreference: loop) {
             await self.writeLock.acquire()
             defer { self.writeLock.release() }
-            do { try await self.channel.write(bytes) } catch { self.fail("\(error)") }
+            do {
+                if let descriptor, let socket = self.channel as? SocketChannel {
+                    try await socket.write(bytes, passing: [descriptor])
+                } else {
+                    try await self.channel.write(bytes)
+                }
+            } catch { self.fail("\(error)") }
         }
     }
 
