@@ -319,6 +319,9 @@ public final class DestinationAgent: @unchecked Sendable {
             Task(executorPreference: loop) {
                 do {
                     try await self.serve(channel)
+                } catch let error as ChannelError where error.code == .closed {
+                    // Who only looks whether somebody is there.
+                    self.note("Connection from \(channel.peerName): \(error)", .info)
                 } catch {
                     self.note("Connection from \(channel.peerName): \(error)")
                 }
@@ -327,9 +330,9 @@ public final class DestinationAgent: @unchecked Sendable {
     }
 
     /// Logs what anybody on the network can cause, but not as often as anybody wants.
-    private func note(_ text: String) {
+    private func note(_ text: String, _ level: Log.Level = .warning) {
         guard let line = refusals.line(text) else { return }
-        log(.warning, line)
+        log(level, line)
     }
 
     private func serve(_ base: SocketChannel) async throws {

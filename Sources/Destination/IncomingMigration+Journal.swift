@@ -27,10 +27,10 @@ extension IncomingMigration {
         else { return IncomingMigration(id, peer: peer, agent: agent, DestinationHandover()) }
         let state: DestinationHandover.State =
             switch standing {
-            case .owner: .done(takenBy: nil)
-            case .taken(let by, _): .done(takenBy: by)
+            case .owner: .done(takenBy: nil, isSettled: reading.isSettled)
+            case .taken(let by, _): .done(takenBy: by, isSettled: reading.isSettled)
             case .rolledBack(let reason): .aborted(reason: reason, .durable)
-            case .overruled(let by): .overruled(by: by)
+            case .overruled(let by): .overruled(by: by, wasOwner: reading.wasOwned)
             case .accepted, .prepared: .new
             }
         let migration = IncomingMigration(id, peer: peer, agent: agent, DestinationHandover(state))

@@ -120,7 +120,8 @@ extension IncomingMigration {
         let free = xd_free_bytes(directory)
         // Below this a file system is full for all practical purposes.
         guard free < needed + (1 << 20) else { return nil }
-        return "The image directory \(directory) has \(free) bytes free, the disks need at least \(needed)"
+        return
+            "The image directory \(directory) has \(HostFigures.text(free)) free, the disks need at least \(HostFigures.text(needed))"
     }
 
     /// Why a block device is not free; nil when it is.

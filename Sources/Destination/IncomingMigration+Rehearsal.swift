@@ -48,7 +48,8 @@ extension IncomingMigration {
         }
         if free < most {
             warnings.append(
-                "The image directory on the destination has \(free) bytes free; if the guest fills its disks, they need \(most)"
+                "The image directory on the destination has \(HostFigures.text(free)) free; if the guest fills its disks, they need "
+                    + HostFigures.text(most)
             )
         }
         let allowed = agent.configuration.allowedDirectories

@@ -181,6 +181,7 @@ final class IncomingMigration: @unchecked Sendable {
             try? await journal?.write(.digests(digests))
         case .cleanUp(let reason): await cleanUp(reason)
         case .finish: finish()
+        case .noteConfirmation: _ = await append(.confirmed)
         case .warn(let by):
             log(
                 .error,

@@ -237,6 +237,12 @@ final class ControlConnection: @unchecked Sendable {
         return try await next(timeout: timeout)
     }
 
+    /// Ends the connection as TLS has it, so that nobody takes it for one that was cut.
+    func end() async {
+        try? await connection.channel.finishWriting()
+        close()
+    }
+
     func close() {
         onFailure = nil
         fail(MigrationError(.failed, "The connection to the destination was closed"))

@@ -142,6 +142,7 @@ extension OutgoingMigration {
         // From here on there is something in QEMU that must not be left alone.
         try startWatchdog(monitor)
         try await mirrors.copy(monitor) { try await self.checkDescription(.everything) }
+        context.report.copiedBytes = mirrors.dataBytes
         context.enter("verify")
         try await mirrors.verify()
         return .inSync

@@ -32,8 +32,9 @@ extension OutgoingMigration {
         )
         release.lineages = lineages
         if record?.isOff == true, pause.guest == .prelaunch { release.isOff = true }
+        var silence = Silence()
         let answer = await link.release(release, patience: .seconds(patience)) { error in
-            self.context.warn(self.waiting(error))
+            if let words = silence.words("\(error)", plan) { context.warn(words) }
         }
         guard case .owned(let owned) = answer else {
             if case .refused(let reason) = answer { return .refused(reason) }
@@ -70,10 +71,29 @@ extension OutgoingMigration {
             + "\(text(switchover))\(full), the handing over \(text(release))"
     }
 
-    /// What the operator is told while the destination does not answer.
-    func waiting(_ error: any Error) -> String {
-        "Guest '\(plan.guest)' was released to \(plan.host), which has not confirmed yet: \(error). It must not be started here; "
-            + "trying again. If \(plan.host) is gone for good, 'crossdock recover \(plan.id) --take-ownership' says what can be done"
+    /// A destination that does not say whether it has the guest.
+    private struct Silence {
+        /// What concerns only who is left alone for so long.
+        private static let long = Duration.seconds(30)
+        private let began = ContinuousClock.now
+        private var last: (reason: String, at: ContinuousClock.Instant)?
+        private var hasAdvised = false
+
+        /// What the operator is told; nil for what was said a moment ago.
+        mutating func words(_ reason: String, _ plan: MigrationPlan) -> String? {
+            let now = ContinuousClock.now
+            let isLong = now - began > Self.long
+            if let last, last.reason == reason, now - last.at < .seconds(60), hasAdvised || !isLong { return nil }
+            last = (reason, now)
+            hasAdvised = isLong
+            let words =
+                "Guest '\(plan.guest)' was released to \(plan.host), which has not confirmed yet: \(reason). It must not be started here; "
+                + "trying again"
+            return isLong
+                ? words
+                    + ". If \(plan.host) is gone for good, 'crossdock recover \(plan.id) --take-ownership' says what can be done"
+                : words
+        }
     }
 
     /// Ends the old QEMU and compares the images.

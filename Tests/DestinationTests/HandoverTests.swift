@@ -19,6 +19,7 @@ struct HandoverTests {
         var isOver: Bool { handover.isOver }
         var isStuck: Bool { handover.isStuck }
         var takenBy: String? { handover.takenBy }
+        var onWire: DestinationState { handover.onWire }
 
         func handle(_ event: Event) -> [Action] { handover.handle(event) }
     }
@@ -53,10 +54,11 @@ struct HandoverTests {
             (.carriedOut(.listen), [.answer(.stream)]), (.prepare, [.carryOut(.settle)]),
             (.carriedOut(.settle), [.append(.prepared)]), (.durable, [.readBack, .answer(.prepared)]),
             (Self.release, [.carryOut(.examine(.release(.init())))]), (Self.sound, [.append(.owner(digests: [:]))]),
-            (.durable, [.admit]), (.resumed, [.collectDigests, .answer(.owned)]), (.done, [.finish, .answer(.done)]),
+            (.durable, [.admit]), (.resumed, [.collectDigests, .answer(.owned)]),
+            (.done, [.noteConfirmation, .finish, .answer(.done)]),
         ]
         for (event, actions) in steps { #expect(handover.handle(event) == actions, "\(event)") }
-        #expect(handover.state == .done(takenBy: nil) && handover.isOver)
+        #expect(handover.state == .done(takenBy: nil, isSettled: true) && handover.isOver)
     }
 
     // MARK: The rules
@@ -292,13 +294,15 @@ struct HandoverTests {
                 Issue.record("Something is left")
                 continue
             }
-            #expect(handover.state == .overruled(by: "root"))
+            #expect(handover.state == .overruled(by: "root", wasOwner: false))
+            // Its source has nothing to fear when it asks again.
+            #expect(handover.onWire == .aborted)
             #expect(!handover.handle(Self.release).contains(.answer(.owned)))
         }
     }
 
     @Test func anOverruledOwnerIsNotTouched() {
-        for state in [Self.owner, Self.owned, Self.owned + [.done]] {
+        for state in [Self.owner, Self.owned, Self.owned + [.connectionLost]] {
             let handover = handover(state)
             // An agent that starts removes what it finds to take up: that is gone before the record is there.
             #expect(
@@ -307,6 +311,20 @@ struct HandoverTests {
             let actions = handover.handle(.durable)
             #expect(actions == [.warn(overruledBy: "root"), .answer(.overruled("root"))])
             #expect(handover.handle(.overruled(by: "root")) == [.answer(.overruled("root"))])
+            #expect(handover.onWire == .done)
+        }
+    }
+
+    @Test func whoHasConfirmedThatTheGuestIsHereCannotTakeItBack() {
+        for state in [Self.owned + [.done], Self.owned + [.connectionLost, .done]] {
+            let handover = handover(state)
+            let actions = handover.handle(.overruled(by: "root"))
+            guard case .complain(let reason)? = actions.first, actions.count == 1 else {
+                Issue.record("\(actions)")
+                continue
+            }
+            #expect(reason.contains("its source has confirmed that"))
+            #expect(handover.state == .done(takenBy: nil, isSettled: true))
         }
     }
 

@@ -139,7 +139,7 @@ struct FailureTests {
             lab,
             result,
             code: .refused,
-            [images, "bytes free, the disks need at least"],
+            [images, "free, the disks need at least"],
             images: images
         )
     }

@@ -133,6 +133,8 @@ struct HostileNetworkTests {
         let begin: [JournalRecord] = [.accepted(guest: "web1", source: "CN=host", order: 0), .prepared]
         try leave(lab, "1-a", begin + [.owner(digests: [:])])
         try leave(lab, "1-b", begin + [.taken(by: "root")])
+        try leave(lab, "1-c", begin + [.overruled(by: "root of host a")])
+        try leave(lab, "1-d", begin + [.owner(digests: [:]), .confirmed])
         try await lab.startDestination()
         let overruled: [Message] = [.hello(.init(role: .control, migration: "1-a")), .overruled("root of host a")]
         for _ in 0..<2 {
@@ -151,6 +153,18 @@ struct HostileNetworkTests {
             return
         }
         #expect(welcome.takenBy == "root" && welcome.state == .done)
+        // One that never had it has nothing that could run twice, however often it is told.
+        let told: [Message] = [.hello(.init(role: .control, migration: "1-c")), .overruled("root of host a")]
+        let never = try await answer(lab, as: lab.pki.directory, told)
+        guard case .welcome(let state)? = never.first else {
+            Issue.record("No welcome: \(never)")
+            return
+        }
+        #expect(state.state == .aborted && never.last == .overruled("root of host a"))
+        // A source that has confirmed it cannot take it back.
+        let late: [Message] = [.hello(.init(role: .control, migration: "1-d")), .overruled("liar")]
+        #expect(isRefused(try await answer(lab, as: lab.pki.directory, late).last, "its source has confirmed that"))
+        #expect(try store.reading(of: "1-d")?.standing == .destination(.owner(digests: [:])))
         #expect(Feature.known(welcome.features) == Set(Feature.allCases))
     }
 

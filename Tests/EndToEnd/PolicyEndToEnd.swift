@@ -234,7 +234,8 @@ struct PolicyEndToEnd {
     /// Memory that is not the guest's own: of a display, and of buffers that QEMU has for it.
     @Test(arguments: [
         ["-device", "virtio-gpu-pci,max_hostmem=64M"], ["-chardev", "ringbuf,id=r,size=67108864"],
-        ["-device", "VGA,vgamem_mb=128"],
+        ["-device", "VGA,vgamem_mb=128"], ["-device", "virtio-gpu-pci,id=v", "-set", "device.v.max_hostmem=64M"],
+        ["-device", "virtio-gpu-pci"],
     ])
     func theMemoryOfDevicesIsCounted(_ device: [String]) async throws {
         let lab = try Lab()
@@ -242,7 +243,7 @@ struct PolicyEndToEnd {
         try await lab.startIdleGuest(disks: [disk], more: device)
         try await lab.startDestination(more: ["--most-memory", "100M"])
         for more in [["--dry-run"], []] { expectRefused(try await lab.migrate(more: more), "--most-memory") }
-        try await lab.replaceDestination(more: ["--most-memory", "300M"])
+        try await lab.replaceDestination(more: ["--most-memory", "600M"])
         let moved = try await lab.migrate()
         #expect(moved.code == 0, "\(moved.all)")
         #expect((try lab.guests("b").load("web1")?.arrival?.usage.memory ?? 0) > 100 << 20)

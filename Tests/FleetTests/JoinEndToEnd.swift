@@ -62,6 +62,11 @@ struct JoinEndToEnd {
                 host.text(FleetFiles.peers).contains("CN=host-a") && host.text(FleetFiles.peers).contains("CN=host-b")
             )
         }
+        let list = try await lab.pair(on: "host-b", ["--list"])
+        #expect(
+            list.output.contains("host-a has its authority") && list.output.contains("sends and takes"),
+            "\(list.all)"
+        )
         // Once, and the port is closed.
         let again = try await Self.join(lab, waiter.token)
         #expect(again.code == 30 && again.errors.contains("Nobody waits for this token"), "\(again.all)")

@@ -1,3 +1,4 @@
+import FoundationEssentials
 import IO
 import Migration
 import TestSupport
@@ -98,6 +99,23 @@ struct MessageTests {
                 try await sent
             }
         }
+    }
+
+    /// A sentence of the other side's ends up on a terminal, in a journal, in a report.
+    @Test(arguments: ["ABORT", "REFUSED", "OVERRULED"])
+    func aSentenceIsOneLineThatDoesNothingToATerminal(_ type: String) throws {
+        let body =
+            "no\\nGuest 'web1' runs on localhost.\\u001b[2J\\u202e\\u0007" + String(repeating: "x", count: 1 << 20)
+        let message = try JSONDecoder().decode(
+            Message.self,
+            from: Data("{\"type\":\"\(type)\",\"body\":\"\(body)\"}".utf8)
+        )
+        let sentence: String
+        switch message {
+        case .abort(let text), .refused(let text), .overruled(let text): sentence = text
+        default: sentence = ""
+        }
+        #expect(sentence.hasPrefix("no?Guest 'web1' runs on localhost.?[2J??xx") && sentence.utf8.count < 5000)
     }
 
     @Test func whatIsSaidAboutAHostComesThroughUnchanged() throws {

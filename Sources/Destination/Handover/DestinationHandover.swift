@@ -34,8 +34,9 @@ package struct DestinationHandover: Sendable, Hashable {
         case owner(Ownership)
         /// The guest belongs to this host, and runs or stands as it should.
         case owned(Ownership)
-        /// The same, and the source has no part in it any more.
-        case done(takenBy: String?)
+        /// The same, and the source has no part in it any more. It is settled once the source has said DONE: nobody there can have taken
+        /// the guest since.
+        case done(takenBy: String?, isSettled: Bool = false)
         /// That an operator of the source has taken a guest which belongs to this host is being written.
         case writingOverruled(by: String)
         /// `rolledBack` or `overruled` is written, and may not be durable.
@@ -44,8 +45,8 @@ package struct DestinationHandover: Sendable, Hashable {
         case rolledBackInDoubt(Refusal)
         /// This host will never run the guest.
         case aborted(reason: String, Trace)
-        /// It belongs to the source by the word of an operator there.
-        case overruled(by: String)
+        /// It belongs to the source by the word of an operator there. It may run here all the same if it was this host's before.
+        case overruled(by: String, wasOwner: Bool)
     }
 
     /// What a refusal has left in the journal.
@@ -95,7 +96,7 @@ package struct DestinationHandover: Sendable, Hashable {
             }
         }
         var end: State {
-            if case .overruled(let by) = record { return .overruled(by: by) }
+            if case .overruled(let by) = record { return .overruled(by: by, wasOwner: false) }
             return .aborted(reason: reason, .durable)
         }
     }
@@ -199,6 +200,8 @@ package struct DestinationHandover: Sendable, Hashable {
         case cleanUp(String)
         /// Lets go of a guest that belongs to this host.
         case finish
+        /// Notes that the source has confirmed that. It decides nothing, so that the next step does not wait for what became of it.
+        case noteConfirmation
         /// Says in the log that both hosts may run the guest.
         case warn(overruledBy: String)
         case waitForSource
@@ -282,7 +285,7 @@ package struct DestinationHandover: Sendable, Hashable {
             return [.cleanUp(reason)]
         case .restarted(.overruled(let by), _):
             // One that was owned here has nothing left to take up: `finish` comes before that record.
-            state = .overruled(by: by)
+            state = .overruled(by: by, wasOwner: false)
             return [.cleanUp("\(by) has taken the guest for its source")]
         default: return unexpected(event)
         }
@@ -471,8 +474,8 @@ package struct DestinationHandover: Sendable, Hashable {
             state = .done(takenBy: ownership.takenBy)
             return [.finish, .answer(.owned)]
         case .done where isAdmitted:
-            state = .done(takenBy: ownership.takenBy)
-            return [.finish, .answer(.done)]
+            state = .done(takenBy: ownership.takenBy, isSettled: true)
+            return [.noteConfirmation, .finish, .answer(.done)]
         case .connectionLost where isAdmitted:
             state = .done(takenBy: ownership.takenBy)
             return [.finish]
@@ -531,12 +534,17 @@ package struct DestinationHandover: Sendable, Hashable {
     private mutating func ended(_ event: Event) -> [Action] {
         switch (event, state) {
         case (.release, .done): return [.answer(.owned)]
+        case (.done, .done(let by, isSettled: false)):
+            state = .done(takenBy: by, isSettled: true)
+            return [.noteConfirmation, .answer(.done)]
         case (.done, .done): return [.answer(.done)]
+        case (.overruled, .done(_, isSettled: true)):
+            return [.complain("The guest belongs to this host, and its source has confirmed that")]
         case (.overruled(let by), .done):
             state = .writingOverruled(by: by)
             return [.append(.overruled(by: by))]
         case (.durable, .writingOverruled(let by)):
-            state = .overruled(by: by)
+            state = .overruled(by: by, wasOwner: true)
             return [.warn(overruledBy: by), .answer(.overruled(by))]
         case (.notWritten(let reason), .writingOverruled), (.doubtful(let reason), .writingOverruled):
             state = .done(takenBy: nil)
@@ -572,8 +580,8 @@ extension DestinationHandover {
         case .offered, .ready, .settling, .writingPrepared: .offered
         case .prepared, .examining, .noting, .writingOwner, .ownerInDoubt, .rolledBackInDoubt: .prepared
         case .owner, .owned: .owner
-        case .done, .writingOverruled, .overruled: .done
-        case .writingRolledBack, .aborted: .aborted
+        case .done, .writingOverruled, .overruled(_, wasOwner: true): .done
+        case .writingRolledBack, .aborted, .overruled(_, wasOwner: false): .aborted
         }
     }
 
@@ -581,7 +589,7 @@ extension DestinationHandover {
     var takenBy: String? {
         switch state {
         case .owner(let ownership), .owned(let ownership): ownership.takenBy
-        case .done(let takenBy): takenBy
+        case .done(let takenBy, _): takenBy
         default: nil
         }
     }

@@ -44,6 +44,11 @@ extension GuestCommandLine {
     /// The machine's memory when nothing is said about it (`MachineClass.default_ram_size` of most of QEMU's machines).
     private static let defaultMemory: UInt64 = 128 << 20
 
+    /// Properties of devices that say how much memory they take beside the blocks that QEMU tells of, with their units.
+    private static let deviceBuffers = ["cmb_size_mb": "m", "max_hostmem": "b"]
+    /// `max_hostmem` of virtio-gpu when it is not given.
+    private static let displayMemory: UInt64 = 256 << 20
+
     /// Bytes of memory that the guest may have: what it starts with, or what it may grow to, and its memory objects.
     ///
     /// - Throws: `GuestError` for a size that is none.
@@ -72,14 +77,30 @@ extension GuestCommandLine {
                 most = try bytes("memory.max-size").reduce(most, max)
                 if parsed.settings.has("memory-backend") { isMadeOfObjects = true }
             case "numa": if parsed.settings.has("memdev") { isMadeOfObjects = true }
-            // Buffers that devices take beside the memory blocks that QEMU tells of.
+            // Buffers of character devices.
             case "chardev" where ["ringbuf", "memory"].contains(parsed.settings["backend"]):
                 objects = try bytes("size").reduce(objects) { $0.addingSaturated($1) }
             case "device":
-                for (key, unit) in [("cmb_size_mb", "m"), ("max_hostmem", "b")] {
+                for (key, unit) in Self.deviceBuffers {
                     objects = try bytes(key, unit: unit).reduce(objects) { $0.addingSaturated($1) }
                 }
-            case "global" where ["cmb_size_mb", "max_hostmem"].contains(where: { parsed.argument.contains($0) }):
+                // What such a device keeps for its guest when nothing is said.
+                let driver = parsed.settings["driver"] ?? ""
+                if ["virtio-gpu", "virtio-vga"].contains(where: driver.hasPrefix), !parsed.settings.has("max_hostmem") {
+                    objects = objects.addingSaturated(Self.displayMemory)
+                }
+            case "vga" where parsed.argument == "virtio": objects = objects.addingSaturated(Self.displayMemory)
+            case "set":
+                // device.ID.KEY=VALUE says the same as KEY=VALUE of that device.
+                let parts = parsed.argument.split(separator: "=", maxSplits: 1).map(String.init)
+                guard parts.count == 2, let key = parts[0].split(separator: ".").last,
+                    let unit = Self.deviceBuffers[String(key)]
+                else { continue }
+                guard let bytes = ByteSize.parse(parts[1], unit: unit) else {
+                    throw parsed.refusal("'\(parts[1])' is no size")
+                }
+                objects = objects.addingSaturated(bytes)
+            case "global" where Self.deviceBuffers.keys.contains(where: { parsed.argument.contains($0) }):
                 throw parsed.refusal("it says how much memory devices take; say it of each device")
             case "object" where parsed.settings["qom-type"]?.hasPrefix("memory-backend-") == true:
                 objects = try bytes("size").reduce(objects) { $0.addingSaturated($1) }

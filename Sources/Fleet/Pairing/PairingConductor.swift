@@ -383,7 +383,8 @@ public struct PairingConductor: Sendable {
             else {
                 say(
                     .note(
-                        "\(target.name) is not proved to be reachable: its agent does not run; pair again when it does"
+                        "\(target.name) is not proved to be reachable: its agent does not run; once it does, 'crossdock doctor \(target.name)' on the other "
+                            + "host tells"
                     )
                 )
                 continue

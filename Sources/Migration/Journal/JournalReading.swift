@@ -18,13 +18,17 @@ public struct JournalReading: Sendable, Hashable {
     public let wasReleased: Bool
     /// Whether `prepared` was ever written: the source may have released the guest since.
     public let wasPrepared: Bool
+    /// Whether this host, as the one that the guest came to, ever wrote that it owns the guest: it may run here whatever followed.
+    public let wasOwned: Bool
+    /// Whether the source has confirmed that.
+    public let isSettled: Bool
     /// Where it stands.
     public let standing: Standing
 
     /// Folds the records of a journal; nil when they do not begin a migration.
     public init?(_ records: some Sequence<JournalRecord>) {
         var iterator = records.makeIterator()
-        var (wasReleased, wasPrepared) = (false, false)
+        var (wasReleased, wasPrepared, wasOwned, isSettled) = (false, false, false, false)
         switch iterator.next() {
         case .offered(let guest, let peer, let order):
             (self.guest, self.peer, self.order) = (guest, peer, order)
@@ -38,13 +42,19 @@ public struct JournalReading: Sendable, Hashable {
             (self.guest, self.peer, self.order) = (guest, peer, order)
             var standing = DestinationStanding.accepted
             while let record = iterator.next() {
-                wasPrepared = wasPrepared || record == .prepared
+                switch record {
+                case .prepared: wasPrepared = true
+                case .owner, .taken: wasOwned = true
+                case .confirmed: isSettled = true
+                default: break
+                }
                 standing = standing.after(record)
             }
             self.standing = .destination(standing)
         default: return nil
         }
         (self.wasReleased, self.wasPrepared) = (wasReleased, wasPrepared)
+        (self.wasOwned, self.isSettled) = (wasOwned, isSettled)
     }
 
     /// Whether an operator of this host has taken the guest, and the other host has not learnt it.

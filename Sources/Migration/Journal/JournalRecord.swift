@@ -17,7 +17,7 @@ public enum JournalRecord: Sendable, Hashable, Codable {
     case owner(digests: [String: String])
     /// Destination: the digests of the disks at the switchover.
     case digests([String: String])
-    /// Source: the destination confirmed that it owns the guest.
+    /// Source: the destination confirmed that it owns the guest. Destination: the source has confirmed that in turn.
     case confirmed
     /// Source: the destination has said that it will never run the guest, so it belongs to this side again.
     case reclaimed(reason: String)

@@ -1,4 +1,5 @@
 public import Emulator
+internal import IO
 
 /// What is said about a host, on a connection with the role `host`: it belongs to an evacuation, not to a migration.
 ///
@@ -227,7 +228,8 @@ extension HostMessage: Encodable {
         case "MEMBERS": read = { .members(try $0.decode(Members.self, forKey: .content)) }
         case "RENEW": read = { .renew(try $0.decode(String.self, forKey: .content)) }
         case "RENEWED": read = { .renewed(try $0.decode(Renewed.self, forKey: .content)) }
-        case "DENIED": read = { .denied(try $0.decode(String.self, forKey: .content)) }
+        case "DENIED":
+            read = { .denied(try $0.decode(String.self, forKey: .content).shown(most: Message.mostSentence)) }
         default: return nil
         }
         let container = try body().container(keyedBy: Key.self)

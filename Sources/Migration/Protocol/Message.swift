@@ -1,5 +1,6 @@
 public import Emulator
 internal import FoundationEssentials
+internal import IO
 
 /// The messages of the handshake protocol, version 1; `docs/protocol.md` has the states.
 ///
@@ -463,11 +464,11 @@ extension Message: Codable {
         case "STREAM": self = .stream
         case "PREPARED": self = .prepared(try container.decode(Prepared.self, forKey: .body))
         case "RELEASE": self = .release(try container.decode(Release.self, forKey: .body))
-        case "REFUSED": self = .refused(try container.decode(String.self, forKey: .body))
+        case "REFUSED": self = .refused(try Self.sentence(container))
         case "OWNED": self = .owned(try container.decode(Owned.self, forKey: .body))
         case "DONE": self = .done
-        case "ABORT": self = .abort(try container.decode(String.self, forKey: .body))
-        case "OVERRULED": self = .overruled(try container.decode(String.self, forKey: .body))
+        case "ABORT": self = .abort(try Self.sentence(container))
+        case "OVERRULED": self = .overruled(try Self.sentence(container))
         case "PING": self = .ping
         case "PONG": self = .pong
         default:
@@ -479,6 +480,13 @@ extension Message: Codable {
             throw DecodingError.dataCorruptedError(forKey: .type, in: container, debugDescription: "unknown \(type)")
         }
     }
+
+    /// A sentence of the other side's, which ends up before people and in journals: one line, and no longer than anybody reads.
+    private static func sentence(_ container: KeyedDecodingContainer<Key>) throws -> String {
+        try container.decode(String.self, forKey: .body).shown(most: mostSentence)
+    }
+    /// Bytes of a sentence that are taken.
+    static let mostSentence = 4096
 
     /// Encodes `{"type": NAME, "body": ...}`.
     public func encode(to encoder: any Encoder) throws {

@@ -143,6 +143,8 @@ public struct MigrationReport: Sendable, Codable {
     public var code: Int32
     /// The disks.
     public var disks: [Disk]
+    /// Bytes of the disks that were sent in the phase `disks`; nil when it did not come to an end.
+    public var copiedBytes: UInt64?
     /// Bytes of the memory stream.
     public var ramBytesSent: UInt64
     /// How long each phase took, in milliseconds.
@@ -181,6 +183,7 @@ public struct MigrationReport: Sendable, Codable {
 
     private enum CodingKeys: String, CodingKey {
         case migration, guest, destination, outcome, reason, obstacles, code, disks, tls, rehearsal, reconnects
+        case copiedBytes = "copied_bytes"
         case ramBytesSent = "ram_bytes_sent"
         case phasesMS = "phases_ms"
         case blackoutMS = "blackout_ms"

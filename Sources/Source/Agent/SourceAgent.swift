@@ -96,7 +96,7 @@ public final class SourceAgent: Sendable {
             if isRunning, !hasBegun {
                 hasBegun = true
                 var event = MigrationEvent("warning", migration: plan.id, guest: plan.guest, ms: 0)
-                event.message = "the source agent has ended; its migration is being recovered"
+                event.message = "the source agent does not go on; its migration is being recovered"
                 continuation.yield(event)
             }
             // Nothing was begun that would have to be decided, when there is no watchdog.

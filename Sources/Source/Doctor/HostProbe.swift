@@ -35,6 +35,7 @@ struct HostProbe {
                 hostname: peer.host,
                 timeout: Self.patience
             )
+            try? await channel.finishWriting()
             channel.close()
             if let identity = peer.identity, channel.session.peer.name != identity {
                 return [
@@ -190,6 +191,7 @@ struct HostProbe {
         do {
             let measure = try await LinkMeasure.take(over: control)
             let text = Self.text(measure)
+            await control.end()
             return Finding(.convergence, .ok, here: text)
         } catch {
             return Finding(

@@ -57,6 +57,7 @@ final class TargetConnection: @unchecked Sendable {
     ) async throws -> Set<Feature> {
         let hello = Message.Hello(role: .control, migration: MigrationStore.makeID())
         let (channel, welcome) = try await ControlConnection.greet(peer, hello, credentials, loop)
+        try? await channel.finishWriting()
         channel.close()
         return Feature.known(welcome.features)
     }

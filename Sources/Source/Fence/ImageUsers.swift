@@ -45,10 +45,11 @@ public struct ImageUsers: Sendable {
         guard !unseen.isEmpty else { return nil }
         let named = unseen.prefix(3).map { "\($0.program) (process \($0.process))" }.joined(separator: ", ")
         let others = unseen.count > 3 ? " and \(unseen.count - 3) other processes" : ""
+        let verb = unseen.count > 1 ? "have" : "has"
         let advice =
             geteuid() == 0 ? "it is kept from root too, see that it does not use them" : "root can see that"
         return
-            "Whether \(named)\(others) has the guest's images open could not be seen, since this user may not look at it; \(advice)"
+            "Whether \(named)\(others) \(verb) the guest's images open could not be seen, since this user may not look at it; \(advice)"
     }
 
     /// A file or device to look for, and the image that it belongs to.

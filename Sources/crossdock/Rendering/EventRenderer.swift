@@ -134,8 +134,9 @@ struct ProgressRenderer: EventRenderer {
             return
         }
         var disks = "  disks     \(Self.bytes(disk)) sent"
-        if let phase = report.phasesMS["disks"], phase > 0, disk > 0 {
-            disks += ", \(Self.bytes(disk * 1000 / phase))/s"
+        // What the guest wrote meanwhile is sent in later phases too.
+        if let phase = report.phasesMS["disks"], let copied = report.copiedBytes, phase > 0, copied > 0 {
+            disks += ", \(Self.bytes(Double(copied) * 1000 / phase))/s"
         }
         let seeded = report.disks.compactMap(\.seededBytes)
         if !seeded.isEmpty { disks += ", \(Self.bytes(seeded.reduce(0) { $0 + Double($1) })) were there" }

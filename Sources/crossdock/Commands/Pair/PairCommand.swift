@@ -139,7 +139,7 @@ struct PairCommand: AsyncParsableCommand {
                 program: DurableFile.resolve("/proc/self/exe", in: "/")
             )
             let conductor = PairingConductor(place, say: Self.tell)
-            if list { return try show(conductor.pairings()) }
+            if list { return try show(conductor.pairings(), place.files) }
             if token { return try await waitForOne(conductor) }
             if join { return try await joinOne(place) }
             if renew, host == nil, !place.files.hasAuthority, DurableFile.exists(place.files.list) {
@@ -281,7 +281,18 @@ struct PairCommand: AsyncParsableCommand {
         return order
     }
 
-    private func show(_ pairings: [Pairing]) {
+    private func show(_ pairings: [Pairing], _ files: FleetFiles) throws {
+        // Who joined knows the others by the list that the authority's host has brought.
+        if pairings.isEmpty, let signed = try files.signedList(), let authority = try files.trustedAuthority() {
+            let list = try signed.verified(by: authority)
+            output(
+                "This host is a member of a fleet; \(list.keeper ?? "another host") has its authority, and pairs and removes members.\n"
+            )
+            let rows = list.members.map { member in
+                [member.name, member.addresses.joined(separator: " "), member.sends ? "sends and takes" : "only takes"]
+            }
+            return output(Table.render(["MEMBER", "ADDRESSES", "GUESTS"], rows))
+        }
         guard !pairings.isEmpty else { return output("This host is paired with none.\n") }
         let rows = pairings.map { pairing in
             let state = pairing.state == .underway ? "interrupted" : pairing.isBehind ? "behind" : "paired"
