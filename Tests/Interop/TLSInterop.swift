@@ -239,10 +239,15 @@ struct TLSInterop {
         }
         let child = try qemu(
             objects,
-            "socket,id=c,host=localhost,port=\(listener.address.port ?? 0),ipv6=off,tls-creds=tls0,reconnect=1"
+            "socket,id=c,host=localhost,port=\(listener.address.port ?? 0),ipv6=off,tls-creds=tls0"
         )
+        let watcher = Task { try await Self.giveUp(listener, whenEnded: child) }
+        defer { watcher.cancel() }
         return try await loop.run {
-            let base = try await listener.accept()
+            let base: SocketChannel
+            do { base = try await listener.accept() } catch {
+                throw TestFailure("\(error); QEMU printed: \(child.errors)")
+            }
             do {
                 let channel = try await TLSChannel.handshake(over: base, credentials: credentials)
                 defer { channel.close() }
@@ -253,6 +258,12 @@ struct TLSInterop {
                 )
             } catch { throw TestFailure("\(error); QEMU printed: \(child.errors)") }
         }
+    }
+
+    /// Nobody waits for a program that has ended.
+    private static func giveUp(_ listener: Listener, whenEnded child: ChildProcess) async throws {
+        while child.isRunning { try await Task.sleep(for: .milliseconds(50)) }
+        listener.abort()
     }
 
     func connectToQEMU(_ credentials: any TLSCredentials, _ objects: [String]) async throws -> Result {
