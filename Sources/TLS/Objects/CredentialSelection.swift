@@ -94,7 +94,7 @@ public struct CredentialSelection: Sendable, Codable, Hashable {
             }
             throw CredentialError(
                 "There are no TLS credentials: neither /etc/pki/crossdock nor /etc/pki/qemu has a ca-cert.pem; make them "
-                    + "with 'crossdock pki', or name a directory with --object tls-creds-x509,id=tls0,dir=DIR --tls-creds tls0"
+                    + "with 'crossdock pair' or 'crossdock pki', or name a directory with --object tls-creds-x509,id=tls0,dir=DIR --tls-creds tls0"
             )
         }
         let credentials = try X509Credentials(id: "default", directory: directory, endpoint: endpoint)
