@@ -476,7 +476,7 @@ struct NBDCopyTests {
         try await makeImage(a, mebibytes: 8)
         let socket = directory.file("k")
         let server = try ChildProcess([
-            "nbdkit", "-f", "-U", socket, "--filter=error", "memory", "8M", "error-pwrite-rate=30%",
+            "nbdkit", "-f", "-U", socket, "--filter=error", "memory", "8M", "error-pwrite-rate=100%",
         ])
         try await server.wait(for: "nbdkit") { isListening(socket) }
         let copy = try await nbd("copy", a, "nbd+unix:///?socket=\(socket)")
