@@ -267,11 +267,15 @@ final class IncomingGuest: @unchecked Sendable {
 
     /// A guest that stands still has its images all the same. One that does not get them keeps standing, and gets them when it is resumed.
     private func activateImages(_ monitor: QMPClient) async {
-        for attempt in 1...20 {
+        var attempt = 1
+        while true {
             do { return try await monitor.activateImages() } catch {
-                log(.warning, "guest '\(name)' stands still, and QEMU does not take control of its images: \(error)")
-                if !monitor.isConnected { return }
+                guard monitor.isConnected, attempt < 20 else {
+                    let reason = "guest '\(name)' stands still, and QEMU does not take control of its images: \(error)"
+                    return log(.warning, reason)
+                }
                 await loop.sleep(for: .milliseconds(20 * attempt))
+                attempt += 1
             }
         }
     }

@@ -48,7 +48,7 @@ extension OutgoingMigration {
         context.beacon?.lower()
         context.report.outcome = .migrated
         if pause.guest != .running { context.report.guestState = pause.guest }
-        if record?.isOff == true, pause.guest == .prelaunch { context.report.isOff = true }
+        context.report.isOff = release.isOff
         for (index, disk) in mirrors.disks.enumerated() where index < context.report.disks.count {
             context.report.disks[index].digestDestination = owned.digests[disk.offer.name]
         }

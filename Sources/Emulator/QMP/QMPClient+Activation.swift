@@ -30,14 +30,10 @@ extension QMPClient {
             _ = try? await execute("closefd", ["fdname": .string(name)])
         }
         do {
-            for (index, node) in tops.sorted().enumerated() {
-                let id = "\(name)-\(index)"
-                try await addNBDExport(
-                    id,
-                    node: node,
-                    name: "\(id)-\(UInt64.random(in: 0 ... .max))",
-                    isWritable: false
-                )
+            for node in tops.sorted() {
+                // One that was interrupted may have left its own.
+                let id = "\(name)-\(UInt64.random(in: 0 ... .max))"
+                try await addNBDExport(id, node: node, name: id, isWritable: false)
                 try await removeNBDExport(id)
             }
         } catch {
