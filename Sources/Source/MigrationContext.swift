@@ -111,9 +111,6 @@ final class MigrationContext: @unchecked Sendable {
         )
     }
 
-    /// Whether a phase follows the copy of the disks.
-    static func isAfterCopy(_ phase: String) -> Bool { !["check", "disks", "verify"].contains(phase) }
-
     /// A phase begins; the time that the one before took is noted.
     func enter(_ name: String) {
         endPhase()

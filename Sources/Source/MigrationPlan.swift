@@ -42,6 +42,8 @@ public struct MigrationPlan: Sendable, Codable {
     public var reservation: String?
     /// The evacuation that the migration belongs to: its switchover waits until no other guest has its own; nil for a migration by itself.
     public var evacuation: String?
+    /// How many guests of the evacuation may be copied at once; nil for a migration by itself.
+    public var copyPlaces: Int?
     /// Who the destination must prove to be, besides having a certificate for its host; nil for anybody whom the credentials trust.
     public var identity: String?
 

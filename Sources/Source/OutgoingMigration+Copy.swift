@@ -138,14 +138,29 @@ extension OutgoingMigration {
 
     func copy() async throws -> SourceHandover.Event {
         let (monitor, _, _) = try guest()
+        var place = try await copyPlace()
         context.enter("disks")
         // From here on there is something in QEMU that must not be left alone.
         try startWatchdog(monitor)
         try await mirrors.copy(monitor) { try await self.checkDescription(.everything) }
         context.report.copiedBytes = mirrors.dataBytes
+        // What follows leaves the line to the next guest's disks.
+        withExtendedLifetime(place) { place = nil }
         context.enter("verify")
         try await mirrors.verify()
         return .inSync
+    }
+
+    /// Waits for one of the evacuation's places for copies; nil for a migration by itself.
+    private func copyPlace() async throws -> FileLock? {
+        guard plan.evacuation != nil, let places = plan.copyPlaces else { return nil }
+        let files = EvacuationFiles(stateDirectory: plan.stateDirectory)
+        if let place = try files.takePlace(of: places) { return place }
+        context.enter("queue")
+        while true {
+            try await context.wait(.milliseconds(50))
+            if let place = try files.takePlace(of: places) { return place }
+        }
     }
 
     func send() async throws -> SourceHandover.Event {

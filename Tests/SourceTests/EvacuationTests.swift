@@ -57,6 +57,37 @@ struct EvacuationTests {
         #expect(begin(&two) == ["a near", "b near"])
     }
 
+    @Test func theNextGuestGetsReadyWhileTheCopyBeforeItEnds() {
+        var evacuation = evacuation(["a", "b", "c"])
+        begin(&evacuation)
+        for phase in [Evacuation.Phase.preparing, .copying] {
+            evacuation.entered("a", phase)
+            #expect(begin(&evacuation) == [])
+        }
+        #expect(evacuation.entered("a", .ending) && !evacuation.entered("a", .ending))
+        #expect(begin(&evacuation) == ["b near"])
+        // One that is ready is enough, however long the copy takes to end.
+        #expect(begin(&evacuation) == [])
+        evacuation.entered("a", .verifying)
+        evacuation.entered("b", .copying)
+        #expect(begin(&evacuation) == [])
+        evacuation.cancel()
+        #expect(evacuation.due(at: 0) == ["a", "b"].map { .giveUp(guest: $0, migration: "m-\($0)") })
+    }
+
+    @Test func aPlaceForACopyIsTakenOnceAndIsFreeWhenItsHolderLetsItGo() throws {
+        let directory = try TestDirectory()
+        let files = EvacuationFiles(stateDirectory: directory.path)
+        let first = try #require(try files.takePlace(of: 2))
+        var second = try files.takePlace(of: 2)
+        #expect(second != nil)
+        #expect(try files.takePlace(of: 2) == nil)
+        second = nil
+        #expect(try files.takePlace(of: 2) != nil)
+        #expect(try files.takePlace(of: 1) == nil)
+        withExtendedLifetime(first) {}
+    }
+
     @Test func aGuestThatCouldNotBeMovedIsTriedTwiceMoreLaterAndElsewhere() {
         var evacuation = evacuation(["a"])
         #expect(begin(&evacuation) == ["a near"])

@@ -10,7 +10,8 @@ public struct MigrationEvent: Sendable, Codable {
     public var guest: String
     /// Milliseconds since the migration began.
     public var ms: Double
-    /// The phase: "check", "disks", "verify", "memory", "switchover", "done".
+    /// The phase: "check", "disks", "verify", "memory", "switchover", "release", "done"; in an evacuation also "queue", before "disks", and
+    /// "turn", before "memory", while the guest waits for others.
     public var phase: String?
     /// How far the phase is, 0 to 100.
     public var percent: Double?

@@ -89,8 +89,14 @@ public struct Evacuation: Sendable, Codable {
 
     /// What a migration is doing, as far as others have to know.
     public enum Phase: Sendable, Hashable {
+        /// Both sides are looked at; then it waits for a place to copy, if all are taken.
+        case preparing
         /// Its disks are copied: it has one of the places for that.
         case copying
+        /// Its copy is nearly through: the next guest may get ready, so that the line has something to carry when the place is free.
+        case ending
+        /// Its disks are there and are proved.
+        case verifying
         /// It has converged, and waits for its turn, or has it.
         case switching
     }
@@ -119,8 +125,10 @@ public struct Evacuation: Sendable, Codable {
     public static let attempts = 3
     /// How long it is left alone before that, in seconds; twice as long each time.
     static let pause = 5
-    /// How many guests may be converged and wait, with the one that has its turn: they pay for every write.
+    /// How many guests may be copied and wait, with the one that has its turn: they pay for every write.
     static let waiting = 2
+    /// How much of a copy may be left, in seconds, when the next guest gets ready.
+    public static let headStart = 8.0
 
     /// The form of the file.
     public private(set) var version = 1
@@ -208,16 +216,16 @@ public struct Evacuation: Sendable, Codable {
         var steps: [Step] = []
         if ending == .cancelled || ending == .deadline {
             for guest in guests {
-                guard case .moving(let migration, _) = guest.standing, phases[guest.name] == .copying,
-                    givenUp.insert(migration).inserted
+                guard case .moving(let migration, _) = guest.standing, let phase = phases[guest.name],
+                    phase != .switching, givenUp.insert(migration).inserted
                 else { continue }
                 steps.append(.giveUp(guest: guest.name, migration: migration))
             }
         }
         guard ending == nil else { return steps }
-        var copying = phases.values.count { $0 == .copying }
-        let switching = phases.values.count { $0 == .switching }
-        for index in guests.indices where copying < order.parallelCopies && switching < Self.waiting {
+        var copying = phases.values.count { $0 == .preparing || $0 == .copying }
+        let copied = phases.values.count { $0 == .verifying || $0 == .switching }
+        for index in guests.indices where copying < order.parallelCopies && copied < Self.waiting {
             switch guests[index].standing {
             case .planned: break
             case .waiting(let until, _) where until <= now: break
@@ -264,7 +272,7 @@ public struct Evacuation: Sendable, Codable {
     /// A migration is about to be begun; to be written before it is.
     public mutating func begun(_ guest: String, migration: String, target: EvacuationOrder.Target) {
         change(guest) { $0.standing = .moving(migration: migration, target: target) }
-        phases[guest] = .copying
+        phases[guest] = .preparing
     }
 
     /// A target has no room for a guest, or wants none.
@@ -277,8 +285,13 @@ public struct Evacuation: Sendable, Codable {
     }
 
     /// What a migration is doing.
-    public mutating func entered(_ guest: String, _ phase: Phase) {
-        if phases[guest] != nil { phases[guest] = phase }
+    ///
+    /// - Returns: whether that is news.
+    @discardableResult
+    public mutating func entered(_ guest: String, _ phase: Phase) -> Bool {
+        guard let former = phases[guest], former != phase else { return false }
+        phases[guest] = phase
+        return true
     }
 
     /// Whoever takes up a plan has found the migration of a guest under way.
@@ -342,5 +355,17 @@ public struct Evacuation: Sendable, Codable {
     private mutating func change(_ guest: String, _ body: (inout Guest) -> Void) {
         guard let index = guests.firstIndex(where: { $0.name == guest }) else { return }
         body(&guests[index])
+    }
+}
+
+extension Evacuation.Phase {
+    /// What a migration is doing that is in this phase of its own.
+    init(of phase: String) {
+        switch phase {
+        case "check", "queue": self = .preparing
+        case "disks": self = .copying
+        case "verify": self = .verifying
+        default: self = .switching
+        }
     }
 }

@@ -124,6 +124,7 @@ public final class EvacuationConductor: @unchecked Sendable {
             let order = evacuation.order.agent(guest, to: target, migration: id) {
                 $0.reservation = room
                 $0.evacuation = evacuation.id
+                $0.copyPlaces = evacuation.order.parallelCopies
                 $0.bandwidth = share
             }
             let agent = try SourceAgent.start(order)
@@ -195,16 +196,18 @@ public final class EvacuationConductor: @unchecked Sendable {
     private func follow(_ event: MigrationEvent, _ guest: String) {
         switch event.event {
         case "phase":
-            let isSwitching = event.phase.map(MigrationContext.isAfterCopy) ?? false
-            if isSwitching {
-                evacuation.entered(guest, .switching)
-                changed.signal()
-            }
+            let phase = event.phase.map(Evacuation.Phase.init(of:)) ?? .switching
+            if evacuation.entered(guest, phase) { changed.signal() }
             latest[guest]?.phase = event.phase
             latest[guest]?.measure(nil)
-            if isSwitching, latest[guest]?.state != "switching" { note(guest, "switching") { _ in } }
+            if phase == .switching, latest[guest]?.state != "switching" { note(guest, "switching") { _ in } }
         case "progress":
             latest[guest]?.measure(event)
+            if event.phase == "disks", let remaining = event.remaining, remaining <= Evacuation.headStart,
+                evacuation.entered(guest, .ending)
+            {
+                changed.signal()
+            }
         case "warning":
             var warning = self.event("warning")
             (warning.guest, warning.message) = (guest, event.message)

@@ -38,6 +38,18 @@ public struct EvacuationFiles: Sendable {
     /// Held by the source agent of the guest whose turn it is to switch over.
     private var turn: String { "\(directory)/turn" }
 
+    /// Takes one of so many places for a copy from this host; nil when other guests have them all. It ends with its last reference, or with
+    /// the process.
+    ///
+    /// - Throws: `FileError`.
+    func takePlace(of places: Int) throws -> FileLock? {
+        try DurableFile.makeDirectory(directory)
+        for place in 0..<places {
+            if let lock = try FileLock("\(directory)/copy-\(place)") { return lock }
+        }
+        return nil
+    }
+
     /// Takes the right to coordinate, and says who has it; nil when somebody else has it.
     ///
     /// - Throws: `FileError`.

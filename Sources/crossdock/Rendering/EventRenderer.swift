@@ -30,8 +30,9 @@ struct ProgressRenderer: EventRenderer {
     }
 
     private static let titles = [
-        "check": "checking both sides", "disks": "copying disks", "verify": "verifying disks",
-        "memory": "sending memory", "switchover": "switching over", "release": "handing over", "done": "finishing",
+        "check": "checking both sides", "queue": "waiting to copy", "disks": "copying disks",
+        "verify": "verifying disks", "turn": "waiting to pause", "memory": "sending memory",
+        "switchover": "switching over", "release": "handing over", "done": "finishing",
     ]
 
     mutating func render(_ event: MigrationEvent) {
