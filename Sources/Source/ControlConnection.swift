@@ -10,6 +10,8 @@ final class ControlConnection: @unchecked Sendable {
     private static let patience = Duration.seconds(15)
 
     let session: TLSSession
+    /// How long the destination took to answer the greeting: a round trip, and what it does meanwhile.
+    let greetingTime: Duration
     private let connection: MessageConnection
     private let loop: EventLoop
     private var inbox: [Message] = []
@@ -26,7 +28,8 @@ final class ControlConnection: @unchecked Sendable {
     /// Told once when the connection fails or the destination gives up.
     var onFailure: ((MigrationError) -> Void)?
 
-    private init(_ channel: TLSChannel) {
+    private init(_ channel: TLSChannel, _ greetingTime: Duration) {
+        self.greetingTime = greetingTime
         session = channel.session
         connection = MessageConnection(channel)
         loop = channel.loop
@@ -41,25 +44,43 @@ final class ControlConnection: @unchecked Sendable {
         credentials: any TLSCredentials,
         on loop: EventLoop
     ) async throws -> (ControlConnection, Message.Welcome) {
-        let hello = Message.Hello(role: .control, migration: plan.id)
-        let (channel, welcome) = try await greet(Peer(plan), hello, credentials, loop)
-        let control = ControlConnection(channel)
+        let peer = Peer(plan)
+        let channel = try await dial(peer, isStream: false, credentials, loop)
+        let began = ContinuousClock.now
+        let welcome = try await greet(.init(role: .control, migration: plan.id), peer, over: channel)
+        let control = ControlConnection(channel, .now - began)
         Task(executorPreference: loop) { await control.receive() }
         Task(executorPreference: loop) { await control.ping() }
         return (control, welcome)
     }
 
     /// Opens a connection for one of QEMU's streams: what follows the greeting is the stream.
+    ///
+    /// - Parameter dialled: a connection that was begun already, to be used if it is still good.
     static func openStream(
         _ plan: MigrationPlan,
         index: Int,
         lane: Message.Hello.Lane? = nil,
+        dialled: TLSChannel? = nil,
         credentials: any TLSCredentials,
         on loop: EventLoop
     ) async throws -> TLSChannel {
         let hello = Message.Hello(role: .stream, migration: plan.id, index: index, lane: lane)
+        if let dialled {
+            do {
+                _ = try await greet(hello, Peer(plan), over: dialled)
+                return dialled
+            } catch let error as MigrationError where error.code != .unreachable { throw error } catch {}
+        }
         return try await greet(Peer(plan), hello, credentials, loop).0
     }
+
+    /// Begins a connection for one of QEMU's streams: nothing is said on it before it is needed.
+    static func dialStream(
+        _ plan: MigrationPlan,
+        credentials: any TLSCredentials,
+        on loop: EventLoop
+    ) async throws -> TLSChannel { try await dial(Peer(plan), isStream: true, credentials, loop) }
 
     /// Opens a connection on which the destination tells what it has of a disk.
     static func openSeed(
@@ -93,6 +114,17 @@ final class ControlConnection: @unchecked Sendable {
         _ credentials: any TLSCredentials,
         _ loop: EventLoop
     ) async throws -> (TLSChannel, Message.Welcome) {
+        let channel = try await dial(peer, isStream: hello.role == .stream, credentials, loop)
+        return (channel, try await greet(hello, peer, over: channel))
+    }
+
+    /// Connects to an agent, and authenticates both sides.
+    private static func dial(
+        _ peer: Peer,
+        isStream: Bool,
+        _ credentials: any TLSCredentials,
+        _ loop: EventLoop
+    ) async throws -> TLSChannel {
         let socket: SocketChannel
         do {
             socket = try await SocketChannel.connect(to: peer.address, on: loop)
@@ -105,19 +137,29 @@ final class ControlConnection: @unchecked Sendable {
                 : "see that 'crossdock destination' runs on \(peer.host), on port \(peer.port)"
             throw MigrationError(.unreachable, "\(error); \(advice)")
         }
-        if hello.role == .stream { socket.limitUnsent(256 << 10) }
-        do {
+        if isStream { socket.limitUnsent(256 << 10) }
+        return try await explained(peer, closing: socket) {
             let channel = try await TLSChannel.handshake(over: socket, credentials: credentials, hostname: peer.host)
             if let identity = peer.identity, channel.session.peer.name != identity {
                 throw CredentialError(
                     "\(peer.address) proved to be '\(channel.session.peer.name.shown(most: 500))', and only '\(identity)' is meant"
                 )
             }
+            return channel
+        }
+    }
+
+    private static func greet(
+        _ hello: Message.Hello,
+        _ peer: Peer,
+        over channel: TLSChannel
+    ) async throws -> Message.Welcome {
+        try await explained(peer, closing: channel) {
             let connection = MessageConnection(channel)
             return try await channel.withDeadline(.seconds(10), for: "The greeting") {
                 try await connection.send(.hello(hello))
                 switch try await connection.receiveMessage() {
-                case .welcome(let welcome) where welcome.version == 1: return (channel, welcome)
+                case .welcome(let welcome) where welcome.version == 1: return welcome
                 case .abort(let reason):
                     throw MigrationError(.refused, "The destination \(peer.host) refused: \(reason)")
                 default:
@@ -127,8 +169,17 @@ final class ControlConnection: @unchecked Sendable {
                     )
                 }
             }
-        } catch let error as ChannelError {
-            socket.close()
+        }
+    }
+
+    /// Runs a step of making a connection, which is closed when it fails.
+    private static func explained<T>(
+        _ peer: Peer,
+        closing channel: any Channel,
+        _ body: () async throws -> T
+    ) async throws -> T {
+        do { return try await body() } catch let error as ChannelError {
+            channel.close()
             switch error.code {
             case .tls: throw MigrationError(.security, error.message)
             case .closed, .truncated, .timedOut, .protocolViolation:
@@ -139,10 +190,10 @@ final class ControlConnection: @unchecked Sendable {
             default: throw MigrationError(.unreachable, error.message)
             }
         } catch let error as CredentialError {
-            socket.close()
+            channel.close()
             throw MigrationError(.security, error.message)
         } catch {
-            socket.close()
+            channel.close()
             throw error
         }
     }

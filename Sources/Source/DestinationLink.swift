@@ -14,6 +14,8 @@ final class DestinationLink: @unchecked Sendable {
     private(set) var control: ControlConnection?
     /// What the destination can do.
     private(set) var features: Set<Feature> = []
+    /// Its NBD server's port, as it said last.
+    private(set) var nbdPort: UInt16 = 0
     /// Whether a lost connection is made again.
     var isResumable = false
     private(set) var isReconnecting = false
@@ -47,6 +49,7 @@ final class DestinationLink: @unchecked Sendable {
         let (next, welcome) = try await ControlConnection.open(plan, credentials: context.credentials, on: loop)
         control = next
         features = Feature.known(welcome.features)
+        nbdPort = welcome.nbdPort
         return welcome
     }
 

@@ -30,6 +30,35 @@ final class DiskMirrors: @unchecked Sendable {
 
     // MARK: the relays
 
+    /// Begins the connections for every disk, as far as they go before their exports are known. Worth it on a long line only.
+    func dial() {
+        guard let control = link.control, link.nbdPort != 0,
+            MigrationContext.milliseconds(control.greetingTime) >= LinkMeasure.longLine
+        else { return }
+        let address = plan.address.with(port: link.nbdPort)
+        for index in disks.indices {
+            let loop = context.dataLoops.next()
+            disks[index].loop = loop
+            disks[index].dialled = (0..<max(plan.connections, 1)).map { _ in
+                DialledConnection(to: address, on: loop, options(""))
+            }
+        }
+    }
+
+    /// What was begun and is not wanted.
+    func giveUpDialled() {
+        for index in disks.indices {
+            for connection in disks[index].dialled { connection.giveUp() }
+            disks[index].dialled = []
+        }
+    }
+
+    private func options(_ export: String) -> NBDClientOptions {
+        var options = NBDClientOptions(export: export, credentials: context.credentials, hostname: plan.host)
+        options.identity = plan.identity
+        return options
+    }
+
     /// Opens the connections for every disk, of all disks at once, and a Unix socket for QEMU in front of them.
     func connect(_ ready: Message.Ready, client: Int32?) async throws {
         keepsBacking = Set(ready.keepsBacking)
@@ -57,6 +86,9 @@ final class DiskMirrors: @unchecked Sendable {
 
     private func connect(_ index: Int, _ ready: Message.Ready, client: Int32?) async throws -> MirrorRelay {
         let disk = disks[index]
+        // One that was begun for a port that is not the server's any more is of no use.
+        let isSamePort = ready.nbdPort == link.nbdPort
+        if isSamePort { disks[index].dialled = [] }
         guard let export = ready.exports[disk.offer.name] else {
             throw MigrationError(.failed, "The destination has no export for \(disk.offer.name)")
         }
@@ -64,13 +96,11 @@ final class DiskMirrors: @unchecked Sendable {
         guard socket.utf8.count < 104 else {
             throw MigrationError(.failed, "The path \(socket) is too long for a socket; use a shorter --state-dir")
         }
-        var options = NBDClientOptions(export: export, credentials: context.credentials, hostname: plan.host)
-        options.identity = plan.identity
         do {
             return try await MirrorRelay.start(
                 socket: socket,
                 to: plan.address.with(port: ready.nbdPort),
-                options: options,
+                options: options(export),
                 connections: plan.connections,
                 size: disk.offer.size,
                 client: client,
@@ -82,8 +112,9 @@ final class DiskMirrors: @unchecked Sendable {
                     bandwidth: plan.bandwidth / UInt64(max(disks.count, 1)),
                     beacon: context.beacon
                 ),
+                dialled: isSamePort ? disk.dialled : [],
                 isSeeded: disk.isSeeded,
-                on: context.dataLoops.next()
+                on: disk.loop ?? context.dataLoops.next()
             ) { [weak self] reason in
                 guard let self else { return }
                 self.context.loop.execute { self.outage(index, reason) }

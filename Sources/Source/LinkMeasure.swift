@@ -13,6 +13,43 @@ struct LinkMeasure {
     /// Bytes that a measurement sends at most when it is what was asked for.
     private static let mostBytes = 32 << 20
 
+    /// Round trips from which a question is worth asking before the answer to the one before has come, in milliseconds.
+    static let longLine = 5.0
+
+    /// A measurement whose answers are still on their way.
+    struct Probe {
+        fileprivate let control: ControlConnection
+        fileprivate let began: ContinuousClock.Instant
+        fileprivate let result: LinkMeasure?
+
+        /// What was measured. To be asked for before the answer to anything that was said since.
+        ///
+        /// - Throws: `MigrationError` when the destination does not answer.
+        func measure() async throws -> LinkMeasure {
+            if let result { return result }
+            guard case .probe = try await control.next(timeout: .seconds(30)) else { throw noProbe }
+            let roundTrip = MigrationContext.milliseconds(.now - began)
+            guard case .probe = try await control.next(timeout: .seconds(30)) else { throw noProbe }
+            let time = max(MigrationContext.milliseconds(.now - began) - roundTrip, 0.05)
+            return LinkMeasure(roundTrip: roundTrip, rate: Double(bytes) / time * 1000)
+        }
+    }
+
+    /// Begins a measurement. On a long line what is said next need not wait for its end.
+    ///
+    /// - Throws: as `take`.
+    static func begin(over control: ControlConnection, isThorough: Bool) async throws -> Probe {
+        let isLong = MigrationContext.milliseconds(control.greetingTime) >= longLine
+        guard isLong, !isThorough else {
+            let result = try await take(over: control, isThorough: isThorough)
+            return Probe(control: control, began: .now, result: result)
+        }
+        let began = ContinuousClock.now
+        try await control.send(.probe(0))
+        try await send(bytes, over: control)
+        return Probe(control: control, began: began, result: nil)
+    }
+
     /// Measures the way to a destination: the shortest of a few round trips, and the time that some data takes.
     ///
     /// - Parameters:
@@ -23,7 +60,7 @@ struct LinkMeasure {
         var measure = LinkMeasure()
         measure.roundTrip = .infinity
         // On a long line one is as good as another, and each costs its time.
-        for _ in 0..<3 where measure.roundTrip > 1000 || measure.roundTrip < 5 {
+        for _ in 0..<3 where measure.roundTrip > 1000 || measure.roundTrip < longLine {
             let start = ContinuousClock.now
             guard case .probe = try await control.ask(.probe(0), timeout: .seconds(10)) else { throw noProbe }
             measure.roundTrip = min(measure.roundTrip, MigrationContext.milliseconds(ContinuousClock.now - start))
@@ -36,14 +73,20 @@ struct LinkMeasure {
     }
 
     private static func rate(of bytes: Int, _ roundTrip: Double, _ control: ControlConnection) async throws -> Double {
-        let piece = [UInt8](repeating: 0x5a, count: 64 << 10)
-        let pieces = bytes / piece.count
         let start = ContinuousClock.now
-        try await control.send(.probe(pieces * piece.count))
-        for _ in 0..<pieces { try await control.send(data: piece) }
+        let sent = try await send(bytes, over: control)
         guard case .probe = try await control.next(timeout: .seconds(30)) else { throw noProbe }
         let time = max(MigrationContext.milliseconds(ContinuousClock.now - start) - roundTrip, 0.05)
-        return Double(pieces * piece.count) / time * 1000
+        return Double(sent) / time * 1000
+    }
+
+    @discardableResult
+    private static func send(_ bytes: Int, over control: ControlConnection) async throws -> Int {
+        let piece = [UInt8](repeating: 0x5a, count: 64 << 10)
+        let pieces = bytes / piece.count
+        try await control.send(.probe(pieces * piece.count))
+        for _ in 0..<pieces { try await control.send(data: piece) }
+        return pieces * piece.count
     }
 
     private static var noProbe: MigrationError { MigrationError(.failed, "The destination does not answer PROBE") }

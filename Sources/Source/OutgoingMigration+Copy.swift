@@ -64,14 +64,15 @@ extension OutgoingMigration {
         try checkVerdict(watch.guest)
         let rehearsal = Rehearsal(context, link, monitor, inspection, record.process)
         self.rehearsal = rehearsal
-        let measure = try await rehearsal.probe()
         if !plan.isRehearsal {
             try begin(monitor)
             link.secrets = inspection.secrets
+            mirrors.dial()
         }
+        let probe = try await rehearsal.probe()
         try await link.sendSecrets()
         try await link.connection().send(.offer(offering.offer))
-        rehearsed = try await rehearsal.rehearse(offering.offer, measure)
+        rehearsed = try await rehearsal.rehearse(offering.offer, probe)
         exchange = try proveLineages(rehearsal.seedNonce)
         guard plan.isRehearsal else { return .rehearsed }
         // The destination forgets it, and nothing was changed here.

@@ -169,6 +169,7 @@ public final class OutgoingMigration: @unchecked Sendable {
             )
         }
         memory.abort("The migration is over")
+        mirrors.giveUpDialled()
         await rehearsal?.end()
         if !handover.isReleased { await switchOff() }
         removeSockets()

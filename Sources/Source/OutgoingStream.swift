@@ -14,6 +14,8 @@ final class OutgoingStream: @unchecked Sendable {
     private let credentials: any TLSCredentials
     /// What shares QEMU's first connection; nil when one connection carries it.
     private let lanes: Lanes?
+    /// The connection for the first of QEMU's that was begun already.
+    private var dialled: DialledStream?
     private let sent = Atomic<UInt64>(0)
     private let opened = Atomic<Int>(0)
     /// The only process that may connect.
@@ -44,10 +46,12 @@ final class OutgoingStream: @unchecked Sendable {
         _ credentials: any TLSCredentials,
         _ client: Int32?,
         _ lanes: Lanes?,
+        _ dialled: DialledStream?,
         _ onFailure: @escaping @Sendable (String) -> Void
     ) {
         self.client = client
         self.lanes = lanes
+        self.dialled = dialled
         self.socket = socket
         self.listener = listener
         self.plan = plan
@@ -64,6 +68,7 @@ final class OutgoingStream: @unchecked Sendable {
     ///   - credentials: this side's.
     ///   - client: the only process that may connect.
     ///   - lanes: what is to share QEMU's first connection. Needs `Feature.lanes`.
+    ///   - dialled: the connection for the first of QEMU's that was begun already, on the loop.
     ///   - loop: where the stream lives.
     ///   - onFailure: is told why the stream broke.
     static func start(
@@ -72,13 +77,14 @@ final class OutgoingStream: @unchecked Sendable {
         credentials: any TLSCredentials,
         client: Int32?,
         lanes: Lanes? = nil,
+        dialled: DialledStream? = nil,
         on loop: EventLoop,
         onFailure: @escaping @Sendable (String) -> Void
     ) async throws -> OutgoingStream {
         try await loop.run {
             let listener = try await Listener.listen(on: .unix(path: socket), loop: loop)
             try SocketOwner.give(socket, to: client)
-            let stream = OutgoingStream(socket, listener, plan, credentials, client, lanes, onFailure)
+            let stream = OutgoingStream(socket, listener, plan, credentials, client, lanes, dialled, onFailure)
             Task(executorPreference: loop) { await stream.accept() }
             return stream
         }
@@ -126,10 +132,12 @@ final class OutgoingStream: @unchecked Sendable {
     }
 
     private func open(_ index: Int, _ lane: Message.Hello.Lane?, on other: EventLoop) async throws -> TLSChannel {
+        let begun = index == 0 && lane == nil ? await dialled?.channel() : nil
         let far = try await ControlConnection.openStream(
             plan,
             index: index,
             lane: lane,
+            dialled: begun,
             credentials: credentials,
             on: other
         )

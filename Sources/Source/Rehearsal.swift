@@ -37,9 +37,9 @@ final class Rehearsal: @unchecked Sendable {
     /// Ends what is still there of it.
     func end() async { await shadow?.stop() }
 
-    /// Measures the way to the destination.
-    func probe() async throws -> LinkMeasure {
-        try await LinkMeasure.take(over: link.connection(), isThorough: plan.isRehearsal)
+    /// Begins to measure the way to the destination.
+    func probe() async throws -> LinkMeasure.Probe {
+        try await LinkMeasure.begin(over: link.connection(), isThorough: plan.isRehearsal)
     }
 
     /// Moves a blank copy of the guest before anything of the guest moves.
@@ -47,11 +47,16 @@ final class Rehearsal: @unchecked Sendable {
     /// - Throws: `MigrationError` with every reason why the move would not work.
     ///
     /// - Returns: the digests of the images under disks that the destination has as well.
-    func rehearse(_ offer: Message.Offer, _ measure: LinkMeasure) async throws -> Message.Rehearsed {
+    func rehearse(_ offer: Message.Offer, _ probe: LinkMeasure.Probe) async throws -> Message.Rehearsed {
         let control = try await link.connection()
         let began = ContinuousClock.now
         async let activity = plan.isRehearsal ? sampleActivity() : nil
         let here = try await MachineFingerprint(of: monitor)
+        // What it will take to send the copy there is made ready meanwhile.
+        let dialled = DialledStream(plan, credentials: context.credentials, on: context.dataLoops.next())
+        var isUsed = false
+        defer { if !isUsed { dialled.giveUp() } }
+        let measure = try await probe.measure()
         let answer = try await control.next(timeout: .seconds(180))
         guard case .shadow(let there) = answer else {
             _ = try GuestOffering.readiness(answer, plan)
@@ -65,7 +70,8 @@ final class Rehearsal: @unchecked Sendable {
         }
         var bytes = UInt64(LinkMeasure.bytes)
         do {
-            bytes += try await moveShadow()
+            isUsed = true
+            bytes += try await moveShadow(dialled)
         } catch let error as GuestError {
             obstacles.append(.init(.machine, error.message))
         } catch let error as QMPError {
@@ -113,7 +119,7 @@ final class Rehearsal: @unchecked Sendable {
     ///
     /// - Returns: the bytes that it took.
     /// - Throws: `GuestError` when the copy cannot be started here, or is not taken there.
-    private func moveShadow() async throws -> UInt64 {
+    private func moveShadow(_ dialled: DialledStream) async throws -> UInt64 {
         let material = GuestCommandLine.ShadowMaterial(
             sizes: inspection.sizes,
             memory: inspection.memory,
@@ -133,7 +139,8 @@ final class Rehearsal: @unchecked Sendable {
                 plan: plan,
                 credentials: context.credentials,
                 client: shadow.pid,
-                on: context.dataLoops.next()
+                dialled: dialled,
+                on: dialled.loop
             ) { _ in }
             defer { stream.abort("The rehearsal is over") }
             try await shadow.monitor.setMigrationParameters([

@@ -26,6 +26,10 @@ struct SourceDisk {
     var isSeeded = false
     /// Whether the destination was told every chunk of it, to compare it before it takes the guest.
     var isProved = false
+    /// Where its connections live, once they were begun.
+    var loop: EventLoop?
+    /// The connections that were begun before its export was known.
+    var dialled: [DialledConnection] = []
     /// What carries it, once it is set up.
     var relay: MirrorRelay?
     /// Whether the block job exists.

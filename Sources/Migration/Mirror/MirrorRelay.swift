@@ -59,6 +59,7 @@ public final class MirrorRelay: @unchecked Sendable {
     ///   - size: what the disk's size must be.
     ///   - client: the only process that may connect to the socket; nil for any of this user's.
     ///   - endurance: what it bears; nil for a mirror that ends with the first lost connection.
+    ///   - dialled: connections to the server that were begun already, on the loop, with the same options but for the export.
     ///   - isSeeded: whether the destination has an image already, of which `followTable` will tell.
     ///   - loop: where it all lives.
     ///   - onOutage: is told on the loop when the destination cannot be reached or has no space, with the reason, and with nil
@@ -72,15 +73,14 @@ public final class MirrorRelay: @unchecked Sendable {
         size: UInt64,
         client: Int32? = nil,
         endurance: MirrorEndurance? = MirrorEndurance(),
+        dialled: [DialledConnection] = [],
         isSeeded: Bool = false,
         on loop: EventLoop,
         onOutage: @escaping @Sendable (String?) -> Void = { _ in },
         onFailure: @escaping @Sendable (String) -> Void = { _ in }
     ) async throws -> MirrorRelay {
-        var options = options
-        // A link that swallows everything is noticed by what does not come back.
-        if options.replyTimeout == nil { options.replyTimeout = .seconds(10) }
-        return try await loop.run { [options] in
+        let options = bounded(options)
+        return try await loop.run {
             var target = MirrorTarget(
                 address: address,
                 options: options,
@@ -88,7 +88,7 @@ public final class MirrorRelay: @unchecked Sendable {
                 reconnects: endurance != nil,
                 isFenced: endurance?.isFenced ?? false
             )
-            let connections = try await target.connect(on: loop)
+            let connections = try await target.connect(on: loop, dialled: dialled)
             do {
                 guard connections[0].size == size else {
                     throw MigrationError(
@@ -126,6 +126,13 @@ public final class MirrorRelay: @unchecked Sendable {
                 throw error
             }
         }
+    }
+
+    /// A link that swallows everything is noticed by what does not come back.
+    static func bounded(_ options: NBDClientOptions) -> NBDClientOptions {
+        var options = options
+        if options.replyTimeout == nil { options.replyTimeout = .seconds(10) }
+        return options
     }
 
     private func serve() {

@@ -14,11 +14,15 @@ struct MirrorTarget {
     var isFenced: Bool
 
     /// Connects to the next life of the export: all connections, or none.
-    mutating func connect(on loop: EventLoop) async throws -> [NBDConnection] {
+    ///
+    /// - Parameters:
+    ///   - loop: where they live.
+    ///   - dialled: what was begun already, to be used as long as it is still good.
+    mutating func connect(on loop: EventLoop, dialled: [DialledConnection] = []) async throws -> [NBDConnection] {
         epoch += 1
         var options = options
         if isFenced { options.export += "#\(epoch)" }
-        let (made, failure) = await connectAll(options, on: loop)
+        let (made, failure) = await connectAll(options, on: loop, dialled)
         // A server that does not keep several of them consistent gets one.
         let isShared = made.allSatisfy { $0.flags.contains(.canMultiConn) }
         if failure == nil, isShared || made.count == 1 { return made }
@@ -32,10 +36,16 @@ struct MirrorTarget {
     }
 
     /// Makes all connections at once: each takes some five round trips.
-    private func connectAll(_ options: NBDClientOptions, on loop: EventLoop) async -> ([NBDConnection], (any Error)?) {
+    private func connectAll(
+        _ options: NBDClientOptions,
+        on loop: EventLoop,
+        _ dialled: [DialledConnection]
+    ) async -> ([NBDConnection], (any Error)?) {
         await withTaskGroup(of: Result<NBDConnection, any Error>.self) { [address, connections] group in
-            for _ in 0..<max(connections, 1) {
+            for index in 0..<max(connections, 1) {
+                let begun = index < dialled.count ? dialled[index] : nil
                 group.addTask(executorPreference: loop) {
+                    if let connection = await begun?.open(options) { return .success(connection) }
                     do { return .success(try await NBDConnection.connect(to: address, on: loop, options)) } catch {
                         return .failure(error)
                     }

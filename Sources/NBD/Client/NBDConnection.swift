@@ -105,13 +105,23 @@ public final class NBDConnection: @unchecked Sendable {
     ///   - options: what is wanted.
     /// - Throws: `ChannelError` or `CredentialError` that says what the server refused and why.
     public static func open(over channel: any Channel, _ options: NBDClientOptions) async throws -> NBDConnection {
+        try await open(try await NBDNegotiation.start(over: channel, options), options)
+    }
+
+    /// Asks for the export in a negotiation that was begun before it was known, and starts the connection's two tasks.
+    ///
+    /// - Parameters:
+    ///   - negotiation: what `dial` has begun; closed when this throws.
+    ///   - options: what is wanted; all but the export and the contexts as they were when it was begun.
+    /// - Throws: `ChannelError` that says what the server refused and why, or that it has closed the connection meanwhile.
+    public static func open(_ negotiation: NBDNegotiation, _ options: NBDClientOptions) async throws -> NBDConnection {
         do {
-            let negotiation = try await NBDNegotiation.start(over: channel, options)
+            negotiation.choose(options)
             let connection = NBDConnection(negotiation, try await negotiation.go(), options)
             connection.start()
             return connection
         } catch {
-            channel.close()
+            negotiation.channel.close()
             throw error
         }
     }
@@ -122,10 +132,21 @@ public final class NBDConnection: @unchecked Sendable {
         on loop: EventLoop,
         _ options: NBDClientOptions
     ) async throws -> NBDConnection {
+        try await open(try await dial(address, on: loop, options), options)
+    }
+
+    /// Connects to an address and negotiates as far as that goes before the export is known: all but one of the round trips.
+    ///
+    /// A server bounds the time of a negotiation, so that one that was begun long ago may have ended.
+    public static func dial(
+        _ address: SocketAddress,
+        on loop: EventLoop,
+        _ options: NBDClientOptions
+    ) async throws -> NBDNegotiation {
         let socket = try await SocketChannel.connect(to: address, on: loop, timeout: options.timeout)
         // What the kernel holds back is no sign that the server takes anything.
         if options.replyTimeout != nil { socket.limitUnsent(1 << 20) }
-        return try await open(over: socket, options)
+        return try await NBDNegotiation.start(over: socket, options)
     }
 
     private func start() {

@@ -28,7 +28,7 @@ public final class NBDNegotiation: @unchecked Sendable {
     /// The shortest time between an option and its reply: about the network's round trip.
     private(set) var roundTrip = Duration.seconds(3600)
     private var asked = ContinuousClock.now
-    private let options: NBDClientOptions
+    private var options: NBDClientOptions
     private var handshakeFlags: HandshakeFlags = []
 
     /// The most that a server may say in answer to one option, in bytes.
@@ -60,6 +60,11 @@ public final class NBDNegotiation: @unchecked Sendable {
             channel.close()
             throw error
         }
+    }
+
+    /// Says which export and contexts are wanted after all.
+    func choose(_ other: NBDClientOptions) {
+        (options.export, options.contexts) = (other.export, other.contexts)
     }
 
     /// Runs a step within the time that is allowed for it; cancelling the task ends it.
