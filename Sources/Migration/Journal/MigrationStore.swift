@@ -87,16 +87,16 @@ public struct MigrationStore: Sendable {
             }
         }
 
-        /// What an operator is told who wants to start or to move the guest.
+        /// What an operator is told who wants to do something with the guest here.
         public func sentence(guest: String) -> String {
             switch self {
             case .released(let migration, let destination, true):
-                "Guest '\(guest)' has moved to \(destination) by migration \(migration); it must not be started here"
+                "Guest '\(guest)' has moved to \(destination) by migration \(migration) and belongs to that host now"
             case .released(let migration, let destination, false):
                 "Guest '\(guest)' was released to \(destination) by migration \(migration), which has not confirmed that it runs "
-                    + "there; it must not be started here. 'crossdock recover \(migration)' asks \(destination)"
+                    + "there; until that is known, nobody may use it here. 'crossdock recover \(migration)' asks \(destination)"
             case .overruled(let migration, let peer, let by):
-                "Guest '\(guest)' of migration \(migration) belongs to \(peer) by the word of \(by); it must not be started here"
+                "Guest '\(guest)' of migration \(migration) belongs to \(peer) by the word of \(by)"
             case .arriving(let migration, let source):
                 "Guest '\(guest)' is arriving from \(source) by migration \(migration) and does not belong to this host yet; "
                     + "'crossdock destination' finishes that or cleans up"
