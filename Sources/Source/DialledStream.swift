@@ -19,5 +19,5 @@ final class DialledStream: Sendable {
     func channel() async -> TLSChannel? { await dialling.value }
 
     /// It is not wanted. From any thread.
-    func giveUp() { Task(executorPreference: loop) { await dialling.value?.close() } }
+    func giveUp() { Task(executorPreference: loop) { await self.dialling.value?.close() } }
 }

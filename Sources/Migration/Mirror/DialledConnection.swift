@@ -29,6 +29,6 @@ public final class DialledConnection: Sendable {
     /// It is not wanted. From any thread.
     public func giveUp() {
         negotiation.cancel()
-        Task(executorPreference: loop) { await negotiation.value?.abort() }
+        Task(executorPreference: loop) { await self.negotiation.value?.abort() }
     }
 }
