@@ -1,5 +1,6 @@
 import Migration
 import TLS
+import TestSupport
 import Testing
 
 @testable import Source
