@@ -39,7 +39,7 @@ final class DiskMirrors: @unchecked Sendable {
         for index in disks.indices {
             let loop = context.dataLoops.next()
             disks[index].loop = loop
-            disks[index].dialled = (0..<max(plan.connections, 1)).map { _ in
+            disks[index].dialled = (0..<plan.firstConnections).map { _ in
                 DialledConnection(to: address, on: loop, options(""))
             }
         }
@@ -101,7 +101,8 @@ final class DiskMirrors: @unchecked Sendable {
                 socket: socket,
                 to: plan.address.with(port: ready.nbdPort),
                 options: options(export),
-                connections: plan.connections,
+                connections: plan.firstConnections,
+                connectionsAtMost: plan.connections(disks: disks.count),
                 size: disk.offer.size,
                 client: client,
                 endurance: .init(
@@ -441,4 +442,7 @@ final class DiskMirrors: @unchecked Sendable {
     }
 
     var connections: Int { disks.reduce(0) { $0 + ($1.relay?.connections ?? 0) } }
+
+    /// The most connections that a disk was found to be worth.
+    var mostConnections: Int { disks.reduce(0) { max($0, $1.relay?.connections ?? 0) } }
 }

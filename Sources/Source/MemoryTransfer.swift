@@ -63,12 +63,12 @@ final class MemoryTransfer: @unchecked Sendable {
     }
 
     /// On a long line a connection carries what it may have under way per round trip, so several share the stream. On a short one, one
-    /// carries what QEMU can send, and more would only cost.
+    /// carries what QEMU can send, and more would only cost. The disks have found out how many are worth it.
     private var lanes: OutgoingStream.Lanes? {
         guard link.features.contains(.lanes), (context.report.rehearsal?.roundTripMS ?? 0) >= Self.longLine else {
             return nil
         }
-        let count = min(max(plan.connections, 1), StreamPiece.mostLanes)
+        let count = min(max(plan.firstConnections, mirrors.mostConnections), StreamPiece.mostLanes)
         return .init(attempt: attempt, count: count, loops: context.dataLoops)
     }
 

@@ -1,4 +1,5 @@
 public import IO
+internal import Migration
 
 /// What `crossdock migrate` was asked to do: everything that a source agent needs.
 public struct MigrationPlan: Sendable, Codable {
@@ -12,7 +13,7 @@ public struct MigrationPlan: Sendable, Codable {
     public var port: UInt16
     /// Where guests and migrations are recorded on this host.
     public var stateDirectory: String
-    /// NBD connections for each disk.
+    /// NBD connections for each disk, at most.
     public var connections: Int
     /// Bytes per second for disks and for memory; 0 for no limit.
     public var bandwidth: UInt64
@@ -54,12 +55,23 @@ public struct MigrationPlan: Sendable, Codable {
         self.host = host
         self.port = port
         self.stateDirectory = stateDirectory
-        connections = 4
+        connections = MigrationPlan.usualConnectionsAtMost
         bandwidth = 0
         downtimeLimit = 300
         blackoutDeadline = 10_000
         keepSource = 7 * 86400
     }
+
+    /// How many connections a disk may have that its operator says nothing of.
+    public static let usualConnectionsAtMost = 16
+    /// How many all disks of a guest may have beyond those that they begin with.
+    private static let connectionsOfGuest = 64
+
+    /// How many connections each disk begins with.
+    public var firstConnections: Int { min(max(connections, 1), DescriptorBudget.usualConnections) }
+
+    /// How many connections each of so many disks may have.
+    func connections(disks: Int) -> Int { max(firstConnections, min(connections, Self.connectionsOfGuest / max(disks, 1))) }
 
     /// The destination's control port.
     public var address: SocketAddress { .inet(host: host, port: port) }

@@ -36,7 +36,7 @@ extension OutgoingMigration {
         let offering = try await GuestOffering(inspection, plan, record, on: context.dataLoops)
         self.offering = offering
         mirrors.disks = offering.disks
-        if let shortage = DescriptorBudget.shortage(disks: offering.disks.count, connections: plan.connections) {
+        if let shortage = DescriptorBudget.shortage(disks: offering.disks.count, connections: plan.firstConnections) {
             throw MigrationError(.guest, "The source agent: \(shortage), or take fewer --connections")
         }
         description = try await GuestDescriptionWatch(monitor)

@@ -18,6 +18,8 @@ struct RelayTests {
 
     func withRelay(
         _ connections: Int,
+        atMost: Int = 0,
+        through window: (roundTrip: Duration, bytes: Int)? = nil,
         endurance: MirrorEndurance? = MirrorEndurance(),
         _ body: @escaping @Sendable (Setup) async throws -> Void
     ) async throws {
@@ -36,11 +38,25 @@ struct RelayTests {
             try await Listener.listen(on: .inet(host: "127.0.0.1", port: 0), loop: loop)
         }
         let serving = Task(executorPreference: loop) { await server.serve(listener) }
+        var address = listener.address
+        var line: LongLine?
+        if let window, case .inet(let host, let port) = address {
+            line = try await LongLine(
+                from: "127.0.0.3",
+                to: host,
+                ports: [port],
+                roundTrip: window.roundTrip,
+                window: window.bytes
+            )
+            address = .inet(host: "127.0.0.3", port: port)
+        }
+        defer { line?.stop() }
         let relay = try await MirrorRelay.start(
             socket: directory.file("s"),
-            to: listener.address,
+            to: address,
             options: NBDClientOptions(export: "x", credentials: try pki.credentials(.client), hostname: "localhost"),
             connections: connections,
+            connectionsAtMost: atMost,
             size: 64 << 20,
             endurance: endurance,
             on: loops.loops[1]
@@ -75,6 +91,21 @@ struct RelayTests {
             #expect(direct.code == 0 && !direct.all.contains("failed"), "\(direct.all)")
             #expect(setup.relay.counters.bytesSent == 48 << 20 + 4096)
             #expect(setup.relay.counters.bytesInFlight == 0)
+        }
+    }
+
+    @Test(arguments: [0, 16])
+    func moreConnectionsAreMadeWhereTheirWindowsAreTheLimit(_ most: Int) async throws {
+        try await withRelay(2, atMost: most, through: (.milliseconds(20), 128 << 10)) { setup in
+            let round = (0..<48).map { "aio_write -P \($0 + 1) \($0)M 1M" } + ["aio_flush"]
+            let result = try await qemuIO(setup, round + round + round + ["flush", "read -P 7 6M 1M"])
+            #expect(result.code == 0 && !result.all.contains("failed"), "\(result.all)")
+            let count = setup.relay.connections
+            #expect(most == 0 ? count == 2 : (4...most).contains(count), "\(count) connections")
+            let direct = try await Tool.run(
+                ["qemu-io", "-f", "raw", "-r", "-c", "read -P 1 0 1M", "-c", "read -P 48 47M 1M", setup.image]
+            )
+            #expect(direct.code == 0 && !direct.all.contains("failed"), "\(direct.all)")
         }
     }
 

@@ -7,6 +7,7 @@ public final class LongLine: @unchecked Sendable {
     // Unchecked: confined to `loop`, but for `stop`.
     private let loop = EventLoop(name: "line")
     private let delay: Duration
+    private let window: Int
     private var listeners: [Listener] = []
     private var connections: [Connection] = []
     private let pool = BufferPool()
@@ -23,6 +24,7 @@ public final class LongLine: @unchecked Sendable {
     private final class Queue: @unchecked Sendable {
         // Unchecked: confined to the loop.
         var pieces: [(due: ContinuousClock.Instant, buffer: IOBuffer, count: Int)] = []
+        var bytes = 0
         var hasEnded = false
         let changed = AsyncCondition()
     }
@@ -34,8 +36,16 @@ public final class LongLine: @unchecked Sendable {
     ///   - far: the address that it forwards to.
     ///   - ports: at which ports, the same ones on both.
     ///   - roundTrip: what a byte there and one back take together.
-    public init(from near: String, to far: String, ports: [UInt16], roundTrip: Duration) async throws {
+    ///   - window: how many bytes of one direction of a connection may be under way.
+    public init(
+        from near: String,
+        to far: String,
+        ports: [UInt16],
+        roundTrip: Duration,
+        window: Int = .max
+    ) async throws {
         delay = roundTrip / 2
+        self.window = window
         for port in ports {
             let loop = loop
             let listener = try await loop.run {
@@ -91,10 +101,12 @@ public final class LongLine: @unchecked Sendable {
 
     private func read(_ source: SocketChannel, _ queue: Queue, _ count: (Int) -> Void) async {
         while true {
+            while queue.bytes >= window { await queue.changed.wait() }
             let buffer = pool.buffer(64 << 10)
             guard let read = try? await source.readSome(into: buffer.mutable(0..<(64 << 10))), read > 0 else { break }
             count(read)
             queue.pieces.append((.now + delay, buffer, read))
+            queue.bytes += read
             queue.changed.signal()
         }
         queue.hasEnded = true
@@ -110,7 +122,12 @@ public final class LongLine: @unchecked Sendable {
             let piece = queue.pieces.removeFirst()
             let rest = piece.due - .now
             if rest > .zero { await loop.sleep(for: rest) }
-            guard (try? await target.writeAll(piece.buffer.bytes(0..<piece.count))) != nil else { return }
+            let isWritten = (try? await target.writeAll(piece.buffer.bytes(0..<piece.count))) != nil
+            queue.bytes -= piece.count
+            // Whoever reads must not wait for what nobody writes any more.
+            if !isWritten { queue.bytes = .min / 2 }
+            queue.changed.signal()
+            guard isWritten else { return }
         }
     }
 }

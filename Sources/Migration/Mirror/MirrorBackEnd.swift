@@ -36,6 +36,9 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
     private var retained = RetainedChanges()
     /// What the way there carries.
     private var path = PathEstimate()
+    /// Whether more connections would carry more.
+    private var growth: LaneGrowth
+    private var isGrowing = false
     private var nextID: UInt64 = 0
     private var bytesPending = 0
     private var isResting = false
@@ -63,8 +66,10 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
         endurance: MirrorEndurance,
         counters: MirrorCounters,
         sums: ChunkSums,
-        seed: SeedFilter? = nil
+        seed: SeedFilter? = nil,
+        connectionsAtMost: Int = 0
     ) {
+        growth = LaneGrowth(atMost: connections[0].flags.contains(.canMultiConn) ? connectionsAtMost : 0)
         self.counters = counters
         self.seed = seed
         limit = seed != nil && endurance.bandwidth > 0 ? RateLimit(bytesPerSecond: endurance.bandwidth) : nil
@@ -86,6 +91,11 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
 
     private func use(_ connections: [NBDConnection]) {
         lanes = connections.map(MirrorLane.init)
+        watch(connections)
+    }
+
+    private func watch(_ connections: [NBDConnection]) {
+        counters.opened(lanes.count)
         for connection in connections {
             connection.onFailure = { [weak self] error in self?.lost(error) }
             // One that has failed already tells nobody.
@@ -236,6 +246,7 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
         }
         for _ in connections { counters.reconnected() }
         path.restart()
+        growth.forget(counters.bytesSent, now: .now)
         use(connections)
         endOutage()
         pump()
@@ -319,9 +330,51 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
         let sent = ContinuousClock.now
         lane.send(change) { error, isLost in
             if let error { return self.failed(change, error, isLost: isLost) }
-            self.path.answered(change.bytes, sent: sent, now: .now)
+            let now = ContinuousClock.now
+            if self.path.answered(change.bytes, sent: sent, now: now) { self.grow(now) }
             self.acknowledged(change)
         }
+    }
+
+    /// On a long line a connection is bounded by its window, and more of them may carry more.
+    private func grow(_ now: ContinuousClock.Instant) {
+        guard growth.mayExceed(lanes.count), !isGrowing, !isResting, let roundTrip = path.roundTrip,
+            roundTrip >= PathEstimate.long
+        else { return }
+        let wanted = growth.observe(
+            counters.bytesSent,
+            isWanted: bytesPending >= pendingLimit / 2,
+            count: lanes.count,
+            roundTrip: roundTrip,
+            now: now
+        )
+        guard wanted > 0 else { return }
+        isGrowing = true
+        Task(executorPreference: loop) {
+            await self.add(wanted)
+            self.isGrowing = false
+        }
+    }
+
+    private func add(_ count: Int) async {
+        let epoch = target.epoch
+        guard let made = try? await target.connectMore(count, on: loop) else {
+            return growth.forget(counters.bytesSent, now: .now)
+        }
+        // Those that they are to stand beside may have been lost meanwhile, and with them the life of the export.
+        let isSame = made.allSatisfy { one in
+            var info = one.info
+            (info.name, info.summary) = (first.name, first.summary)
+            return info == first && (one.info.summary ?? "") == generation && one.tls?.peer == identity && one.failure == nil
+        }
+        guard epoch == target.epoch, !lanes.isEmpty, failure == nil, !isResting, isSame else {
+            for one in made { one.abort(ChannelError(.closed, "The connections of the mirror have changed meanwhile")) }
+            return growth.forget(counters.bytesSent, now: .now)
+        }
+        lanes += made.map(MirrorLane.init)
+        target.connections = lanes.count
+        watch(made)
+        pump()
     }
 
     private func acknowledged(_ change: DiskChange) {

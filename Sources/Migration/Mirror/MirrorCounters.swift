@@ -8,6 +8,7 @@ public final class MirrorCounters: Sendable {
     private let backlog = Atomic<UInt64>(0)
     private let repeated = Atomic<UInt64>(0)
     private let reconnections = Atomic<Int>(0)
+    private let connected = Atomic<Int>(0)
 
     /// Payload bytes that the destination has acknowledged.
     public var bytesSent: UInt64 { sent.load(ordering: .relaxed) }
@@ -22,6 +23,10 @@ public final class MirrorCounters: Sendable {
     /// How many connections were made in the place of lost ones.
     public var reconnects: Int { reconnections.load(ordering: .relaxed) }
 
+    /// How many connections there are, or were last.
+    public var connections: Int { connected.load(ordering: .relaxed) }
+
+    func opened(_ count: Int) { connected.store(count, ordering: .relaxed) }
     func sent(_ count: Int) { sent.wrappingAdd(UInt64(count), ordering: .relaxed) }
     func zeroed(_ count: UInt64) { zeroed.wrappingAdd(count, ordering: .relaxed) }
     func seeded(_ count: UInt64) { present.wrappingAdd(count, ordering: .relaxed) }

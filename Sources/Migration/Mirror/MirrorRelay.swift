@@ -18,7 +18,7 @@ public final class MirrorRelay: @unchecked Sendable {
     /// The version and cipher of its connections.
     public let tls: (version: String, cipher: String)
     /// How many connections it has.
-    public let connections: Int
+    public var connections: Int { counters.connections }
     private let listener: Listener
     private let disk: MirrorBackEnd
     private let server: NBDServer
@@ -41,7 +41,6 @@ public final class MirrorRelay: @unchecked Sendable {
         self.listener = listener
         self.socket = socket
         self.disk = disk
-        self.connections = connections.count
         tls = (connections[0].tls?.version ?? "none", connections[0].tls?.cipher ?? "none")
         let exports = ExportTable()
         self.export = Export(name: export, backEnd: disk)
@@ -56,6 +55,7 @@ public final class MirrorRelay: @unchecked Sendable {
     ///   - address: the destination's NBD server.
     ///   - options: the export and the credentials.
     ///   - connections: how many connections to open; one if the server cannot keep several consistent.
+    ///   - connectionsAtMost: how many there may be, if more carry more on a long line.
     ///   - size: what the disk's size must be.
     ///   - client: the only process that may connect to the socket; nil for any of this user's.
     ///   - endurance: what it bears; nil for a mirror that ends with the first lost connection.
@@ -70,6 +70,7 @@ public final class MirrorRelay: @unchecked Sendable {
         to address: SocketAddress,
         options: NBDClientOptions,
         connections count: Int,
+        connectionsAtMost: Int = 0,
         size: UInt64,
         client: Int32? = nil,
         endurance: MirrorEndurance? = MirrorEndurance(),
@@ -104,7 +105,8 @@ public final class MirrorRelay: @unchecked Sendable {
                     endurance: endurance ?? MirrorEndurance(),
                     counters: MirrorCounters(),
                     sums: try ChunkSums(size: size),
-                    seed: isSeeded ? SeedFilter(size: size) : nil
+                    seed: isSeeded ? SeedFilter(size: size) : nil,
+                    connectionsAtMost: connectionsAtMost
                 )
                 disk.onOutage = onOutage
                 disk.onFailure = onFailure

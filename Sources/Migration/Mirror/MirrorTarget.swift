@@ -35,6 +35,17 @@ struct MirrorTarget {
         throw failure ?? reason
     }
 
+    /// Makes more connections to the life of the export that is connected to: all of them, or none.
+    func connectMore(_ count: Int, on loop: EventLoop) async throws -> [NBDConnection] {
+        var (more, options) = (self, options)
+        more.connections = count
+        if isFenced { options.export += "#\(epoch)" }
+        let (made, failure) = await more.connectAll(options, on: loop, [])
+        guard let failure else { return made }
+        for connection in made { connection.abort(ChannelError(.closed, "Another connection could not be made")) }
+        throw failure
+    }
+
     /// Makes all connections at once: each takes some five round trips.
     private func connectAll(
         _ options: NBDClientOptions,

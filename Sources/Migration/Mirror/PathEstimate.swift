@@ -7,6 +7,9 @@ struct PathEstimate {
     /// How many such periods count as late.
     static let periods = 20
 
+    /// From which round trip on a line is long: what one connection may have under way is less than what it could carry.
+    static let long = Duration.milliseconds(2)
+
     /// The shortest time in which a request was answered; nil when none was.
     private(set) var roundTrip: Duration?
     private var began: ContinuousClock.Instant?
@@ -23,22 +26,26 @@ struct PathEstimate {
     }
 
     /// A request with so many bytes of payload, sent at a time, was answered.
-    mutating func answered(_ count: Int, sent: ContinuousClock.Instant, now: ContinuousClock.Instant) {
+    ///
+    /// - Returns: whether that ended a period.
+    @discardableResult
+    mutating func answered(_ count: Int, sent: ContinuousClock.Instant, now: ContinuousClock.Instant) -> Bool {
         let time = now - sent
         if roundTrip.map({ time < $0 }) ?? true { roundTrip = time }
         bytes += count
         guard let began else {
             self.began = now
             bytes = 0
-            return
+            return false
         }
         let passed = now - began
-        guard passed >= max(Self.period, roundTrip ?? .zero) else { return }
+        guard passed >= max(Self.period, roundTrip ?? .zero) else { return false }
         rates[next] = Double(bytes) / (passed / .seconds(1))
         next = (next + 1) % rates.count
         highest = rates.max() ?? 0
         bytes = 0
         self.began = now
+        return true
     }
 
     /// New connections may take another way. What was seen of the rate stays.

@@ -6,8 +6,8 @@ struct MoveOptions: ParsableArguments {
     private static let (pause, longestPause) = (Milliseconds(300), Milliseconds(10_000))
     private static let keeping = TimeSpan.days(7)
 
-    @Option(help: "Connections for each disk, and for the memory on a long line.")
-    var connections: Int = 4
+    @Option(help: "Connections for each disk, and for the memory on a long line, at most: more than four only where more carry more.")
+    var connections: Int = MigrationPlan.usualConnectionsAtMost
 
     @Option(
         help: ArgumentHelp("The pause of the guest to aim at.", default: MoveOptions.pause, valueName: "ms"),
