@@ -71,7 +71,9 @@ public struct MigrationPlan: Sendable, Codable {
     public var firstConnections: Int { min(max(connections, 1), DescriptorBudget.usualConnections) }
 
     /// How many connections each of so many disks may have.
-    func connections(disks: Int) -> Int { max(firstConnections, min(connections, Self.connectionsOfGuest / max(disks, 1))) }
+    func connections(disks: Int) -> Int {
+        max(firstConnections, min(connections, Self.connectionsOfGuest / max(disks, 1)))
+    }
 
     /// The destination's control port.
     public var address: SocketAddress { .inet(host: host, port: port) }

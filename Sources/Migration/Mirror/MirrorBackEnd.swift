@@ -365,7 +365,8 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
         let isSame = made.allSatisfy { one in
             var info = one.info
             (info.name, info.summary) = (first.name, first.summary)
-            return info == first && (one.info.summary ?? "") == generation && one.tls?.peer == identity && one.failure == nil
+            return info == first && (one.info.summary ?? "") == generation && one.tls?.peer == identity
+                && one.failure == nil
         }
         guard epoch == target.epoch, !lanes.isEmpty, failure == nil, !isResting, isSame else {
             for one in made { one.abort(ChannelError(.closed, "The connections of the mirror have changed meanwhile")) }

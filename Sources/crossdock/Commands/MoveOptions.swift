@@ -6,7 +6,10 @@ struct MoveOptions: ParsableArguments {
     private static let (pause, longestPause) = (Milliseconds(300), Milliseconds(10_000))
     private static let keeping = TimeSpan.days(7)
 
-    @Option(help: "Connections for each disk, and for the memory on a long line, at most: more than four only where more carry more.")
+    @Option(
+        help:
+            "Connections for each disk, and for the memory on a long line, at most: more than four only where more carry more."
+    )
     var connections: Int = MigrationPlan.usualConnectionsAtMost
 
     @Option(
