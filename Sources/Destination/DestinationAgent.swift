@@ -45,6 +45,8 @@ public final class DestinationAgent: @unchecked Sendable {
         public var takeMembers: TakeMembers?
         /// What issues a member's next certificate; nil for an agent whose host has no authority.
         public var renewCertificate: RenewCertificate?
+        /// What knows the members of the fleet; nil for an agent of no fleet.
+        public var isMember: IsMember?
         /// What the operator reads.
         public var log: Log
 
@@ -335,8 +337,11 @@ public final class DestinationAgent: @unchecked Sendable {
         log(level, line)
     }
 
+    static func refusal(of identity: String) -> String { "This agent does not let '\(identity)' migrate guests to it" }
+
     private func serve(_ base: SocketChannel) async throws {
         let opened: (TLSChannel, MessageConnection, Message.Hello)
+        var rights = HostConversation.Rights.all
         do {
             defer { unproven.remove(base) }
             opened = try await base.withDeadline(PeerLimits.greeting, for: "The greeting") {
@@ -345,12 +350,14 @@ public final class DestinationAgent: @unchecked Sendable {
                 let channel = try await TLSChannel.handshake(over: base, credentials: configuration.credentials)
                 let connection = MessageConnection(channel)
                 connection.limit = PeerLimits.helloBytes
-                do {
-                    try access.check(channel.session.peer)
-                } catch {
-                    try await connection.send(
-                        .abort("This agent does not let '\(channel.session.peer.name)' migrate guests to it")
-                    )
+                let peer = channel.session.peer
+                do { try access.check(peer) } catch {
+                    if await mayRenew(peer.name) {
+                        let hello = try await Self.hello(connection)
+                        rights = .renewal
+                        if hello.role == .host { return (channel, connection, hello) }
+                    }
+                    try await connection.send(.abort(Self.refusal(of: peer.name)))
                     throw error
                 }
                 return (channel, connection, try await Self.hello(connection))
@@ -410,7 +417,7 @@ public final class DestinationAgent: @unchecked Sendable {
         case .host:
             do { try accounts.beginHost(peer.name) } catch { return try await connection.send(.abort("\(error)")) }
             defer { accounts.endHost(peer.name) }
-            try await HostConversation(self, peer, evacuation: hello.migration, connection).serve()
+            try await HostConversation(self, peer, evacuation: hello.migration, rights, connection).serve()
         case .seed:
             guard let migration = incoming[hello.migration], migration.peer.name == peer.name else {
                 try await connection.send(.abort("There is no such migration here"))

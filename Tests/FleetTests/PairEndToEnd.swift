@@ -119,6 +119,14 @@ struct PairEndToEnd {
         #expect(again.code == 0 && again.output.contains("host-a to host-b: "), "\(again.all)")
         let back = try await b.run([Tool.crossdock, "doctor", a.address, "--address", "none"])
         #expect(back.code == 24, "\(back.all)")
+        // It gets its certificates at the authority's host all the same, and nothing else there.
+        try await lab.age("host-b")
+        let old = b.text("/etc/pki/crossdock/server-cert.pem")
+        let renewed = try await lab.pair(on: "host-b", ["--renew", "--batch"])
+        #expect(renewed.code == 0 && renewed.output.contains("renewed, for the same names"), "\(renewed.all)")
+        #expect(b.text("/etc/pki/crossdock/server-cert.pem") != old)
+        let refused = try await b.run([Tool.crossdock, "doctor", a.address, "--address", "none"])
+        #expect(refused.code == 24, "\(refused.all)")
     }
 
     @Test func aCertificateThatIsAboutToEndIsRenewed() async throws {

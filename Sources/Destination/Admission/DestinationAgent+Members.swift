@@ -15,6 +15,9 @@ public typealias TakeMembers = @Sendable (_ members: HostMessage.Members) throws
 /// - Throws: an error that says why there is none.
 public typealias RenewCertificate = @Sendable (_ identity: String, _ request: String) throws -> HostMessage.Renewed
 
+/// Whether an identity is a member of the fleet, which may ask for its next certificate even if it may send no guests. Blocks.
+public typealias IsMember = @Sendable (_ identity: String) -> Bool
+
 /// Who belongs to the fleet.
 extension DestinationAgent {
     /// Answers MEMBERS.
@@ -25,6 +28,12 @@ extension DestinationAgent {
             log(.info, "'\(identity)' has brought the list of the fleet")
             return .members(members)
         } catch { return .denied("\(error)") }
+    }
+
+    /// Whether who may send no guests may still ask for its next certificate.
+    func mayRenew(_ identity: String) async -> Bool {
+        guard configuration.renewCertificate != nil, let isMember = configuration.isMember else { return false }
+        return (try? await BlockingPool.shared.run { isMember(identity) }) ?? false
     }
 
     /// Answers RENEW.

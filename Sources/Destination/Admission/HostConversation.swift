@@ -6,14 +6,30 @@ internal import TLS
 final class HostConversation: @unchecked Sendable {
     // Unchecked: confined to the agent's control loop.
 
+    /// What a peer may ask for.
+    enum Rights {
+        /// Whatever a source may.
+        case all
+        /// Its next certificate, and nothing else: a member of the fleet that sends no guests.
+        case renewal
+    }
+
     private unowned let agent: DestinationAgent
     private let peer: TLSPeer
     private let evacuation: String
+    private let rights: Rights
     private let connection: MessageConnection
     /// The turns that were asked for here, by the numbers of the questions.
     private var turns: [UInt32: SwitchoverTurns.Turn] = [:]
 
-    init(_ agent: DestinationAgent, _ peer: TLSPeer, evacuation: String, _ connection: MessageConnection) {
+    init(
+        _ agent: DestinationAgent,
+        _ peer: TLSPeer,
+        evacuation: String,
+        _ rights: Rights,
+        _ connection: MessageConnection
+    ) {
+        self.rights = rights
         self.agent = agent
         self.peer = peer
         self.evacuation = evacuation
@@ -47,6 +63,8 @@ final class HostConversation: @unchecked Sendable {
         let (number, name) = (question.number, peer.name)
         let content: HostMessage.Content
         switch question.content {
+        case .renew(let request): content = await agent.renew(request, for: name)
+        case _ where rights == .renewal: content = .denied(DestinationAgent.refusal(of: name))
         case .host(nil):
             do { content = .host(try await agent.state(for: name)) } catch { content = .denied("\(error)") }
         case .reserve(let room): content = await agent.reserve(room, for: name, evacuation)
@@ -58,7 +76,6 @@ final class HostConversation: @unchecked Sendable {
         case .recall(let recall): content = await agent.recall(recall, for: peer)
         case .examine(let examine): return beginExamination(number, examine)
         case .members(let members): content = await agent.take(members, from: name)
-        case .renew(let request): content = await agent.renew(request, for: name)
         case .host, .reserved, .recalled, .examined, .renewed, .denied:
             throw ChannelError(.protocolViolation, "\(question.name) is not due: it is a message of the destination")
         }

@@ -228,6 +228,9 @@ struct DestinationCommand: AsyncParsableCommand {
                 }
             }
             if authorization != nil, FleetFiles().hasAuthority {
+                configuration.isMember = { identity in
+                    ((try? CertificateRenewal(FleetFiles()).list())?.members ?? []).contains { $0.identity == identity }
+                }
                 configuration.renewCertificate = { identity, request in
                     let issued = try CertificateRenewal(FleetFiles()).issue(to: identity, request)
                     return .init(certificate: issued.certificate, authority: issued.authority)
