@@ -336,14 +336,15 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
         }
     }
 
-    /// On a long line a connection is bounded by its window, and more of them may carry more.
+    /// On a long line a connection is bounded by its window, and more of them may carry more. They are wanted when more is under way than the
+    /// line holds at this rate: it waits somewhere.
     private func grow(_ now: ContinuousClock.Instant) {
         guard growth.mayExceed(lanes.count), !isGrowing, !isResting, let roundTrip = path.roundTrip,
             roundTrip >= PathEstimate.long
         else { return }
         let wanted = growth.observe(
             counters.bytesSent,
-            isWanted: bytesPending >= pendingLimit / 2,
+            isWanted: bytesPending >= max(1 << 20, 2 * path.product),
             count: lanes.count,
             roundTrip: roundTrip,
             now: now
