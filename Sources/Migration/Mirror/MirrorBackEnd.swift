@@ -277,7 +277,10 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
 
     /// How many bytes may wait for the destination: what the line holds twice, so that it never runs dry.
     private var pendingLimit: Int {
-        min(max(MirrorEndurance.leastPending, 2 * path.product), endurance.memory / 2)
+        let limit = min(max(MirrorEndurance.leastPending, 2 * path.product), endurance.memory / 2)
+        guard let roundTrip = path.roundTrip, roundTrip >= PathEstimate.long else { return limit }
+        // A FLUSH arrives after what was sent before it. Were that more than may be in doubt, all would wait for its answer, again and again.
+        return min(limit, doubtLimit / 2)
     }
 
     /// Whether so many bytes more may be kept.
@@ -344,7 +347,7 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
         else { return }
         let wanted = growth.observe(
             counters.bytesSent,
-            isWanted: bytesPending >= max(1 << 20, 2 * path.product),
+            isWanted: bytesPending >= max(1 << 20, path.product / 2 * 3),
             count: lanes.count,
             roundTrip: roundTrip,
             now: now
