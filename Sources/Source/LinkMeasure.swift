@@ -1,7 +1,7 @@
 internal import Migration
 
 /// What was measured between the agents.
-struct LinkMeasure {
+struct LinkMeasure: Sendable {
     /// There and back, in milliseconds.
     var roundTrip = 0.0
     /// Bytes per second of one connection.
@@ -18,15 +18,28 @@ struct LinkMeasure {
 
     /// A measurement whose answers are still on their way.
     struct Probe {
-        fileprivate let control: ControlConnection
-        fileprivate let began: ContinuousClock.Instant
-        fileprivate let result: LinkMeasure?
+        /// Where the answers come; nil when they are known.
+        private let control: ControlConnection?
+        private let began = ContinuousClock.now
+        private let result: LinkMeasure
+
+        /// One that is over.
+        init(_ result: LinkMeasure) {
+            self.result = result
+            control = nil
+        }
+
+        /// One that begins.
+        fileprivate init(over control: ControlConnection) {
+            self.control = control
+            result = LinkMeasure()
+        }
 
         /// What was measured. To be asked for before the answer to anything that was said since.
         ///
         /// - Throws: `MigrationError` when the destination does not answer.
         func measure() async throws -> LinkMeasure {
-            if let result { return result }
+            guard let control else { return result }
             guard case .probe = try await control.next(timeout: .seconds(30)) else { throw noProbe }
             let roundTrip = MigrationContext.milliseconds(.now - began)
             guard case .probe = try await control.next(timeout: .seconds(30)) else { throw noProbe }
@@ -41,13 +54,12 @@ struct LinkMeasure {
     static func begin(over control: ControlConnection, isThorough: Bool) async throws -> Probe {
         let isLong = MigrationContext.milliseconds(control.greetingTime) >= longLine
         guard isLong, !isThorough else {
-            let result = try await take(over: control, isThorough: isThorough)
-            return Probe(control: control, began: .now, result: result)
+            return Probe(try await take(over: control, isThorough: isThorough))
         }
-        let began = ContinuousClock.now
+        let probe = Probe(over: control)
         try await control.send(.probe(0))
         try await send(bytes, over: control)
-        return Probe(control: control, began: began, result: nil)
+        return probe
     }
 
     /// Measures the way to a destination: the shortest of a few round trips, and the time that some data takes.

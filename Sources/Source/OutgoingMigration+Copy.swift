@@ -62,7 +62,7 @@ extension OutgoingMigration {
             )
         }
         try checkVerdict(watch.guest)
-        let rehearsal = Rehearsal(context, link, monitor, inspection, record.process)
+        let rehearsal = Rehearsal(context, link, monitor, inspection, record.process, known)
         self.rehearsal = rehearsal
         if !plan.isRehearsal {
             try begin(monitor)

@@ -17,6 +17,7 @@ public final class OutgoingMigration: @unchecked Sendable {
     let link: DestinationLink
     let mirrors: DiskMirrors
     let memory: MemoryTransfer
+    let known: RehearsedFigures
     var handover = SourceHandover.checking
     var record: GuestRecord?
     var monitor: QMPClient?
@@ -52,12 +53,14 @@ public final class OutgoingMigration: @unchecked Sendable {
     ///   - credentials: a client's.
     ///   - loop: the control loop.
     ///   - dataLoops: where disks and memory are carried.
+    ///   - known: what earlier rehearsals have measured already.
     ///   - emit: gets every event, on the control loop.
     public init(
         plan: MigrationPlan,
         credentials: any TLSCredentials,
         loop: EventLoop,
         dataLoops: EventLoopGroup,
+        known: RehearsedFigures = RehearsedFigures(),
         emit: @escaping @Sendable (MigrationEvent) -> Void
     ) {
         context = MigrationContext(
@@ -67,6 +70,7 @@ public final class OutgoingMigration: @unchecked Sendable {
             dataLoops: dataLoops,
             emit: emit
         )
+        self.known = known
         link = DestinationLink(context)
         mirrors = DiskMirrors(context, link)
         memory = MemoryTransfer(context, link, mirrors)

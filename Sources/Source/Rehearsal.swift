@@ -13,6 +13,7 @@ final class Rehearsal: @unchecked Sendable {
     private let monitor: QMPClient
     private let inspection: GuestInspection
     private let process: EmulatorProcess?
+    private let known: RehearsedFigures
     private var plan: MigrationPlan { context.plan }
     private var shadow: ShadowEmulator?
     /// The destination's part of what proofs of lineage are bound to.
@@ -25,8 +26,10 @@ final class Rehearsal: @unchecked Sendable {
         _ link: DestinationLink,
         _ monitor: QMPClient,
         _ inspection: GuestInspection,
-        _ process: EmulatorProcess?
+        _ process: EmulatorProcess?,
+        _ known: RehearsedFigures
     ) {
+        self.known = known
         self.process = process
         self.context = context
         self.link = link
@@ -39,7 +42,8 @@ final class Rehearsal: @unchecked Sendable {
 
     /// Begins to measure the way to the destination.
     func probe() async throws -> LinkMeasure.Probe {
-        try await LinkMeasure.begin(over: link.connection(), isThorough: plan.isRehearsal)
+        if let line = known.line { return LinkMeasure.Probe(line) }
+        return try await LinkMeasure.begin(over: link.connection(), isThorough: plan.isRehearsal)
     }
 
     /// Moves a blank copy of the guest before anything of the guest moves.
@@ -50,7 +54,7 @@ final class Rehearsal: @unchecked Sendable {
     func rehearse(_ offer: Message.Offer, _ probe: LinkMeasure.Probe) async throws -> Message.Rehearsed {
         let control = try await link.connection()
         let began = ContinuousClock.now
-        async let activity = plan.isRehearsal ? sampleActivity() : nil
+        async let activity = plan.isRehearsal ? activity() : nil
         let here = try await MachineFingerprint(of: monitor)
         // What it will take to send the copy there is made ready meanwhile.
         let dialled = DialledStream(plan, credentials: context.credentials, on: context.dataLoops.next())
@@ -187,14 +191,11 @@ final class Rehearsal: @unchecked Sendable {
     /// What a move takes that copies nothing, without its rehearsal, in seconds: a QEMU there, verification, the switchover.
     private static let steps = 1.0
 
-    /// What the guest does to its memory and disks, in bytes per second.
-    struct Activity: Sendable {
-        var memory = 0.0
-        var disks = 0.0
-    }
+    private typealias Activity = RehearsedFigures.Activity
 
-    /// Watches the guest for a second (`calc-dirty-rate`, `query-blockstats`).
-    private func sampleActivity() async throws -> Activity? {
+    /// What the guest does to its memory and disks: it is watched for a second (`calc-dirty-rate`, `query-blockstats`).
+    private func activity() async throws -> Activity? {
+        if let activity = known.activity { return activity }
         func written() async throws -> Double {
             try await monitor.execute("query-blockstats").array.reduce(0) {
                 $0 + Double($1["stats"]?["wr_bytes"]?.integer ?? 0)

@@ -145,28 +145,38 @@ public struct EvacuationSurvey: Sendable {
         _ loops: (control: EventLoop, data: EventLoopGroup),
         _ say: @escaping @Sendable (String) -> Void
     ) async throws -> [String: [Finding]] {
-        try await withThrowingTaskGroup(of: (String, [Finding]).self) { group in
-            var findings: [String: [Finding]] = [:]
-            var waiting = guests[...]
+        /// Rehearses a guest with every target. The lines to them need be measured once, and the guest watched once.
+        @Sendable func look(_ guest: Inventory.Guest, _ lines: [RehearsedFigures]) async throws -> [Finding] {
+            var found: [Finding] = []
+            for (index, target) in targets.enumerated() {
+                say("rehearsing guest '\(guest.name)' with \(target.target)")
+                let agent = order.agent(guest.name, to: target.target, migration: MigrationStore.makeID()) {
+                    $0.isRehearsal = true
+                }
+                var known = lines[index]
+                for earlier in found { known.takeActivity(from: earlier.report) }
+                let migration = OutgoingMigration(
+                    plan: agent.plan,
+                    credentials: credentials,
+                    loop: loops.control,
+                    dataLoops: loops.data,
+                    known: known
+                ) { _ in }
+                found.append(Finding(target: index, report: try await migration.start()))
+            }
+            return found
+        }
+        guard let first = guests.first else { return [:] }
+        // Nobody else is on the lines while they are measured.
+        var lines = targets.map { _ in RehearsedFigures() }
+        let found = try await look(first, lines)
+        for finding in found { lines[finding.target].takeLine(from: finding.report) }
+        return try await withThrowingTaskGroup(of: (String, [Finding]).self) { [lines] group in
+            var findings = [first.name: found]
+            var waiting = guests.dropFirst()
             func next() {
                 guard let guest = waiting.popFirst() else { return }
-                group.addTask {
-                    var found: [Finding] = []
-                    for (index, target) in targets.enumerated() {
-                        say("rehearsing guest '\(guest.name)' with \(target.target)")
-                        let agent = order.agent(guest.name, to: target.target, migration: MigrationStore.makeID()) {
-                            $0.isRehearsal = true
-                        }
-                        let migration = OutgoingMigration(
-                            plan: agent.plan,
-                            credentials: credentials,
-                            loop: loops.control,
-                            dataLoops: loops.data
-                        ) { _ in }
-                        found.append(Finding(target: index, report: try await migration.start()))
-                    }
-                    return (guest.name, found)
-                }
+                group.addTask { (guest.name, try await look(guest, lines)) }
             }
             for _ in 0..<rehearsals { next() }
             while let (name, found) = try await group.next() {
