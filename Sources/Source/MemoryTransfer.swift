@@ -63,13 +63,22 @@ final class MemoryTransfer: @unchecked Sendable {
     }
 
     /// On a long line a connection carries what it may have under way per round trip, so several share the stream. On a short one, one
-    /// carries what QEMU can send, and more would only cost. The disks have found out how many are worth it.
+    /// carries what QEMU can send, and more would only cost; it does so in pieces where these may be compressed. The disks have found out how many are worth it.
     private var lanes: OutgoingStream.Lanes? {
-        guard link.features.contains(.lanes), (context.report.rehearsal?.roundTripMS ?? 0) >= Self.longLine else {
-            return nil
-        }
-        let count = min(max(plan.firstConnections, mirrors.mostConnections), StreamPiece.mostLanes)
-        return .init(attempt: attempt, count: count, loops: context.dataLoops)
+        guard link.features.contains(.lanes) else { return nil }
+        let isLong = (context.report.rehearsal?.roundTripMS ?? 0) >= Self.longLine
+        let compression = compression
+        guard isLong || compression != .off else { return nil }
+        let most = max(plan.firstConnections, mirrors.mostConnections)
+        let count = isLong ? min(most, StreamPiece.mostLanes) : 1
+        return .init(attempt: attempt, count: count, compression: compression, loops: context.dataLoops)
+    }
+
+    /// A line on which compressing would always lose is not even tried.
+    private var compression: Compression {
+        guard link.features.contains(.compressedPieces) else { return .off }
+        let rate = context.report.rehearsal?.bytesPerSecond ?? 0
+        return plan.compression == .auto && rate > CompressionChoice.fastLine ? .off : plan.compression
     }
 
     private func prepare(_ monitor: QMPClient, _ record: GuestRecord) async throws {

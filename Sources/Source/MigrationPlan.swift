@@ -31,6 +31,8 @@ public struct MigrationPlan: Sendable, Codable {
     public var patience = 300
     /// How many bytes each disk's mirror keeps in memory at most.
     public var mirrorMemory = 256 << 20
+    /// Whether what is sent is compressed.
+    public var compression = Compression.auto
     /// Whether both sides read all of each disk, with the guest paused, before it is released.
     public var verifiesFully = false
     /// The destination's images that disks are begun with, by the disk's name; that of a guest with one disk may be empty.

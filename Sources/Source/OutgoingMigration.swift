@@ -164,6 +164,7 @@ public final class OutgoingMigration: @unchecked Sendable {
         if case .over(.overruled(let by)) = handover { await learnOverruling(by) }
         mirrors.account()
         context.report.ramBytesSent = memory.stream?.bytesSent ?? 0
+        context.report.ramBytesOnLine = memory.stream?.bytesOnLine
         if let control = link.control {
             let count = 1 + (memory.stream?.connections ?? 0) + mirrors.connections
             context.report.tls = .init(

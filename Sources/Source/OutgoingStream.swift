@@ -12,11 +12,12 @@ final class OutgoingStream: @unchecked Sendable {
     private let loop: EventLoop
     private let plan: MigrationPlan
     private let credentials: any TLSCredentials
-    /// What shares QEMU's first connection; nil when one connection carries it.
+    /// What carries QEMU's first connection in pieces; nil when one connection carries it as it is.
     private let lanes: Lanes?
     /// The connection for the first of QEMU's that was begun already.
     private var dialled: DialledStream?
     private let sent = Atomic<UInt64>(0)
+    private let onLine = Atomic<UInt64>(0)
     private let opened = Atomic<Int>(0)
     /// The only process that may connect.
     private let client: Int32?
@@ -24,18 +25,22 @@ final class OutgoingStream: @unchecked Sendable {
     private var isAborted = false
     private let onFailure: @Sendable (String) -> Void
 
-    /// Several connections that carry a stream in pieces.
+    /// Connections that carry a stream in pieces.
     struct Lanes {
         /// Which sending of the memory it is.
         var attempt: Int
-        /// How many, two at least.
+        /// How many.
         var count: Int
+        /// Whether the pieces are compressed.
+        var compression: Compression
         /// Which loops those after the first one are spread over.
         var loops: EventLoopGroup
     }
 
     /// Bytes of the stream that were passed on.
     var bytesSent: UInt64 { sent.load(ordering: .relaxed) }
+    /// What they were on the line, where pieces may be compressed.
+    var bytesOnLine: UInt64? { lanes?.compression ?? .off == .off ? nil : onLine.load(ordering: .relaxed) }
     /// How many TLS connections were opened.
     var connections: Int { opened.load(ordering: .relaxed) }
 
@@ -102,9 +107,10 @@ final class OutgoingStream: @unchecked Sendable {
             channels.append(near)
             do {
                 let far = try await open(index, near)
+                let isInPieces = lanes != nil && index == 0
                 index += 1
                 Task(executorPreference: loop) {
-                    do { try await self.carry(near, far) } catch {
+                    do { try await self.carry(near, far, isInPieces: isInPieces) } catch {
                         self.onFailure("The migration stream broke: \(error)")
                     }
                 }
@@ -117,10 +123,10 @@ final class OutgoingStream: @unchecked Sendable {
 
     /// Opens what carries one of QEMU's connections. The destination has to see the first lane before the others.
     private func open(_ index: Int, _ near: SocketChannel) async throws -> [TLSChannel] {
-        guard let lanes, lanes.count > 1, index == 0 else { return [try await open(index, nil, on: loop)] }
+        guard let lanes, index == 0 else { return [try await open(index, nil, on: loop)] }
         var opened = [try await open(index, .init(attempt: lanes.attempt, number: 0), on: loop)]
         try await withThrowingTaskGroup(of: TLSChannel.self) { group in
-            for number in 1..<lanes.count {
+            for number in 1..<max(lanes.count, 1) {
                 let other = lanes.loops.next()
                 group.addTask(executorPreference: other) {
                     try await self.open(index, .init(attempt: lanes.attempt, number: number), on: other)
@@ -152,13 +158,15 @@ final class OutgoingStream: @unchecked Sendable {
         return far
     }
 
-    private func carry(_ near: SocketChannel, _ far: [TLSChannel]) async throws {
-        let count: @Sendable (Int) -> Void = { self.sent.wrappingAdd(UInt64($0), ordering: .relaxed) }
-        if far.count == 1 {
-            try await StreamRelay.run(near, far[0], count: count)
-        } else {
-            try await LaneSender(from: near, over: far, count: count).run()
+    private func carry(_ near: SocketChannel, _ far: [TLSChannel], isInPieces: Bool) async throws {
+        guard isInPieces, let lanes else {
+            return try await StreamRelay.run(near, far[0]) { self.sent.wrappingAdd(UInt64($0), ordering: .relaxed) }
         }
+        let sender = LaneSender(from: near, over: far, compression: lanes.compression) { bytes, onLine in
+            self.sent.wrappingAdd(UInt64(bytes), ordering: .relaxed)
+            self.onLine.wrappingAdd(UInt64(onLine), ordering: .relaxed)
+        }
+        try await sender.run()
     }
 
     /// Breaks the stream: QEMU's migration fails and the guest resumes by itself. From any thread.

@@ -1,5 +1,6 @@
 import Glibc
 import IO
+import Synchronization
 import TLS
 import TestSupport
 import Testing
@@ -34,8 +35,35 @@ struct LaneTests {
         range.map { UInt8(truncatingIfNeeded: $0 &* 2_654_435_761 >> 13) }
     }
 
-    @Test(arguments: [1, 2, 5])
-    func aStreamArrivesAsItWasSentAndTheAnswerComesBack(_ count: Int) async throws {
+    /// Bytes that shrink, with some between them that do not.
+    private static func shrinking(_ range: Range<Int>) -> [UInt8] {
+        range.map {
+            $0 >> 20 & 3 == 3
+                ? UInt8(truncatingIfNeeded: $0 &* 2_654_435_761 >> 13) : UInt8(truncatingIfNeeded: $0 >> 9)
+        }
+    }
+
+    @Test(arguments: [(1, Compression.off), (2, .off), (5, .off), (1, .level(1)), (3, .level(5)), (2, .auto)])
+    func aStreamArrivesAsItWasSentAndTheAnswerComesBack(_ count: Int, _ compression: Compression) async throws {
+        let onLine = Atomic<Int>(0)
+        try await carry(over: count, compression) { onLine.wrappingAdd($1, ordering: .relaxed) }
+        let line = onLine.load(ordering: .relaxed)
+        switch compression {
+        case .off: #expect(line == Self.total)
+        case .level: #expect(line < Self.total / 2, "\(line)")
+        // A line without length is faster than any compressor.
+        case .auto: #expect(line <= Self.total)
+        }
+    }
+
+    private static let total = 9 << 20
+
+    private func carry(
+        over count: Int,
+        _ compression: Compression,
+        _ told: @escaping @Sendable (Int, Int) -> Void
+    ) async throws {
+        let bytes = compression == .off ? Self.bytes : Self.shrinking
         let pki = try TestPKI()
         let (source, target) = (EventLoopGroup(count: 3, name: "source"), EventLoopGroup(count: 3, name: "target"))
         defer {
@@ -59,7 +87,7 @@ struct LaneTests {
             arriving.append(there)
             try await stream.join()
         }
-        let total = 9 << 20
+        let total = Self.total
         let (outgoing, incoming) = (lanes, arriving)
         try await withThrowingTaskGroup(of: Void.self) { group in
             for (index, lane) in incoming.enumerated() {
@@ -68,13 +96,15 @@ struct LaneTests {
                     try await stream.carry(lane, isFirst: index == 0)
                 }
             }
-            group.addTask(executorPreference: near) { try await LaneSender(from: sent, over: outgoing) { _ in }.run() }
+            group.addTask(executorPreference: near) {
+                try await LaneSender(from: sent, over: outgoing, compression: compression, count: told).run()
+            }
             group.addTask(executorPreference: near) {
                 var position = 0
                 var size = 1
                 while position < total {
                     let next = min(position + size, total)
-                    try await sender.write(Self.bytes(position..<next))
+                    try await sender.write(bytes(position..<next))
                     position = next
                     size = (size * 7 + 3) % 600_000
                 }
@@ -90,7 +120,7 @@ struct LaneTests {
                 while true {
                     let count = try await receiver.readSome(into: buffer.mutable(0..<(1 << 16)))
                     if count == 0 { break }
-                    let isRight = Array(buffer.bytes(0..<count)) == Self.bytes(position..<position + count)
+                    let isRight = Array(buffer.bytes(0..<count)) == bytes(position..<position + count)
                     #expect(isRight, "at \(position)")
                     guard isRight else { break }
                     position += count
@@ -148,6 +178,46 @@ struct LaneTests {
         var header = [UInt8](repeating: 0, count: StreamPiece.headerSize)
         header.withUnsafeMutableBytes { StreamPiece(number: number, count: count).write(into: $0) }
         return header + [UInt8](repeating: 1, count: bytes ?? count)
+    }
+
+    /// A compressed piece that says that it had a size.
+    private static func compressed(_ number: UInt64, size: UInt32, _ content: [UInt8]) -> [UInt8] {
+        var header = [UInt8](repeating: 0, count: StreamPiece.headerSize)
+        header.withUnsafeMutableBytes {
+            StreamPiece(number: number, count: content.count + StreamPiece.sizeSize, isCompressed: true).write(into: $0)
+        }
+        return header + withUnsafeBytes(of: size.bigEndian, Array.init) + content
+    }
+
+    private static func zstd(_ bytes: [UInt8]) throws -> [UInt8] {
+        var result = [UInt8](repeating: 0, count: bytes.count + 1024)
+        let compressor = try #require(ZstdCompressor(level: 3))
+        let count = try #require(
+            bytes.withUnsafeBytes { source in result.withUnsafeMutableBytes { compressor.compress(source, into: $0) } }
+        )
+        return Array(result.prefix(count))
+    }
+
+    @Test func aCompressedPieceThatIsNotWhatItSaysEndsTheStream() async throws {
+        let small = try Self.zstd([UInt8](repeating: 7, count: 5000))
+        let cases: [(String, [UInt8])] = [
+            ("is not what its 5000 bytes become", Self.compressed(0, size: 5000, [UInt8](repeating: 9, count: 100))),
+            ("is not what its 4999 bytes become", Self.compressed(0, size: 4999, small)),
+            ("is not what its 5001 bytes become", Self.compressed(0, size: 5001, small)),
+            ("is not what its 5000 bytes become", Self.compressed(0, size: 5000, Array(small.dropLast(2)))),
+            (
+                "is not what its 262144 bytes become",
+                Self.compressed(0, size: 262_144, try Self.zstd([UInt8](repeating: 0, count: 1 << 24)))
+            ),
+            ("would have 0 bytes", Self.compressed(0, size: 0, small)),
+            ("would have 262145 bytes", Self.compressed(0, size: 262_145, small)),
+            ("would have 4294967295 bytes", Self.compressed(0, size: .max, small)),
+            ("has 4 bytes", Self.compressed(0, size: 10, [])),
+        ]
+        for (words, piece) in cases {
+            let reasons = try await attack(1) { lanes in try? await lanes[0].write(piece) }
+            #expect(reasons.count == 1 && reasons[0].contains(words), "\(words): \(reasons)")
+        }
     }
 
     @Test func aLyingPeerEndsItsStreamOnAllConnections() async throws {

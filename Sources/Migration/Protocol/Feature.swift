@@ -17,6 +17,8 @@ public enum Feature: String, Sendable, Hashable, CaseIterable {
     case readBack = "read-back"
     /// QEMU's stream is cut into pieces that several connections carry; see `StreamPiece`.
     case lanes = "memory-lanes"
+    /// Those pieces may be compressed.
+    case compressedPieces = "compressed-pieces"
     /// The destination makes taps in its bridges for networks that OFFER, or RECALL, maps.
     case networks
     /// MEMBERS brings a fleet's list.

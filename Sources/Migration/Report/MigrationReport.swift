@@ -147,6 +147,8 @@ public struct MigrationReport: Sendable, Codable {
     public var copiedBytes: UInt64?
     /// Bytes of the memory stream.
     public var ramBytesSent: UInt64
+    /// What those bytes were on the line, where they might be compressed; nil where not.
+    public var ramBytesOnLine: UInt64?
     /// How long each phase took, in milliseconds.
     public var phasesMS: [String: Double]
     /// From the source's STOP to the destination's OWNED, by the source's clock: an upper bound of the pause.
@@ -185,6 +187,7 @@ public struct MigrationReport: Sendable, Codable {
         case migration, guest, destination, outcome, reason, obstacles, code, disks, tls, rehearsal, reconnects
         case copiedBytes = "copied_bytes"
         case ramBytesSent = "ram_bytes_sent"
+        case ramBytesOnLine = "ram_bytes_on_line"
         case phasesMS = "phases_ms"
         case blackoutMS = "blackout_ms"
         case guestState = "guest_state"

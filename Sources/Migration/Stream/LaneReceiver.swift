@@ -79,6 +79,7 @@ public final class LaneReceiver: @unchecked Sendable {
     private func receive(_ channel: any Channel) async throws {
         let header = IOBuffer(capacity: StreamPiece.headerSize)
         let buffer = Self.pool.buffer(StreamPiece.largest)
+        var unpacker: PieceUnpacker?
         while true {
             guard try await channel.readFull(into: header.mutable(0..<StreamPiece.headerSize)) else {
                 throw ChannelError(
@@ -101,17 +102,24 @@ public final class LaneReceiver: @unchecked Sendable {
                     "\(channel.peerName) ended the migration stream in the middle of a piece"
                 )
             }
-            try await loop.run { try await self.pass(piece, buffer) }
+            guard piece.isCompressed else {
+                try await loop.run { try await self.pass(piece.number, buffer, piece.count) }
+                continue
+            }
+            let used = try unpacker ?? PieceUnpacker()
+            unpacker = used
+            let count = try used.unpack(buffer.bytes(0..<piece.count))
+            try await loop.run { try await self.pass(piece.number, used.result, count) }
         }
     }
 
-    private func pass(_ piece: StreamPiece, _ buffer: IOBuffer) async throws {
+    private func pass(_ number: UInt64, _ buffer: IOBuffer, _ count: Int) async throws {
         if let failure { throw failure }
-        if try !order.arrived(piece.number) {
-            await withUnsafeContinuation { turns[piece.number] = $0 }
+        if try !order.arrived(number) {
+            await withUnsafeContinuation { turns[number] = $0 }
             if let failure { throw failure }
         }
-        try await near.writeAll(buffer.bytes(0..<piece.count))
+        try await near.writeAll(buffer.bytes(0..<count))
         if let due = try order.passed() { turns.removeValue(forKey: due)?.resume() }
         try await finish()
     }

@@ -16,7 +16,8 @@ public final class LaneSender: @unchecked Sendable {
     private let near: any Channel
     private let loop: EventLoop
     private let lanes: [any Channel]
-    private let count: @Sendable (Int) -> Void
+    private let compression: Compression
+    private let count: @Sendable (Int, Int) -> Void
     private var waiting: [Piece] = []
     private var next: UInt64 = 0
     private var hasEnded = false
@@ -30,8 +31,15 @@ public final class LaneSender: @unchecked Sendable {
     /// - Parameters:
     ///   - near: where it comes from; closed at the end.
     ///   - lanes: the connections, at most `StreamPiece.mostLanes`; closed at the end. The first one has the loop of `near`, the others any.
-    ///   - count: is told how many bytes of the stream were sent, from any loop.
-    public init(from near: any Channel, over lanes: [any Channel], count: @escaping @Sendable (Int) -> Void) {
+    ///   - compression: whether pieces are compressed, each on its connection's loop; the other end has to know that.
+    ///   - count: is told how many bytes of the stream were sent, and what they were on the line, from any loop.
+    public init(
+        from near: any Channel,
+        over lanes: [any Channel],
+        compression: Compression = .off,
+        count: @escaping @Sendable (_ bytes: Int, _ onLine: Int) -> Void
+    ) {
+        self.compression = compression
         self.near = near
         self.lanes = lanes
         self.count = count
@@ -112,10 +120,17 @@ public final class LaneSender: @unchecked Sendable {
     private func send(over lane: any Channel) async throws {
         let header = IOBuffer(capacity: StreamPiece.headerSize)
         let frame = header.mutable(0..<StreamPiece.headerSize)
+        var packer = PiecePacker(compression)
         while let piece = try await loop.run({ try await self.take() }) {
-            StreamPiece(number: piece.number, count: piece.count).write(into: frame)
-            try await lane.writeAll(UnsafeRawBufferPointer(frame), piece.buffer.bytes(0..<piece.count))
-            count(piece.count)
+            let packed = packer.pack(piece.buffer.bytes(0..<piece.count))
+            StreamPiece(number: piece.number, count: packed.count, isCompressed: packed.isCompressed).write(into: frame)
+            let began = ContinuousClock.now
+            try await lane.writeAll(
+                UnsafeRawBufferPointer(frame),
+                packed.isCompressed ? packer.result.bytes(0..<packed.count) : piece.buffer.bytes(0..<piece.count)
+            )
+            packer.sent(packed.count, in: .now - began)
+            count(piece.count, packed.count)
         }
         let total = try await loop.run { self.next }
         StreamPiece(number: total, count: 0).write(into: frame)

@@ -1,4 +1,5 @@
 import ArgumentParser
+import IO
 import Source
 
 /// What holds for the move of each guest, by `migrate` and by `evacuate`.
@@ -11,6 +12,16 @@ struct MoveOptions: ParsableArguments {
             "Connections for each disk, and for the memory on a long line, at most: more than four only where more carry more."
     )
     var connections: Int = MigrationPlan.usualConnectionsAtMost
+
+    @Option(
+        help: ArgumentHelp(
+            "Whether the memory is compressed on its way: auto (where the line is slower than the processor), off, or always at a level of zstd from 1 to 19.",
+            default: "auto",
+            valueName: "auto|off|level"
+        ),
+        transform: MoveOptions.compression
+    )
+    var compress = Compression.auto
 
     @Option(
         help: ArgumentHelp("The pause of the guest to aim at.", default: MoveOptions.pause, valueName: "ms"),
@@ -48,6 +59,18 @@ struct MoveOptions: ParsableArguments {
     )
     var keepSource = MoveOptions.keeping
 
+    private static func compression(_ text: String) throws -> Compression {
+        switch text {
+        case "auto": return .auto
+        case "off": return .off
+        default:
+            guard let level = Int(text), ZstdCompressor.levels.contains(level) else {
+                throw ValidationError("--compress takes auto, off, or a level from 1 to 19")
+            }
+            return .level(level)
+        }
+    }
+
     /// Checks what they may be; the commands do it in their own order.
     func check() throws {
         guard (1...64).contains(connections) else { throw ValidationError("--connections takes 1 to 64") }
@@ -65,6 +88,7 @@ struct MoveOptions: ParsableArguments {
     /// Writes them into a plan.
     func fill(_ plan: inout MigrationPlan) {
         plan.connections = connections
+        plan.compression = compress
         plan.downtimeLimit = downtimeLimit.count
         plan.blackoutDeadline = blackoutDeadline.count
         plan.keepSource = keepSource.seconds

@@ -142,7 +142,11 @@ struct ProgressRenderer: EventRenderer {
         let seeded = report.disks.compactMap(\.seededBytes)
         if !seeded.isEmpty { disks += ", \(Self.bytes(seeded.reduce(0) { $0 + Double($1) })) were there" }
         lines.append(disks + (report.code == 0 ? ", digests equal" : ""))
-        lines.append("  memory    \(Self.bytes(Double(report.ramBytesSent))) sent")
+        var memory = "  memory    \(Self.bytes(Double(report.ramBytesSent))) sent"
+        if let onLine = report.ramBytesOnLine, onLine < report.ramBytesSent / 100 * 95 {
+            memory += ", compressed to \(Self.bytes(Double(onLine)))"
+        }
+        lines.append(memory)
         if let tls = report.tls {
             lines.append("  TLS       \(tls.version), \(tls.cipher), \(tls.connections) connections")
         }
