@@ -1,4 +1,4 @@
-public import Migration
+internal import Migration
 
 /// What rehearsals have measured, so that the next one need not: of the line to a destination, and of a guest.
 ///
