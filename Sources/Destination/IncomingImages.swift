@@ -187,7 +187,7 @@ final class IncomingImages: @unchecked Sendable {
         seed: SeedServing? = nil
     ) {
         let summary = "\(disk.name) of an incoming guest, generation \(generation)"
-        let export = Export(name: name, summary: summary, backEnd: served) {
+        let export = Export(name: name, summary: summary, backEnd: served, takesCompressed: true) {
             $0?.name == peer ? .readWrite : .denied("It is of another migration")
         }
         images.append(

@@ -97,6 +97,15 @@ final class DiskMirrors: @unchecked Sendable {
             throw MigrationError(.failed, "The path \(socket) is too long for a socket; use a shorter --state-dir")
         }
         do {
+            var endurance = MirrorEndurance(
+                patience: .seconds(plan.patience),
+                memory: plan.mirrorMemory,
+                expected: disk.allocated,
+                isFenced: true,
+                bandwidth: plan.bandwidth / UInt64(max(disks.count, 1)),
+                beacon: context.beacon
+            )
+            endurance.compression = link.features.contains(.compressedWrites) ? plan.compression : .off
             return try await MirrorRelay.start(
                 socket: socket,
                 to: plan.address.with(port: ready.nbdPort),
@@ -105,14 +114,7 @@ final class DiskMirrors: @unchecked Sendable {
                 connectionsAtMost: plan.connections(disks: disks.count),
                 size: disk.offer.size,
                 client: client,
-                endurance: .init(
-                    patience: .seconds(plan.patience),
-                    memory: plan.mirrorMemory,
-                    expected: disk.allocated,
-                    isFenced: true,
-                    bandwidth: plan.bandwidth / UInt64(max(disks.count, 1)),
-                    beacon: context.beacon
-                ),
+                endurance: endurance,
                 dialled: isSamePort ? disk.dialled : [],
                 isSeeded: disk.isSeeded,
                 on: disk.loop ?? context.dataLoops.next()
@@ -434,6 +436,9 @@ final class DiskMirrors: @unchecked Sendable {
         for index in disks.indices {
             guard let relay = disks[index].relay, index < context.report.disks.count else { continue }
             context.report.disks[index].bytesSent = relay.counters.bytesSent
+            if relay.counters.bytesOnLine < relay.counters.bytesSent {
+                context.report.disks[index].bytesOnLine = relay.counters.bytesOnLine
+            }
             context.report.disks[index].zeroBytes = relay.counters.zeroBytes
             if disks[index].isSeeded { context.report.disks[index].seededBytes = relay.counters.seededBytes }
             context.report.reconnects += relay.counters.reconnects

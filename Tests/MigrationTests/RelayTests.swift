@@ -30,7 +30,7 @@ struct RelayTests {
         let loops = EventLoopGroup(count: 2, name: "nbd")
         defer { loops.stop() }
         let exports = ExportTable()
-        let export = Export(name: "x", backEnd: try RawFile(path: image, readOnly: false))
+        let export = Export(name: "x", backEnd: try RawFile(path: image, readOnly: false), takesCompressed: true)
         exports.add(export)
         let server = NBDServer(exports: exports, credentials: try pki.credentials(.server), loops: loops)
         let loop = loops.loops[0]
@@ -104,6 +104,26 @@ struct RelayTests {
             #expect(most == 0 ? count == 2 : (4...most).contains(count), "\(count) connections")
             let direct = try await Tool.run(
                 ["qemu-io", "-f", "raw", "-r", "-c", "read -P 1 0 1M", "-c", "read -P 48 47M 1M", setup.image]
+            )
+            #expect(direct.code == 0 && !direct.all.contains("failed"), "\(direct.all)")
+        }
+    }
+
+    @Test func whatShrinksIsSentCompressedAndArrivesWhole() async throws {
+        var endurance = MirrorEndurance()
+        endurance.compression = .level(1)
+        try await withRelay(2, endurance: endurance) { setup in
+            let commands = (0..<16).map { "aio_write -P \($0 + 1) \($0)M 1M" }
+            let odd = ["write -P 0x77 100k 3k", "write -P 0x78 20M 5000", "write -z 2M 64k", "flush"]
+            let result = try await qemuIO(setup, commands + ["aio_flush"] + odd)
+            #expect(result.code == 0 && !result.all.contains("failed"), "\(result.all)")
+            #expect(setup.relay.counters.bytesSent > 16 << 20 && setup.relay.counters.bytesOnLine < 1 << 20)
+            let direct = try await Tool.run(
+                [
+                    "qemu-io", "-f", "raw", "-r", "-c", "read -P 0x77 100k 3k", "-c", "read -P 0x78 20M 5000", "-c",
+                    "read -P 0 2M 64k",
+                ]
+                    + ["-c", "read -P 16 15M 1M", "-c", "read -P 3 2112k 960k", setup.image]
             )
             #expect(direct.code == 0 && !direct.all.contains("failed"), "\(direct.all)")
         }

@@ -24,5 +24,7 @@ final class DiskChange {
         self.mayDeallocate = mayDeallocate
     }
 
+    /// Whether it is data, and not zeroes or a hole.
+    var isData: Bool { kind == .write && payload != nil && !wasZero }
     var bytes: Int { payload?.count ?? 0 }
 }

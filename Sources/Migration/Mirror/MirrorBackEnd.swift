@@ -39,6 +39,8 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
     /// Whether more connections would carry more.
     private var growth: LaneGrowth
     private var isGrowing = false
+    /// Makes writes shorter.
+    private var packer: WritePacker
     private var nextID: UInt64 = 0
     private var bytesPending = 0
     private var isResting = false
@@ -74,6 +76,7 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
         self.seed = seed
         limit = seed != nil && endurance.bandwidth > 0 ? RateLimit(bytesPerSecond: endurance.bandwidth) : nil
         self.endurance = endurance
+        packer = WritePacker(connections[0].form == .extended ? endurance.compression : .off)
         self.sums = sums
         self.target = target
         self.target.options.timeout = min(target.options.timeout, .seconds(3))
@@ -331,23 +334,34 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
 
     private func send(_ change: DiskChange, on lane: MirrorLane) {
         let sent = ContinuousClock.now
-        lane.send(change) { error, isLost in
+        let packed = change.isData ? change.payload.flatMap { packer.pack($0) } : nil
+        lane.send(change, packed: packed) { error, isLost in
             if let error { return self.failed(change, error, isLost: isLost) }
             let now = ContinuousClock.now
-            if self.path.answered(change.bytes, sent: sent, now: now) { self.grow(now) }
+            if change.isData {
+                let onLine = packed?.count ?? change.bytes
+                self.packer.sent(onLine)
+                self.counters.onLine(onLine)
+            }
+            if self.path.answered(change.bytes, sent: sent, now: now) {
+                self.packer.endPeriod(isFull: self.isFullLine, now: now)
+                self.grow(now)
+            }
             self.acknowledged(change)
         }
     }
 
-    /// On a long line a connection is bounded by its window, and more of them may carry more. They are wanted when more is under way than the
-    /// line holds at this rate: it waits somewhere.
+    /// Whether more is under way than the line holds at this rate: it waits somewhere.
+    private var isFullLine: Bool { bytesPending >= max(1 << 20, path.product / 2 * 3) }
+
+    /// On a long line a connection is bounded by its window, and more of them may carry more.
     private func grow(_ now: ContinuousClock.Instant) {
         guard growth.mayExceed(lanes.count), !isGrowing, !isResting, let roundTrip = path.roundTrip,
             roundTrip >= PathEstimate.long
         else { return }
         let wanted = growth.observe(
             counters.bytesSent,
-            isWanted: bytesPending >= max(1 << 20, path.product / 2 * 3),
+            isWanted: isFullLine,
             count: lanes.count,
             roundTrip: roundTrip,
             now: now
@@ -387,7 +401,7 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
         bytesPending -= change.bytes
         counters.inFlight(bytesPending)
         if !change.isRepeated {
-            if change.kind == .write, change.payload != nil, !change.wasZero {
+            if change.isData {
                 counters.sent(change.bytes)
             } else if change.kind != .trim {
                 counters.zeroed(UInt64(change.range.count))

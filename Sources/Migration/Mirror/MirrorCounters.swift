@@ -9,6 +9,7 @@ public final class MirrorCounters: Sendable {
     private let repeated = Atomic<UInt64>(0)
     private let reconnections = Atomic<Int>(0)
     private let connected = Atomic<Int>(0)
+    private let line = Atomic<UInt64>(0)
 
     /// Payload bytes that the destination has acknowledged.
     public var bytesSent: UInt64 { sent.load(ordering: .relaxed) }
@@ -26,6 +27,10 @@ public final class MirrorCounters: Sendable {
     /// How many connections there are, or were last.
     public var connections: Int { connected.load(ordering: .relaxed) }
 
+    /// What the payload that the destination has acknowledged was on the line, where it could be compressed.
+    public var bytesOnLine: UInt64 { line.load(ordering: .relaxed) }
+
+    func onLine(_ count: Int) { line.wrappingAdd(UInt64(count), ordering: .relaxed) }
     func opened(_ count: Int) { connected.store(count, ordering: .relaxed) }
     func sent(_ count: Int) { sent.wrappingAdd(UInt64(count), ordering: .relaxed) }
     func zeroed(_ count: UInt64) { zeroed.wrappingAdd(count, ordering: .relaxed) }

@@ -1,3 +1,5 @@
+internal import IO
+
 /// How a mirror bears outages.
 public struct MirrorEndurance: Sendable {
     /// How long the destination may be away, or without space, before the mirror fails.
@@ -13,6 +15,9 @@ public struct MirrorEndurance: Sendable {
     public var bandwidth: UInt64
     /// What tells that another guest of this host is paused; nil when nobody tells.
     public var beacon: PauseBeacon?
+
+    /// Whether writes are compressed; the server has to take that.
+    public var compression = Compression.off
 
     /// How many bytes may be under way on any line.
     static let leastPending = 32 << 20

@@ -19,7 +19,8 @@ final class MirrorLane: @unchecked Sendable {
 
     var bytesInFlight: Int { connection.bytesInFlight }
 
-    func send(_ change: DiskChange, _ completion: @escaping Completion) {
+    /// Sends a change; what was compressed of it, if there is something.
+    func send(_ change: DiskChange, packed: Payload? = nil, _ completion: @escaping Completion) {
         changes[change.id] = change
         let done: NBDConnection.Completion = { error in
             self.changes[change.id] = nil
@@ -27,6 +28,7 @@ final class MirrorLane: @unchecked Sendable {
         }
         let length = UInt64(change.range.count)
         let offset = change.range.lowerBound
+        if let packed { return connection.submitCompressed(packed, offset: offset, length: length, completion: done) }
         let asZeroes = change.kind == .zero || change.wasZero && connection.flags.contains(.sendWriteZeroes)
         if asZeroes {
             connection.submit(

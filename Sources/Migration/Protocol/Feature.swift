@@ -19,6 +19,8 @@ public enum Feature: String, Sendable, Hashable, CaseIterable {
     case lanes = "memory-lanes"
     /// Those pieces may be compressed.
     case compressedPieces = "compressed-pieces"
+    /// Writes to the exports of disks may be compressed.
+    case compressedWrites = "compressed-writes"
     /// The destination makes taps in its bridges for networks that OFFER, or RECALL, maps.
     case networks
     /// MEMBERS brings a fleet's list.

@@ -26,6 +26,8 @@ public struct MigrationReport: Sendable, Codable {
         public var size: UInt64
         /// Payload bytes sent as data.
         public var bytesSent: UInt64
+        /// What those bytes were on the line; nil where they were not compressed.
+        public var bytesOnLine: UInt64?
         /// Bytes sent as zeroes.
         public var zeroBytes: UInt64
         /// Bytes that were not sent, since the destination had them already; nil when it was not begun with an image.
@@ -46,6 +48,7 @@ public struct MigrationReport: Sendable, Codable {
         private enum CodingKeys: String, CodingKey {
             case name, size
             case bytesSent = "bytes_sent"
+            case bytesOnLine = "bytes_on_line"
             case zeroBytes = "zero_bytes"
             case seededBytes = "seeded_bytes"
             case digestSource = "digest_source"

@@ -40,7 +40,8 @@ public final class NBDConnection: @unchecked Sendable {
 
         /// Whether the server may need long: it writes back what it has, or allocates.
         var isSlow: Bool {
-            ![NBDCommand.read.rawValue, NBDCommand.write.rawValue, NBDCommand.blockStatus.rawValue].contains(command)
+            let quick: [NBDCommand] = [.read, .write, .blockStatus]
+            return command != NBDWire.compressedWrite && !quick.contains { $0.rawValue == command }
         }
     }
 
@@ -221,6 +222,44 @@ public final class NBDConnection: @unchecked Sendable {
         )
         if command == .read || command == .write { bytesInFlight += Int(length) }
         queue.append(Outgoing(request: request, payload: command == .write ? data : nil))
+        queued.signal()
+    }
+
+    /// Puts a write in the queue whose data was compressed. Only for an export of which is known that it takes that.
+    ///
+    /// - Parameters:
+    ///   - packed: the size of the data, 4 bytes in network order, and one zstd frame.
+    ///   - offset: where the data goes.
+    ///   - length: how many bytes it has.
+    ///   - completion: called once, on the loop.
+    public func submitCompressed(
+        _ packed: Payload,
+        offset: UInt64,
+        length: UInt64,
+        completion: @escaping Completion
+    ) {
+        if let failure {
+            completion(NBDError(.io, "The NBD connection has failed: \(failure)"))
+            return
+        }
+        if let refusal = refusal(.write, [], length) {
+            completion(refusal)
+            return
+        }
+        let cookie = nextCookie
+        nextCookie += 1
+        if pending.isEmpty { progress &+= 1 }
+        var request = NBDRequest(
+            .write,
+            flags: .payloadLength,
+            cookie: cookie,
+            offset: offset,
+            length: UInt64(packed.count)
+        )
+        request.command = NBDWire.compressedWrite
+        pending[cookie] = Pending(request, data: nil, onExtents: nil, completion: completion)
+        bytesInFlight += packed.count
+        queue.append(Outgoing(request: request, payload: packed))
         queued.signal()
     }
 
@@ -603,7 +642,9 @@ public final class NBDConnection: @unchecked Sendable {
         if error != nil, request.command == NBDCommand.blockStatus.rawValue, selected.count > 1 {
             failedStatus = failedStatus.suffix(15) + [cookie]
         }
-        if request.command <= NBDCommand.write.rawValue { bytesInFlight -= Int(request.length) }
+        if request.command <= NBDCommand.write.rawValue || request.command == NBDWire.compressedWrite {
+            bytesInFlight -= Int(request.length)
+        }
         request.completion(error)
     }
 

@@ -25,6 +25,8 @@ public final class Export: Sendable {
     public let isHidden: Bool
     /// Whether only one connection uses it at a time.
     public let isExclusive: Bool
+    /// Whether writes may come compressed (`NBDConnection.submitCompressed`).
+    public let takesCompressed: Bool
     private let authorize: @Sendable (TLSPeer?) -> ExportAccess
     /// What this one takes the place of: its requests end before any of this one's begins.
     private let predecessor: Guarded<Export?>
@@ -45,6 +47,7 @@ public final class Export: Sendable {
     ///   - requiresTLS: whether it is only there within TLS; matters for a server whose clients may choose.
     ///   - isHidden: whether a peer that may not use it is told that it does not exist.
     ///   - isExclusive: whether a second connection is refused.
+    ///   - takesCompressed: whether writes may come compressed.
     ///   - predecessor: what this one takes the place of.
     ///   - authorize: who may do what; everybody who got through TLS may do all, when it is not given. The peer is nil in
     ///     clear text.
@@ -55,6 +58,7 @@ public final class Export: Sendable {
         requiresTLS: Bool = false,
         isHidden: Bool = true,
         isExclusive: Bool = false,
+        takesCompressed: Bool = false,
         predecessor: Export? = nil,
         authorize: @escaping @Sendable (TLSPeer?) -> ExportAccess = { _ in .readWrite }
     ) {
@@ -64,6 +68,7 @@ public final class Export: Sendable {
         self.requiresTLS = requiresTLS
         self.isHidden = isHidden
         self.isExclusive = isExclusive
+        self.takesCompressed = takesCompressed
         self.predecessor = Guarded(predecessor)
         self.authorize = authorize
     }
@@ -121,6 +126,7 @@ public final class Export: Sendable {
             requiresTLS: requiresTLS,
             isHidden: isHidden,
             isExclusive: isExclusive,
+            takesCompressed: takesCompressed,
             predecessor: self,
             authorize: authorize
         )

@@ -28,6 +28,8 @@ final class Transmission: @unchecked Sendable {
     private let form: HeaderForm
     private let contexts: [SelectedContext]
     private let terms: NBDRequest.Terms
+    private let takesCompressed: Bool
+    private var decompressor: ZstdDecompressor?
     private let draining: () -> Bool
     /// What the requests of this peer hold, over all its connections; nil when nobody counts.
     private let account: PayloadAccount?
@@ -59,6 +61,7 @@ final class Transmission: @unchecked Sendable {
         self.draining = draining
         backEnd = negotiated.export.backEnd
         form = negotiated.form
+        takesCompressed = negotiated.export.takesCompressed && form == .extended
         contexts = negotiated.contexts
         // Clients send up to 32 MiB whatever they were told (libnbd, the kernel), and the specification asks not to drop them for
         // that ("Size constraints"); a back end that passes on a smaller maximum works in parts.
@@ -206,6 +209,7 @@ final class Transmission: @unchecked Sendable {
             try await reply(request, error: NBDError(.shutdown, "The server is shutting down"))
             return nil
         }
+        if takesCompressed, request.command == NBDWire.compressedWrite { return try await receiveCompressed(request) }
         let isWrite = request.command == NBDCommand.write.rawValue
         if form == .extended {
             if request.lacksPayloadFlag(form: form) { unflaggedWrites += 1 }
@@ -241,6 +245,41 @@ final class Transmission: @unchecked Sendable {
                 throw error
             }
             work.payload = Payload(buffer, 0..<count)
+        }
+        return work
+    }
+
+    /// Reads a write whose payload is compressed; nil when it was answered with an error.
+    private func receiveCompressed(_ request: NBDRequest) async throws -> Work? {
+        let prefix = NBDWire.compressedSizeSize
+        guard request.flags == .payloadLength, request.length <= UInt64(terms.blockSizes.maximum),
+            request.length > UInt64(prefix)
+        else {
+            throw violation("a compressed write of \(request.length) bytes with the flags \(request.flags.rawValue)")
+        }
+        let packed = Self.pool.buffer(Int(request.length))
+        try await readPayload(packed.mutable(0..<prefix))
+        let size: UInt32 = packed.bytes(0..<prefix).bigEndian(0)
+        let write = NBDRequest(.write, cookie: request.cookie, offset: request.offset, length: UInt64(size))
+        if let fault = write.fault(terms) {
+            try await dropPayload(request.length - UInt64(prefix))
+            try await reply(write, error: fault)
+            return nil
+        }
+        var work = Work(request: write, payload: nil, contexts: [])
+        work.held = try await hold(work.cost)
+        do {
+            try await readPayload(packed.mutable(prefix..<Int(request.length)))
+            guard let used = decompressor ?? ZstdDecompressor() else {
+                throw ChannelError(.system, "There is no memory to decompress what \(channel.peerName) writes")
+            }
+            decompressor = used
+            let buffer = buffer(Int(size))
+            try used.decompress(packed.bytes(prefix..<Int(request.length)), into: buffer.mutable(0..<Int(size)))
+            work.payload = Payload(buffer, 0..<Int(size))
+        } catch {
+            giveBack(work)
+            throw error
         }
         return work
     }

@@ -15,7 +15,7 @@ struct MoveOptions: ParsableArguments {
 
     @Option(
         help: ArgumentHelp(
-            "Whether the memory is compressed on its way: auto (where the line is slower than the processor), off, or always at a level of zstd from 1 to 19.",
+            "Whether memory and disks are compressed on their way: auto (where the line is slower than the processor), off, or always at a level of zstd from 1 to 19.",
             default: "auto",
             valueName: "auto|off|level"
         ),

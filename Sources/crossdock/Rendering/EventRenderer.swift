@@ -139,6 +139,8 @@ struct ProgressRenderer: EventRenderer {
         if let phase = report.phasesMS["disks"], let copied = report.copiedBytes, phase > 0, copied > 0 {
             disks += ", \(Self.bytes(Double(copied) * 1000 / phase))/s"
         }
+        let saved = report.disks.reduce(0.0) { $0 + Double($1.bytesSent) - Double($1.bytesOnLine ?? $1.bytesSent) }
+        if saved > disk / 20 { disks += ", compressed to \(Self.bytes(disk - saved))" }
         let seeded = report.disks.compactMap(\.seededBytes)
         if !seeded.isEmpty { disks += ", \(Self.bytes(seeded.reduce(0) { $0 + Double($1) })) were there" }
         lines.append(disks + (report.code == 0 ? ", digests equal" : ""))
