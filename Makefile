@@ -4,7 +4,7 @@ WIDTH ?= 4
 FUZZ_SECONDS ?= 60
 SWIFT_SOURCES = Sources Tests Benchmarks Fuzz Package.swift
 
-.PHONY: all setup qemus previous build release package deb install package-test lint fmt test model faults units evacuation matrix demo bench soak tsan clean
+.PHONY: all setup qemus previous build release package deb install package-test lint fmt test model faults units evacuation realguest matrix demo bench soak tsan clean
 
 all: build
 
@@ -46,8 +46,8 @@ package-test: package
 
 lint: setup
 	swift format lint --strict --recursive --parallel $(SWIFT_SOURCES)
-	python3 -m py_compile deploy/demo/*.py Benchmarks/*.py Tests/EndToEnd/*.py Tests/Faults/*.py Tests/Matrix/*.py Tests/Units/*.py Tests/Evacuation/*.py Tests/Package/*.py deploy/package/*.py
-	sh -n deploy/setup && sh -n Fuzz/run && sh -n docs/model/check && sh -n docs/model/transitions && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n deploy/guest/init-agent && sh -n deploy/guest/init-devices && sh -n deploy/qemu && sh -n deploy/previous-release && sh -n .ci/run && sh -n Tests/Matrix/pairs && sh -n Tests/Units/image && sh -n Tests/Units/initrd && sh -n Tests/Package/roots && sh -n deploy/package/build && sh -n deploy/package/install
+	python3 -m py_compile deploy/demo/*.py Benchmarks/*.py Tests/EndToEnd/*.py Tests/Faults/*.py Tests/Matrix/*.py Tests/Units/*.py Tests/Evacuation/*.py Tests/RealGuest/*.py Tests/Package/*.py deploy/package/*.py
+	sh -n deploy/setup && sh -n Fuzz/run && sh -n docs/model/check && sh -n docs/model/transitions && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n deploy/guest/init-agent && sh -n deploy/guest/init-devices && sh -n deploy/qemu && sh -n deploy/previous-release && sh -n .ci/run && sh -n Tests/Matrix/pairs && sh -n Tests/Units/image && sh -n Tests/Units/initrd && sh -n Tests/RealGuest/image && sh -n Tests/Package/roots && sh -n deploy/package/build && sh -n deploy/package/install
 
 fmt:
 	swift format --in-place --recursive --parallel $(SWIFT_SOURCES)
@@ -85,6 +85,12 @@ units: release
 evacuation: release
 	python3 Tests/Evacuation/evacuation.py .build/release/crossdock .cache/guest
 	python3 Tests/Evacuation/records.py .build/release/crossdock
+
+# A Debian with a database, which clients use over a bridge, there and back, idle and under load: what they see next to what is reported, and
+# whether all is in order afterwards. Needs root, takes minutes.
+realguest: release
+	Tests/RealGuest/image
+	python3 Tests/RealGuest/realguest.py .build/release/crossdock .cache/realguest
 
 demo: release
 	python3 deploy/demo/demo.py .build/release/crossdock .cache/guest
