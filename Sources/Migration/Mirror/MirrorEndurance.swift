@@ -1,4 +1,4 @@
-internal import IO
+public import IO
 
 /// How a mirror bears outages.
 public struct MirrorEndurance: Sendable {
