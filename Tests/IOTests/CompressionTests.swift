@@ -54,9 +54,10 @@ struct CompressionTests {
         let compressor = try #require(ZstdCompressor(level: 1))
         let decompressor = try #require(ZstdDecompressor())
         var packed = [UInt8](repeating: 0, count: count + 64)
-        let size = try #require(
-            bytes.withUnsafeBytes { source in packed.withUnsafeMutableBytes { compressor.compress(source, into: $0) } }
-        )
+        let made = bytes.withUnsafeBytes { source in
+            packed.withUnsafeMutableBytes { compressor.compress(source, into: $0) }
+        }
+        let size = try #require(made)
         var result = [UInt8](repeating: 0xff, count: count)
         try packed.withUnsafeBytes { source in
             try result.withUnsafeMutableBytes {

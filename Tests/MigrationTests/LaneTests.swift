@@ -192,9 +192,10 @@ struct LaneTests {
     private static func zstd(_ bytes: [UInt8]) throws -> [UInt8] {
         var result = [UInt8](repeating: 0, count: bytes.count + 1024)
         let compressor = try #require(ZstdCompressor(level: 3))
-        let count = try #require(
-            bytes.withUnsafeBytes { source in result.withUnsafeMutableBytes { compressor.compress(source, into: $0) } }
-        )
+        let made = bytes.withUnsafeBytes { source in
+            result.withUnsafeMutableBytes { compressor.compress(source, into: $0) }
+        }
+        let count = try #require(made)
         return Array(result.prefix(count))
     }
 

@@ -10,9 +10,10 @@ struct CompressedWriteTests {
     private static func packed(_ bytes: [UInt8], size: UInt32? = nil) throws -> [UInt8] {
         var frame = [UInt8](repeating: 0, count: bytes.count + 1024)
         let compressor = try #require(ZstdCompressor(level: 1))
-        let count = try #require(
-            bytes.withUnsafeBytes { source in frame.withUnsafeMutableBytes { compressor.compress(source, into: $0) } }
-        )
+        let made = bytes.withUnsafeBytes { source in
+            frame.withUnsafeMutableBytes { compressor.compress(source, into: $0) }
+        }
+        let count = try #require(made)
         return withUnsafeBytes(of: (size ?? UInt32(bytes.count)).bigEndian, Array.init) + frame.prefix(count)
     }
 
