@@ -4,7 +4,7 @@ WIDTH ?= 4
 FUZZ_SECONDS ?= 60
 SWIFT_SOURCES = Sources Tests Benchmarks Fuzz Package.swift
 
-.PHONY: all setup qemus previous build release package deb install package-test lint fmt test model faults units evacuation realguest matrix demo bench soak tsan clean
+.PHONY: all setup qemus previous build release package deb install package-test lint fmt test model faults units evacuation realguest matrix demo bench wan soak tsan clean
 
 all: build
 
@@ -47,6 +47,7 @@ package-test: package
 lint: setup
 	swift format lint --strict --recursive --parallel $(SWIFT_SOURCES)
 	python3 -m py_compile deploy/demo/*.py Benchmarks/*.py Tests/EndToEnd/*.py Tests/Faults/*.py Tests/Matrix/*.py Tests/Units/*.py Tests/Evacuation/*.py Tests/RealGuest/*.py Tests/Package/*.py deploy/package/*.py
+	gcc -std=gnu11 -Wall -Wextra -Wshadow -Werror -fsyntax-only Benchmarks/Line/line.c Benchmarks/Pauses/writer.c
 	sh -n deploy/setup && sh -n Fuzz/run && sh -n docs/model/check && sh -n docs/model/transitions && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n deploy/guest/init-agent && sh -n deploy/guest/init-devices && sh -n deploy/qemu && sh -n deploy/previous-release && sh -n .ci/run && sh -n Tests/Matrix/pairs && sh -n Tests/Units/image && sh -n Tests/Units/initrd && sh -n Tests/RealGuest/image && sh -n Tests/Package/roots && sh -n deploy/package/build && sh -n deploy/package/install
 
 fmt:
@@ -103,6 +104,13 @@ bench: release
 	python3 Benchmarks/export.py .build/release/crossdock
 	python3 Benchmarks/evacuation.py .build/release/crossdock .cache/guest
 	python3 Benchmarks/attack.py .build/release/crossdock
+
+# Moves over long lines, and the pause as a distribution, next to QEMU alone; takes hours, goes on where it was interrupted. The section of
+# docs/performance.md: python3 Benchmarks/wan.py --write docs/performance.md
+wan: release qemus
+	python3 Benchmarks/wan.py .build/release/crossdock --resume
+	python3 Benchmarks/pauses.py .build/release/crossdock .cache/guest --resume
+	python3 Benchmarks/wan.py --table
 
 # What takes too long for every run of the tests: 2^24 records over one session, and the fuzzers.
 soak: release
