@@ -238,10 +238,12 @@ final class DiskMirrors: @unchecked Sendable {
             let percent = !isCounted ? 0 : total == 0 ? 100 : 100 * (1 - Double(min(remaining, total)) / Double(total))
             // QEMU and the relay are not asked at the same moment: what passes from one to the other then is counted twice, or not.
             if percent > shown || percent < shown - Self.unsteadiness { shown = percent }
+            // What goes out at once at the beginning is no rate that lasts.
+            let pace = plan.bandwidth > 0 ? min(meter.rate, Double(plan.bandwidth)) : meter.rate
             context.progress(
                 percent: shown,
-                rate: meter.rate,
-                remaining: isCounted && meter.rate > 0 ? Double(remaining) / meter.rate : nil,
+                rate: pace,
+                remaining: isCounted && pace > 0 ? Double(remaining) / pace : nil,
                 seeded: seededBytes
             )
             if !isAway, fits(max(dataMeter.peak, rate, leastRate)) {

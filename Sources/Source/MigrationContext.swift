@@ -28,6 +28,8 @@ final class MigrationContext: @unchecked Sendable {
     /// Why the memory has to be sent again.
     private var memoryLoss: MemoryLost?
     private let changed = AsyncCondition()
+    /// Whether the guest became known here for a rehearsal only.
+    var forgetsGuest = false
     /// Whether a reason to end it still counts.
     var mayBeInterrupted: () -> Bool = { true }
     /// Is told of the first reason.

@@ -129,8 +129,8 @@ extension OutgoingMigration {
                 continue
             }
             context.warn(
-                "The \(listener.what) of guest '\(plan.guest)' listens on \(listener.address) here, and on "
-                    + "\(MigrationContext.said(other.address)) on \(plan.host), where the other port is taken"
+                "The \(listener.what) of guest '\(plan.guest)' listens on \(listener.address) here, and will on "
+                    + "\(MigrationContext.said(other.address)) on \(plan.host)"
             )
         }
     }

@@ -181,6 +181,7 @@ public final class OutgoingMigration: @unchecked Sendable {
         link.close()
         watchdog?.dismiss()
         monitor?.close()
+        if context.forgetsGuest { context.guests.remove(plan.guest) }
         guestLock = nil
         context.finish()
         return context.report

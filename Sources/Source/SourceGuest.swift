@@ -43,6 +43,7 @@ struct SourceGuest {
     private static func connect(_ context: MigrationContext) async throws -> (GuestRecord, QMPClient) {
         let plan = context.plan
         if let socket = plan.monitor {
+            context.forgetsGuest = try plan.isRehearsal && context.guests.load(plan.guest) == nil
             let (adopted, monitor) = try await context.guests.adopt(plan.guest, monitor: socket, on: context.loop)
             guard let monitor else {
                 throw MigrationError(

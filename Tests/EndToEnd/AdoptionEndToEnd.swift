@@ -492,6 +492,19 @@ struct AdoptionEndToEnd {
         #expect(refused.code == 10 && refused.errors.contains(reason), "\(refused.all)")
     }
 
+    @Test func aDryRunOfAQEMUThatIsNotKnownLeavesItSo() async throws {
+        let lab = try Lab()
+        _ = try await lab.startForeignGuest(["-machine", "pc,accel=tcg", "-m", "64", "-nodefaults"])
+        try await lab.startDestination()
+        let socket = lab.directory.file("foreign.sock")
+        let rehearsed = try await lab.migrate(more: ["--qmp", socket, "--dry-run"])
+        #expect(rehearsed.code == 0, "\(rehearsed.all)")
+        let listed = try await lab.crossdock(["guest", "list", "--json", "--state-dir", lab.state("a")])
+        #expect(listed.code == 0 && !listed.output.contains("web1"), "\(listed.all)")
+        #expect(DurableFile.list("\(lab.state("a"))/guests") == [])
+        #expect(try await lab.migrate(more: ["--qmp", socket]).code == 0)
+    }
+
     @Test func aQEMUThatHangsOrWhoseSocketIsGoneIsSaidClearlyAndInTime() async throws {
         let lab = try Lab()
         let socket = lab.directory.file("foreign.sock")

@@ -149,7 +149,11 @@ struct EvacuationEndToEnd {
         try await child.wait(for: "the first copy") { child.output.contains("copying") }
         let id = try #require(files.latest)
         let busy = try await evacuate(lab, to: ["c"], [])
-        #expect(busy.code == 21 || busy.code == 17, "\(busy.all)")
+        #expect(busy.code == 17 && busy.errors.contains("is under way"), "\(busy.all)")
+        // Nobody lets guests in while others are sent away.
+        let restored = try await lab.crossdock(["restore", "--state-dir", lab.state("a")] + lab.credentials())
+        #expect(restored.code == 17 && restored.errors.contains("is under way"), "\(restored.all)")
+        #expect(try Cordon.read(stateDirectory: lab.state("a")) != nil)
         let cancelled = try await again(lab, ["--cancel", id])
         #expect(cancelled.code == 23 && cancelled.errors.contains("was cancelled"), "\(cancelled.all)")
         #expect(try await child.finish().code == 23)
@@ -185,6 +189,8 @@ struct EvacuationEndToEnd {
         #expect(all.code == 0 && all.output.contains("1 of 1 guests are home"), "\(all.all)")
         try await eventually("web2 is home") { try homes(lab, "web2") == ["a"] }
         #expect(try Cordon.read(stateDirectory: lab.state("a")) == nil)
+        let unknown = try await restore(["--skip", "web3"])
+        #expect(unknown.code == 10 && unknown.errors.contains("no guest 'web3' to be skipped"), "\(unknown.all)")
         // The old images were used: next to nothing crossed the line.
         var reports: [MigrationReport] = []
         // The agents that have sent them say so a moment after they are here.
@@ -200,6 +206,13 @@ struct EvacuationEndToEnd {
         #expect(
             try await restore([]).output.contains("No evacuation of this host has moved a guest that is still away")
         )
+        // One that came home and was removed here is not away.
+        for words in [["guest", "stop", "web2", "--force"], ["guest", "remove", "web2"]] {
+            let done = try await lab.crossdock(words + ["--state-dir", lab.state("a")])
+            #expect(done.code == 0, "\(done.all)")
+        }
+        let after = try await restore([])
+        #expect(after.code == 0 && after.output.contains("still away"), "\(after.all)")
     }
 
     @Test func aGuestThatIsOffMovesAndStaysOff() async throws {
@@ -298,6 +311,12 @@ struct EvacuationEndToEnd {
         ] {
             let result = try await evacuate(lab, more)
             #expect(result.code == code && result.errors.contains(text), "\(more): \(result.all)")
+        }
+        for none in ["", ",", ",,"] {
+            let result = try await lab.crossdock(
+                ["evacuate", "--to", none, "--state-dir", lab.state("a")] + lab.credentials()
+            )
+            #expect(result.code == 64 && result.errors.contains("--to HOST says"), "\(result.all)")
         }
         // One host under two names, and this host under a name of its own.
         let twice = try await evacuate(lab, to: ["b"], ["--to", "127.0.0.1:\(lab.controlPort(of: "b"))"])

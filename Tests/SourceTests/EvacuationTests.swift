@@ -169,6 +169,8 @@ struct EvacuationTests {
         #expect(evacuation.due(at: 100) == [.giveUp(guest: "a", migration: "m-a")])
         evacuation.ended("a", .failed(code: .cancelled, reason: "cancelled"), at: 101)
         #expect(evacuation.isOver && evacuation.code == 22)
+        // Nobody has cancelled anything.
+        #expect(evacuation.guests[0].standing == .stays(reason: "the deadline was over before it could be paused"))
     }
 
     @Test func aFailureEndsItWhereThatWasAskedFor() {

@@ -135,7 +135,7 @@ struct HostProbe {
             interface = min(Int(String(decoding: text.filter { $0 != 10 }, as: UTF8.self)) ?? 0, 65535)
         }
 
-        var text: String { "\(path) of \(interface)" }
+        var text: String { interface > 0 ? "\(path) of \(interface)" : "\(path)" }
 
         var finding: Finding {
             guard path > 0, interface > 0, path < interface else { return Finding(.mtu, .ok, here: text) }

@@ -311,6 +311,8 @@ public struct Evacuation: Sendable, Codable {
                 entry.blackoutMS = blackout
             case .undecided: entry.standing = .undecided(migration: migration, target: target)
             case .notBegun: entry.standing = .planned
+            case .failed(.cancelled, _) where givenUp.contains(migration) && ending == .deadline:
+                Self.fail(&entry, .cancelled, "the deadline was over before it could be paused", target, now)
             case .failed(let code, let reason): Self.fail(&entry, code, reason, target, now)
             }
         }

@@ -235,6 +235,7 @@ public final class EvacuationConductor: @unchecked Sendable {
         case .moved(let migration, let target):
             note(guest, "moved") {
                 ($0.migration, $0.target, $0.blackoutMS) = (migration, "\(target)", entry.blackoutMS)
+                if report?.isOff == true { $0.message = "it is off there" }
             }
         case .undecided(let migration, let target):
             note(guest, "undecided") {

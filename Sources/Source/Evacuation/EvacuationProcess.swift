@@ -55,6 +55,13 @@ public enum EvacuationProcess {
         if !files.isCoordinated { try launch(id, files, stateDirectory) }
     }
 
+    /// Refuses what cannot be done while an evacuation of this host is under way.
+    ///
+    /// - Throws: `MigrationError` with `busy`, which names it.
+    public static func refuseSecond(stateDirectory: String) throws {
+        try refuseSecond(EvacuationFiles(stateDirectory: stateDirectory))
+    }
+
     private static func refuseSecond(_ files: EvacuationFiles) throws {
         guard files.isCoordinated else { return }
         let known = files.ids.last { !DurableFile.exists(files.report(of: $0)) }.map { " \($0)" } ?? ""

@@ -27,6 +27,12 @@ public struct EvacuationSurvey: Sendable {
         public var reason: String?
         /// Whether it stays because the operator wants it so: it keeps nobody from beginning.
         public var isWanted = false
+
+        private enum CodingKeys: String, CodingKey {
+            case guest, target, disk, memory, writes, seconds, reason
+            case pauseMS = "pause_ms"
+            case isWanted = "is_wanted"
+        }
     }
 
     /// The guests, in the order in which they would be moved, and then what stays.
@@ -118,7 +124,7 @@ public struct EvacuationSurvey: Sendable {
                 }
             }
             if let cordon = state?.cordon {
-                throw MigrationError(.refused, "\(target) takes no guests, it is \(MigrationContext.said(cordon))")
+                throw MigrationError(.refused, "\(target) takes no guests: \(MigrationContext.said(cordon))")
             }
             let warning =
                 state == nil

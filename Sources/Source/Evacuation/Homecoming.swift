@@ -105,8 +105,13 @@ public struct Homecoming: Sendable {
             }
         }
         var hosts: [EvacuationOrder.Target: [String]] = [:]
-        for (guest, target) in places where try !isHere(guest) { hosts[target, default: []].append(guest) }
+        for (guest, target) in places where try isAway(guest) { hosts[target, default: []].append(guest) }
         return hosts.mapValues { $0.sorted() }
+    }
+
+    /// Whether a guest that has left may be expected back: one that came home is not, whatever became of it here.
+    private func isAway(_ guest: String) throws -> Bool {
+        try !isHere(guest) && !MigrationStore(stateDirectory: stateDirectory).hasArrived(guest)
     }
 
     /// Whether a guest belongs to this host.
@@ -176,7 +181,8 @@ public struct Homecoming: Sendable {
                 set(
                     answer.guest,
                     .away,
-                    answer.reason ?? "it was sent and did not arrive; 'crossdock status' on \(host) says why"
+                    answer.reason
+                        ?? "it was sent and did not arrive; the log of the agent on \(host), or 'crossdock status' there, says why"
                 )
             }
         }

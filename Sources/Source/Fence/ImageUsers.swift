@@ -44,7 +44,12 @@ public struct ImageUsers: Sendable {
     public var note: String? {
         guard !unseen.isEmpty else { return nil }
         let named = unseen.prefix(3).map { "\($0.program) (process \($0.process))" }.joined(separator: ", ")
-        let others = unseen.count > 3 ? " and \(unseen.count - 3) other processes" : ""
+        let others =
+            switch unseen.count - 3 {
+            case ...0: ""
+            case 1: " and one other process"
+            case let count: " and \(count) other processes"
+            }
         let verb = unseen.count > 1 ? "have" : "has"
         let advice =
             geteuid() == 0 ? "it is kept from root too, see that it does not use them" : "root can see that"

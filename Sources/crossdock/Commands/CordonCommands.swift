@@ -24,10 +24,21 @@ struct CordonCommand: AsyncParsableCommand {
 
     func run() async throws {
         try await failing {
+            common.warnOfHostState()
             let cordon = Cordon(by: operatorName, message: message)
             try cordon.write(stateDirectory: common.stateDirectory)
             output("This host takes no new guests, it is \(cordon.sentence).\n")
         }
+    }
+}
+
+extension CommonOptions {
+    /// Says that the agent of this host is another one's, if it is.
+    fileprivate func warnOfHostState() {
+        guard isBesideHostState else { return }
+        printError(
+            "crossdock: warning: This is for an agent of \(stateDirectory) only; this host's own has \(Self.hostStateDirectory), for root"
+        )
     }
 }
 
@@ -41,6 +52,7 @@ struct UncordonCommand: AsyncParsableCommand {
 
     func run() async throws {
         try await failing {
+            common.warnOfHostState()
             let wasCordoned = try Cordon.remove(stateDirectory: common.stateDirectory)
             output(wasCordoned ? "This host takes guests again.\n" : "This host was not cordoned.\n")
         }

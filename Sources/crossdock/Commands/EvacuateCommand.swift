@@ -92,8 +92,13 @@ struct EvacuateCommand: AsyncParsableCommand {
     )
     var deadline: TimeSpan?
 
-    @Option(help: ArgumentHelp("Which guest goes first.", valueName: "largest|smallest|priority"))
-    var order: EvacuationOrder.Sequence = .largest
+    @Option(
+        help: ArgumentHelp(
+            "Which guest goes first; priority is that with the highest number, and the largest among equals.",
+            valueName: "largest|smallest|priority"
+        )
+    )
+    var order: EvacuationOrder.Sequence = .priority
 
     @Option(help: ArgumentHelp("What follows when a guest could not be moved.", valueName: "continue|stop"))
     var onFailure: EvacuationOrder.Failure = .continue
@@ -119,6 +124,8 @@ struct EvacuateCommand: AsyncParsableCommand {
     @Flag(help: "Print JSON: events, one a line.")
     var json = false
 
+    private var targetNames: [Substring] { to.flatMap { $0.split(separator: ",") } }
+
     func validate() throws {
         let actions = [status, watch, cancel, resume].filter { $0 }.count
         guard actions <= 1 else { throw ValidationError("--status, --watch, --cancel and --resume exclude each other") }
@@ -129,7 +136,7 @@ struct EvacuateCommand: AsyncParsableCommand {
         guard id == nil else {
             throw ValidationError("'\(id ?? "")' would be an evacuation's id; name hosts with --to, guests with --only")
         }
-        guard !to.isEmpty else { throw ValidationError("--to HOST says where the guests may go") }
+        guard !targetNames.isEmpty else { throw ValidationError("--to HOST says where the guests may go") }
         guard (1...64).contains(parallelCopies) else { throw ValidationError("--parallel-copies takes 1 to 64") }
         if let deadline, deadline.seconds == 0 { throw ValidationError("--deadline 0s is over already") }
         _ = try networks.bridges()
@@ -141,12 +148,17 @@ struct EvacuateCommand: AsyncParsableCommand {
             try common.checkAccess()
             let files = EvacuationFiles(stateDirectory: common.stateDirectory)
             if status || watch || cancel || resume { return try await continueOne(files) }
-            if common.stateDirectory != CommonOptions.hostStateDirectory,
-                DurableFile.exists("\(CommonOptions.hostStateDirectory)/guests")
-            {
+            if common.isBesideHostState {
                 printError(
                     "crossdock: warning: Only guests of \(common.stateDirectory) are looked at; those of this host's own agent are in "
                         + "\(CommonOptions.hostStateDirectory), for root"
+                )
+            }
+            if !dryRun { try EvacuationProcess.refuseSecond(stateDirectory: common.stateDirectory) }
+            for other in EvacuationProcess.interrupted(stateDirectory: common.stateDirectory) {
+                printError(
+                    "crossdock: warning: Evacuation \(other) was interrupted and is not over; 'crossdock evacuate --resume \(other)' goes on "
+                        + "with it, '--cancel \(other)' ends it"
                 )
             }
             let id = MigrationStore.makeID()
@@ -224,7 +236,7 @@ struct EvacuateCommand: AsyncParsableCommand {
         limits.fill(&plan)
         plan.bandwidth = bandwidth.value
         plan.networks = try networks.bridges().map { NetworkMap($0, isForMany: true) }
-        let targets = try to.flatMap { $0.split(separator: ",") }.map {
+        let targets = try targetNames.map {
             try EvacuationOrder.Target(argument: String($0))
         }
         for (index, target) in targets.enumerated() where targets[..<index].contains(target) {

@@ -34,6 +34,11 @@ struct CommonOptions: ParsableArguments {
 
     var stateDirectory: String { DurableFile.resolve(stateDir, in: currentDirectory) }
     /// Where what a command shows is, for people: another directory than the host's is not the whole host.
+    /// Whether this host has an agent of its own that works with other guests than these.
+    var isBesideHostState: Bool {
+        stateDirectory != Self.hostStateDirectory && DurableFile.exists("\(Self.hostStateDirectory)/guests")
+    }
+
     var place: String { stateDirectory == Self.hostStateDirectory ? "on this host" : "in \(stateDirectory)" }
     var log: Log { Log(level: logLevel) }
     var guests: GuestStore { GuestStore(stateDirectory: stateDirectory) }

@@ -49,6 +49,7 @@ struct RestoreCommand: AsyncParsableCommand {
     func run() async throws {
         try await failing {
             try common.checkAccess()
+            if !dryRun { try EvacuationProcess.refuseSecond(stateDirectory: common.stateDirectory) }
             let isCordoned = try openHost()
             let homecoming = Homecoming(
                 stateDirectory: common.stateDirectory,
@@ -64,6 +65,13 @@ struct RestoreCommand: AsyncParsableCommand {
                 guests = try await homecoming.bring(from: try EvacuationOrder.Target(argument: host), nil)
             } else {
                 let places = try homecoming.whereabouts()
+                let names = Set(places.values.joined())
+                if let unknown = try skip.first(where: { try !names.contains($0) && common.guests.load($0) == nil }) {
+                    throw MigrationError(
+                        .guest,
+                        "There is no guest '\(unknown)' to be skipped; away are: \(names.sorted().joined(separator: ", "))"
+                    )
+                }
                 if places.isEmpty {
                     return output(
                         "No evacuation of this host has moved a guest that is still away; name a host to ask it.\n"
@@ -72,8 +80,9 @@ struct RestoreCommand: AsyncParsableCommand {
                 for (target, names) in places.sorted(by: { $0.key.description < $1.key.description }) {
                     do { guests += try await homecoming.bring(from: target, names) } catch {
                         printError("crossdock: \(error)")
-                        guests += names.filter { !skip.contains($0) }.map {
-                            Homecoming.Guest(away: $0, on: target, reason: "\(error)")
+                        for name in names where !skip.contains(name) {
+                            guests.append(Homecoming.Guest(away: name, on: target, reason: "its host was not asked"))
+                            Self.show(guests[guests.count - 1], json)
                         }
                     }
                 }
@@ -112,7 +121,7 @@ struct RestoreCommand: AsyncParsableCommand {
             case .mayCome: "\(guest.host) would send it; whether it fits here is rehearsed when it comes"
             case .coming: "comes from \(guest.host)"
             case .home: "is home"
-            case .away: "stays on \(guest.host): \(guest.reason ?? "")"
+            case .away: "does not come from \(guest.host): \(guest.reason ?? "")"
             }
         output("\(guest.name)  \(words)\n")
     }

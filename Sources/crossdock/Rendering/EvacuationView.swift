@@ -26,7 +26,7 @@ enum EvacuationView {
             return
         }
         for warning in survey.warnings { printError("crossdock: warning: \(warning)") }
-        if survey.rows.isEmpty { return output("There is no guest on this host.\n") }
+        if survey.rows.isEmpty { return output("There is no guest on this host to be moved.\n") }
         func bytes(_ count: UInt64?) -> String { count.map { ProgressRenderer.bytes(Double($0)) } ?? "-" }
         let moving = survey.rows.filter { $0.reason == nil }
         if !moving.isEmpty {
@@ -43,9 +43,12 @@ enum EvacuationView {
                     }
                 )
             )
-            let sum = moving.reduce(0.0) { $0 + ($1.seconds ?? 0) }
+            let known = moving.compactMap(\.seconds)
             let count = moving.count == 1 ? "1 guest" : "\(moving.count) guests"
-            output("\(count), about \(ProgressRenderer.time(sum)) one after the other.\n")
+            let sum = known.reduce(0, +)
+            let time = known.isEmpty ? "" : ", about \(ProgressRenderer.time(sum)) one after the other"
+            let rest = known.count == moving.count ? "" : ", and \(moving.count - known.count) may not converge"
+            output("\(count)\(time)\(rest).\n")
         }
         for row in survey.rows {
             if let reason = row.reason { output("\(row.guest) \(row.isWanted ? "stays" : "cannot go"): \(reason)\n") }

@@ -99,6 +99,7 @@ struct GuestView: Codable {
         guard !images.isEmpty else { return }
         kept = images
         let bytes = images.reduce(0) { $0 + Double($1.bytes) }
+        if bytes == 0 { return }
         let last =
             images.first { !$0.isConfirmed || $0.until == nil } ?? images.max { ($0.until ?? 0) < ($1.until ?? 0) }
         detail +=
