@@ -114,7 +114,8 @@ class Bench:
         work = tempfile.mkdtemp(dir=self.directory)
         credentials = ["--object", f"tls-creds-x509,id=t,dir={self.pki}", "--tls-creds", "t"]
         image = os.path.join(work, "disk.raw")
-        os.link(self.disk, image)
+        # An image with two names may be in use under the other one, and does not move.
+        os.rename(self.disk, image)
         agent = subprocess.Popen(
             [self.crossdock, "destination", "--state-dir", work + "/b", "--listen", "127.0.0.1:0", "--nbd-listen",
              "127.0.0.1:0", "--guest-network", "host", "--log-level", "error", *credentials], stdout=subprocess.PIPE, text=True)
@@ -151,6 +152,9 @@ class Bench:
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             agent.send_signal(signal.SIGTERM)
             agent.wait()
+            # It is called disk.raw.released-MIGRATION when the guest has left.
+            [kept] = [name for name in os.listdir(work) if name.startswith("disk.raw")]
+            os.rename(os.path.join(work, kept), self.disk)
             shutil.rmtree(work)
 
     def run_native(self):
