@@ -303,6 +303,7 @@ public struct Evacuation: Sendable, Codable {
     /// A migration has ended.
     public mutating func ended(_ guest: String, _ outcome: Outcome, at now: Int) {
         phases[guest] = nil
+        let late = ending == .deadline ? givenUp : []
         change(guest) { entry in
             guard case .moving(let migration, let target) = entry.standing else { return }
             switch outcome {
@@ -311,7 +312,7 @@ public struct Evacuation: Sendable, Codable {
                 entry.blackoutMS = blackout
             case .undecided: entry.standing = .undecided(migration: migration, target: target)
             case .notBegun: entry.standing = .planned
-            case .failed(.cancelled, _) where givenUp.contains(migration) && ending == .deadline:
+            case .failed(.cancelled, _) where late.contains(migration):
                 Self.fail(&entry, .cancelled, "the deadline was over before it could be paused", target, now)
             case .failed(let code, let reason): Self.fail(&entry, code, reason, target, now)
             }
