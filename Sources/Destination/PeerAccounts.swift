@@ -15,6 +15,8 @@ final class PeerAccounts: @unchecked Sendable {
         var isEmpty: Bool { connections == 0 && guests == 0 && bytes == 0 && hosts == 0 && recalls == 0 }
     }
     private var accounts: [String: Account] = [:]
+    /// When each member was issued its last certificates.
+    private var renewals: [String: [ContinuousClock.Instant]] = [:]
     /// The reading of long messages.
     let longMessages = KeyedSemaphore(limit: PeerLimits.longMessages)
     /// The starting and standing of blank copies.
@@ -68,6 +70,25 @@ final class PeerAccounts: @unchecked Sendable {
 
     /// Such a connection has ended.
     func endHost(_ identity: String) { change(identity) { $0.hosts -= 1 } }
+
+    /// Counts a certificate that a member is issued.
+    ///
+    /// - Throws: `MigrationError` that names the limit.
+    func renew(_ identity: String) throws {
+        let now = ContinuousClock.now
+        let span = PeerLimits.renewalPause * PeerLimits.renewals
+        renewals = renewals.compactMapValues { times in
+            let late = times.filter { now - $0 < span }
+            return late.isEmpty ? nil : late
+        }
+        guard renewals[identity, default: []].count < PeerLimits.renewals else {
+            throw MigrationError(
+                .refused,
+                "The limit of \(PeerLimits.renewals) certificates in \(span) for one host is reached; ask again later"
+            )
+        }
+        renewals[identity, default: []].append(now)
+    }
 
     /// Counts a guest that goes back to its home.
     ///

@@ -29,6 +29,10 @@ struct PeerAccountsTests {
         try accounts.beginRecall("b")
         accounts.endRecall("a")
         try accounts.beginRecall("a")
+        for _ in 0..<PeerLimits.renewals { try accounts.renew("a") }
+        let renewals = #expect(throws: MigrationError.self) { try accounts.renew("a") }
+        #expect(renewals?.message.contains("limit of 5 certificates") == true)
+        try accounts.renew("b")
         try accounts.hold(PeerLimits.messageBytes, for: "a")
         let bytes = #expect(throws: ChannelError.self) { try accounts.hold(1, for: "a") }
         #expect(bytes?.message.contains("limit of 64 MiB") == true)

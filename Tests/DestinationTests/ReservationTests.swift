@@ -44,6 +44,20 @@ struct ReservationTests {
         #expect(ledger.usages(of: "b", but: "").map(\.memory) == [4])
     }
 
+    @Test func aGuestOfTheSameNameOfAnotherSourceTakesNobodysRoom() {
+        var ledger = GuestLedger()
+        ledger.keep(reservation("r1"))
+        let nothing = ledger.promises(HostFigures())
+        #expect(nothing.memory == 4 && nothing.reservations == 1)
+        ledger.begin("m1", guest: "web1", .init(source: "b", usage: GuestUsage(memory: 1)), allocated: 0)
+        #expect(ledger.promises(HostFigures()).memory == 5)
+        #expect(ledger.promises(HostFigures()).reservations == 1)
+        ledger.drop("m1")
+        ledger.begin("m2", guest: "web1", .init(source: "a", usage: GuestUsage(memory: 3)), allocated: 0)
+        #expect(ledger.promises(HostFigures()).memory == 3)
+        #expect(ledger.promises(HostFigures()).reservations == 0)
+    }
+
     @Test func onlyWhoReservedGivesItBackOrUsesIt() {
         var ledger = GuestLedger()
         ledger.keep(reservation("r1"))

@@ -72,6 +72,34 @@ extension AdmissionEndToEnd {
 
     // MARK: hostile
 
+    @Test func aFloodOfExaminationsIsRefusedAndKeepsNobodyWaiting() async throws {
+        let lab = try Lab()
+        try await lab.startDestination()
+        let other = try lab.pki.issue("other", hosts: ["other"])
+        let count: UInt32 = 500
+        let (examined, refused) = try await HostileNetworkTests().converse(lab, as: other) { connection in
+            try await connection.send(.hello(.init(role: .host, migration: "3-a")))
+            _ = try await connection.receiveMessage()
+            let examine = HostMessage.Examine(address: String(repeating: "x", count: 200), measuresDisk: false)
+            async let asked: Void = {
+                for number in 1...count { try await connection.send(.host(.init(number, .examine(examine)))) }
+            }()
+            var (examined, refused) = (0, 0)
+            while examined + refused < count, case .host(let answer) = try await connection.receiveMessage() {
+                switch answer.content {
+                case .examined: examined += 1
+                case .denied(let reason) where reason.contains("is under way already"): refused += 1
+                default: Issue.record("\(answer)")
+                }
+            }
+            try await asked
+            return (examined, refused)
+        }
+        #expect(examined >= 1 && examined + refused == count && refused > count / 2, "\(examined), \(refused)")
+        #expect(try await target(lab).state() != nil)
+        #expect(lab.destination?.isRunning == true)
+    }
+
     @Test func aFloodOfReservationsIsBoundedAndKeepsNobodyWaiting() async throws {
         let lab = try Lab()
         try await lab.startDestination()

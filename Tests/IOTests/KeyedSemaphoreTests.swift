@@ -36,6 +36,26 @@ struct KeyedSemaphoreTests {
         }
     }
 
+    /// Each step costs the same however many wait: a queue of a hundred thousand would take minutes otherwise.
+    @Test(.timeLimit(.minutes(1)))
+    func aLongQueueCostsNobodyMoreAndKeepsItsOrder() async throws {
+        try await onLoop { loop in
+            let semaphore = KeyedSemaphore(limit: 1)
+            let count = 100_000
+            let permits = (0..<count).map { _ in semaphore.request("a") }
+            #expect(semaphore.waiting("a") == count - 1)
+            // Most of them leave, from everywhere in the queue.
+            for (index, permit) in permits.enumerated() where !index.isMultiple(of: 10) { permit.leave() }
+            #expect(semaphore.waiting("a") == count / 10 - 1)
+            for (index, permit) in permits.enumerated() where index.isMultiple(of: 10) {
+                try await permit.wait()
+                #expect(semaphore.held("a") == 1)
+                permit.end()
+            }
+            #expect(semaphore.held("a") == 0 && semaphore.waiting("a") == 0)
+        }
+    }
+
     @Test func whoLeavesTheQueueIsToldAndWhoHoldsAPermitKeepsIt() async throws {
         try await onLoop { loop in
             let semaphore = KeyedSemaphore(limit: 1)

@@ -190,6 +190,9 @@ struct ObstacleTests {
         let finding = Finding(.space, .fail, here: "1 MiB\u{1b}[31m", message: "full", remedy: "make room")
         let seen = finding.seen(on: "host-b")
         #expect(seen.here == nil && seen.there?.contains("\u{1b}") == false)
+        let named = Finding(.space, .fail, message: "full", guest: "web\u{1b}[31m\u{202e}1\u{9b}").seen(on: "host-b")
+            .guest
+        #expect(named?.unicodeScalars.contains { ["\u{1b}", "\u{202e}", "\u{9b}"].contains($0) } == false)
         #expect(seen.message == "On host-b: full" && seen.remedy == "on host-b: make room")
     }
 }

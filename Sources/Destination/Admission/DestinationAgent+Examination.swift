@@ -19,11 +19,11 @@ extension DestinationAgent {
     func examine(
         _ examine: HostMessage.Examine,
         for peer: TLSPeer,
-        at address: SocketAddress?
+        at address: SocketAddress?,
+        _ turn: KeyedSemaphore.Permit
     ) async -> HostMessage.Content {
-        guard let look = configuration.examineHost else { return .denied("This agent examines no hosts") }
-        let turn = accounts.figures.request(peer.name)
         defer { turn.end() }
+        guard let look = configuration.examineHost else { return .denied("This agent examines no hosts") }
         do { try await turn.wait() } catch { return .denied("\(error)") }
         let findings = await look(examine, peer, address)
         return .examined(.init(findings: findings, clock: Self.now, nbdPort: nbdPort))

@@ -42,6 +42,7 @@ extension DestinationAgent {
             return .denied("This host has not the key of an authority")
         }
         do {
+            try accounts.renew(identity)
             let renewed = try await BlockingPool.shared.run { try renew(identity, request) }
             log(.info, "'\(identity)' has got its next certificate")
             return .renewed(renewed)

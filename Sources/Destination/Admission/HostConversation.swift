@@ -22,6 +22,9 @@ final class HostConversation: @unchecked Sendable {
     /// The turns that were asked for here, by the numbers of the questions.
     private var turns: [UInt32: SwitchoverTurns.Turn] = [:]
 
+    /// The examination that is under way for this connection.
+    private var examination: KeyedSemaphore.Permit?
+
     init(
         _ agent: DestinationAgent,
         _ peer: TLSPeer,
@@ -38,7 +41,10 @@ final class HostConversation: @unchecked Sendable {
 
     /// Answers one question after the other, until the connection ends. A peer that is silent is taken for dead.
     func serve() async throws {
-        defer { for turn in turns.values { turn.end() } }
+        defer {
+            for turn in turns.values { turn.end() }
+            examination?.leave()
+        }
         connection.limit = PeerLimits.hostMessage
         try await connection.send(.welcome(.init(state: .new)))
         do {
@@ -74,6 +80,8 @@ final class HostConversation: @unchecked Sendable {
             turns.removeValue(forKey: number)?.end()
             return
         case .recall(let recall): content = await agent.recall(recall, for: peer)
+        case .examine where examination != nil:
+            content = .denied("An examination is under way already on this connection; wait for its answer")
         case .examine(let examine): return beginExamination(number, examine)
         case .members(let members): content = await agent.take(members, from: name)
         case .host, .reserved, .recalled, .examined, .renewed, .denied:
@@ -106,8 +114,11 @@ final class HostConversation: @unchecked Sendable {
     /// It takes seconds, and other questions are answered meanwhile.
     private func beginExamination(_ number: UInt32, _ examine: HostMessage.Examine) {
         let (peer, address) = (peer, connection.channel.peerAddress)
+        let turn = agent.accounts.figures.request(peer.name)
+        examination = turn
         Task(executorPreference: agent.loop) {
-            let content = await self.agent.examine(examine, for: peer, at: address)
+            defer { self.examination = nil }
+            let content = await self.agent.examine(examine, for: peer, at: address, turn)
             try? await self.connection.send(.host(HostMessage(number, content)))
         }
     }

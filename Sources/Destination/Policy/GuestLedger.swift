@@ -144,10 +144,15 @@ struct GuestLedger: Sendable {
     ///   - migration: one whose guest is not counted.
     ///   - reservation: one that is not counted.
     func promises(_ figures: HostFigures, but migration: String = "", reservation: String? = nil) -> Promises {
+        /// Another source's guest of the same name takes nobody's room.
+        struct Owned: Hashable {
+            var source: String
+            var guest: String
+        }
         var promises = Promises()
-        var names: Set<String> = []
+        var given: Set<Owned> = []
         for (id, coming) in arriving where id != migration {
-            names.insert(coming.guest)
+            given.insert(Owned(source: coming.arrival.source, guest: coming.guest))
             let written = figures.written[coming.guest] ?? 0
             promises.disk = promises.disk.addingSaturated(coming.allocated - min(written, coming.allocated))
             if figures.memories[coming.guest] == nil {
@@ -158,8 +163,11 @@ struct GuestLedger: Sendable {
             promises.memory = promises.memory.addingSaturated(memory.most - min(memory.taken, memory.most))
         }
         // A guest whose QEMU is here already has what was kept for it.
-        names.formUnion(figures.memories.keys)
-        for kept in reservations.values where kept.id != reservation && !names.contains(kept.guest) {
+        for (name, arrival) in residents where figures.memories[name] != nil {
+            given.insert(Owned(source: arrival.source, guest: name))
+        }
+        for kept in reservations.values
+        where kept.id != reservation && !given.contains(Owned(source: kept.source, guest: kept.guest)) {
             promises.memory = promises.memory.addingSaturated(kept.usage.memory)
             promises.disk = promises.disk.addingSaturated(kept.allocated)
             promises.reservations += 1

@@ -48,14 +48,19 @@ public final class JoinWaiting: @unchecked Sendable {
     private let order: JoinOrder
     private let loop: EventLoop
     private var limiter = TryLimiter()
-    private var open = 0
+    /// Those that have not shown that they have the secret; the network that has the most of them gives way.
+    private var unproven = UnprovenConnections(limit: JoinWaiting.mostUnproven)
+    /// Who has been told of to have tried in vain.
+    private var told: Set<String> = []
     private var isBusy = false
     private var hasJoined = false
     private var listener: NetworkListener?
     private var credentials: PSKCredentials?
 
-    /// The most connections at a time.
-    private static let mostConnections = 16
+    /// The most connections that have not shown the secret.
+    private static let mostUnproven = 16
+    /// Of how many addresses the operator is told that they have tried in vain.
+    private static let mostTold = 8
 
     /// Prepares.
     public init(_ conductor: PairingConductor, _ order: JoinOrder, on loop: EventLoop) {
@@ -129,13 +134,17 @@ public final class JoinWaiting: @unchecked Sendable {
 
     private func take(_ channel: SocketChannel, _ token: JoinToken, until end: ContinuousClock.Instant) async {
         let address = channel.peerAddress?.host ?? ""
-        guard open < Self.mostConnections, let credentials, limiter.admits(address, at: .now) else {
-            return channel.close()
+        guard let credentials, limiter.admits(address, at: .now) else { return channel.close() }
+        if let victim = unproven.add(channel) {
+            victim.abort(ChannelError(.closed, "Too many connections have not shown the token's secret"))
         }
-        open += 1
-        defer { open -= 1 }
-        guard let secured = try? await TLSChannel.handshake(over: channel, credentials: credentials) else {
-            return conductor.say(.note("\(address.shown(most: 100)) has tried without the token's secret"))
+        let secured = try? await TLSChannel.handshake(over: channel, credentials: credentials)
+        unproven.remove(channel)
+        guard let secured else {
+            if told.count < Self.mostTold, told.insert(address).inserted {
+                conductor.say(.note("\(address.shown(most: 100)) has tried without the token's secret"))
+            }
+            return
         }
         let link = JoinLink(secured)
         defer { link.close() }

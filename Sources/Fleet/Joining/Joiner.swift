@@ -130,7 +130,7 @@ public struct Joiner: Sendable {
                 } catch {
                     throw FleetError(
                         "\(token.waiter) does not accept this token: it is not the one that it waits for, or was tried too often "
-                            + "in a short time (\(error))"
+                            + "in a short time, or others keep its port busy (\(error))"
                     )
                 }
             } catch let error as FleetError { throw error } catch { reasons.append("\(error)") }

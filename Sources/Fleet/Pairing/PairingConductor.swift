@@ -412,6 +412,9 @@ public struct PairingConductor: Sendable {
 
     // MARK: the package
 
+    /// How long the package manager may say nothing.
+    private static let installation = Duration.seconds(900)
+
     private func install(_ package: String, _ there: MemberRunner) throws {
         guard let bytes = try DurableFile.read(package, limit: 1 << 30) else {
             throw FleetError("The package \(package) is not there; 'make package' builds it")
@@ -421,7 +424,7 @@ public struct PairingConductor: Sendable {
             set -e; directory=$(mktemp -d); trap 'rm -rf "$directory"' EXIT; cat >"$directory/crossdock.deb"; chmod 755 "$directory"; \
             \(there.asRoot("env DEBIAN_FRONTEND=noninteractive apt-get install -y -q \"$directory/crossdock.deb\""))
             """
-        let run = try connection.run(command, input: bytes)
+        let run = try connection.run(command, input: bytes, silence: Self.installation)
         guard run.code == 0 else { throw FleetError("The package cannot be installed on \(there.name): \(run.words)") }
     }
 
@@ -429,7 +432,7 @@ public struct PairingConductor: Sendable {
     private func removePackage(_ there: MemberRunner) -> String? {
         let command = there.asRoot("env DEBIAN_FRONTEND=noninteractive apt-get remove -y -q crossdock")
         do {
-            let run = try there.connection?.run(command)
+            let run = try there.connection?.run(command, silence: Self.installation)
             return run?.code == 0 ? nil : "the package on \(there.name) stays: \(run?.words ?? "")"
         } catch { return "the package on \(there.name) stays: \(error)" }
     }

@@ -146,21 +146,27 @@ public final class SSHConnection: Sendable {
     /// - Parameters:
     ///   - command: a command line for the shell there.
     ///   - input: what it reads.
-    /// - Throws: `FleetError` when the connection is lost. What the command itself says is in the result.
-    func run(_ command: String, input: [UInt8] = []) throws -> ProgramRun {
+    ///   - silence: how long it may say nothing.
+    /// - Throws: `FleetError` when the connection is lost, or the command says nothing for too long. What the command itself says is in the result.
+    func run(_ command: String, input: [UInt8] = [], silence: Duration = .seconds(120)) throws -> ProgramRun {
         try login.withLock { login in
             // When the connection was lost, another one is made, if that needs no answer.
             if login?.isConnected != true { login = nil }
             let current = try login ?? connect(OperatorQuestion(isBatch: true))
             login = current
-            do { return try Self.run(command, input, over: current) } catch {
+            do { return try Self.run(command, input, silence, over: current) } catch {
                 login = nil
                 throw error
             }
         }
     }
 
-    private static func run(_ command: String, _ input: [UInt8], over login: SSHLogin) throws -> ProgramRun {
+    private static func run(
+        _ command: String,
+        _ input: [UInt8],
+        _ silence: Duration,
+        over login: SSHLogin
+    ) throws -> ProgramRun {
         guard let channel = ssh_channel_new(login.session) else {
             throw FleetError("There is no memory for a channel to \(login.name)")
         }
@@ -172,6 +178,7 @@ public final class SSHConnection: Sendable {
         var output: [UInt8] = []
         var errors: [UInt8] = []
         var buffer = [UInt8](repeating: 0, count: 32 << 10)
+        var heard = ContinuousClock.now
         while true {
             var moved = false
             if !rest.isEmpty {
@@ -197,7 +204,15 @@ public final class SSHConnection: Sendable {
                     throw FleetError("\(login.name) says more than \(limit >> 20) MiB")
                 }
             }
-            if moved { continue }
+            if moved {
+                heard = .now
+                continue
+            }
+            guard ContinuousClock.now - heard < silence else {
+                throw FleetError(
+                    "A command on \(login.name) has said nothing for \(silence); see what it waits for there"
+                )
+            }
             let code = ssh_channel_get_exit_status(channel)
             if ssh_channel_is_eof(channel) != 0, code >= 0 || ssh_channel_is_closed(channel) != 0 {
                 return ProgramRun(

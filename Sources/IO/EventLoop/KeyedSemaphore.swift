@@ -41,7 +41,9 @@ public final class KeyedSemaphore: @unchecked Sendable {
 
         /// Gives the permit back, or leaves the queue: whoever waits for it is told. May be called again.
         public func end() {
-            switch phase {
+            let former = phase
+            phase = .ended
+            switch former {
             case .ended: return
             case .held: semaphore.giveBack(self)
             case .queued: semaphore.leave(self)
@@ -49,8 +51,9 @@ public final class KeyedSemaphore: @unchecked Sendable {
                 semaphore.leave(self)
                 continuation.resume(throwing: Permit.abandoned)
             }
-            phase = .ended
         }
+
+        fileprivate var hasEnded: Bool { if case .ended = phase { true } else { false } }
 
         /// Leaves the queue; nothing happens once it was this permit's turn.
         public func leave() {
@@ -61,9 +64,37 @@ public final class KeyedSemaphore: @unchecked Sendable {
         private static let abandoned = ChannelError(.closed, "Nobody waits for this any more")
     }
 
+    /// What is held of a key, and who waits. Each step takes the same time, however long the queue is.
     private struct Line {
         var held = 0
-        var queue: [Permit] = []
+        var waiting = 0
+        /// Those that wait, from `first` on, and among them some that have left.
+        private var queue: [Permit] = []
+        private var first = 0
+
+        mutating func append(_ permit: Permit) {
+            queue.append(permit)
+            waiting += 1
+        }
+
+        mutating func leave() {
+            waiting -= 1
+            // Those that have left are cleared away once they are the most.
+            if queue.count > 2 * waiting + 16 { (queue, first) = (queue[first...].filter { !$0.hasEnded }, 0) }
+        }
+
+        mutating func next() -> Permit? {
+            while first < queue.count {
+                let permit = queue[first]
+                first += 1
+                if permit.hasEnded { continue }
+                waiting -= 1
+                if first > 2 * waiting + 16 { (queue, first) = (Array(queue[first...]), 0) }
+                return permit
+            }
+            (queue, first) = ([], 0)
+            return nil
+        }
     }
     private let limit: Int
     private var lines: [String: Line] = [:]
@@ -80,35 +111,25 @@ public final class KeyedSemaphore: @unchecked Sendable {
     public func held(_ key: String) -> Int { lines[key]?.held ?? 0 }
 
     /// How many permits of a key wait for their turn.
-    public func waiting(_ key: String) -> Int { lines[key]?.queue.count ?? 0 }
+    public func waiting(_ key: String) -> Int { lines[key]?.waiting ?? 0 }
 
     /// Takes a place in the queue of a key. Who asks calls `end`, whatever happens.
     public func request(_ key: String) -> Permit {
         let permit = Permit(key, of: self)
-        var line = lines[key] ?? Line()
-        if line.held < limit {
-            line.held += 1
+        if held(key) < limit {
+            lines[key, default: Line()].held += 1
             permit.phase = .held
         } else {
-            line.queue.append(permit)
+            lines[key, default: Line()].append(permit)
         }
-        lines[key] = line
         return permit
     }
 
     private func giveBack(_ permit: Permit) {
-        guard var line = lines[permit.key] else { return }
-        if line.queue.isEmpty {
-            line.held -= 1
-            lines[permit.key] = line.held == 0 ? nil : line
-        } else {
-            let next = line.queue.removeFirst()
-            lines[permit.key] = line
-            next.grant()
-        }
+        if let next = lines[permit.key]?.next() { return next.grant() }
+        lines[permit.key]?.held -= 1
+        if held(permit.key) == 0 { lines[permit.key] = nil }
     }
 
-    private func leave(_ permit: Permit) {
-        lines[permit.key]?.queue.removeAll { $0 === permit }
-    }
+    private func leave(_ permit: Permit) { lines[permit.key]?.leave() }
 }

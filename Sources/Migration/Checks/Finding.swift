@@ -68,7 +68,7 @@ public struct Finding: Sendable, Hashable, Codable {
             there: shown(here),
             message: shown(message).map { "On \(host): \($0)" },
             remedy: shown(remedy).map { "on \(host): \($0)" },
-            guest: guest
+            guest: shown(guest)
         )
     }
 }

@@ -203,6 +203,9 @@ public struct Homecoming: Sendable {
                 "The agent on \(host) is of an earlier release and sends no guests back; run 'crossdock migrate' there"
             )
         }
-        return answers
+        // It speaks of what it was asked about.
+        return answers.filter { answer in
+            guests?.contains(answer.guest) ?? ((try? GuestStore.validate(answer.guest)) != nil)
+        }
     }
 }

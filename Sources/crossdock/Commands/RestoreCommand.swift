@@ -1,4 +1,5 @@
 import ArgumentParser
+import Emulator
 import FoundationEssentials
 import Glibc
 import IO

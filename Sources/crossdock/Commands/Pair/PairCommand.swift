@@ -286,7 +286,7 @@ struct PairCommand: AsyncParsableCommand {
         if pairings.isEmpty, let signed = try files.signedList(), let authority = try files.trustedAuthority() {
             let list = try signed.verified(by: authority)
             output(
-                "This host is a member of a fleet; \(list.keeper ?? "another host") has its authority, and pairs and removes members.\n"
+                "This host is a member of a fleet; \((list.keeper ?? "another host").shown(most: 200)) has its authority, and pairs and removes members.\n"
             )
             let rows = list.members.map { member in
                 [member.name, member.addresses.joined(separator: " "), member.sends ? "sends and takes" : "only takes"]
