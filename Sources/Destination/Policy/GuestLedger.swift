@@ -163,11 +163,15 @@ struct GuestLedger: Sendable {
             promises.memory = promises.memory.addingSaturated(memory.most - min(memory.taken, memory.most))
         }
         // A guest whose QEMU is here already has what was kept for it.
-        for (name, arrival) in residents where figures.memories[name] != nil {
+        // One that nobody knows of was let in by an agent which was killed, and is whose the room is.
+        var nobodys = Set(figures.memories.keys).subtracting(arriving.values.map(\.guest))
+        for (name, arrival) in residents where nobodys.remove(name) != nil {
             given.insert(Owned(source: arrival.source, guest: name))
         }
         for kept in reservations.values
-        where kept.id != reservation && !given.contains(Owned(source: kept.source, guest: kept.guest)) {
+        where kept.id != reservation && !nobodys.contains(kept.guest)
+            && !given.contains(Owned(source: kept.source, guest: kept.guest))
+        {
             promises.memory = promises.memory.addingSaturated(kept.usage.memory)
             promises.disk = promises.disk.addingSaturated(kept.allocated)
             promises.reservations += 1
