@@ -31,6 +31,10 @@ final class MemoryTransfer: @unchecked Sendable {
         self.mirrors = mirrors
     }
 
+    /// How much of the memory may be left, in seconds, when the copies of others begin to yield; for how many looks they do so at most, and
+    /// for how long after each, in milliseconds.
+    private static let (lastSeconds, mostYields, yielding) = (1.5, 50, 1000)
+
     // MARK: an attempt
 
     /// Sends the memory until QEMU waits at pre-switchover.
@@ -137,6 +141,7 @@ final class MemoryTransfer: @unchecked Sendable {
         var disksMeter = RateMeter()
         var diskConvergence = Convergence()
         var (sent, processed) = (RateMeter(), RateMeter())
+        var yielded = 0
         while !watch.isAtSwitchover {
             let state = try await monitor.migrationState()
             if state.status == "failed" || state.status == "cancelled" {
@@ -162,11 +167,13 @@ final class MemoryTransfer: @unchecked Sendable {
             // Empty pages count as memory and cost nothing.
             sent.add(state.transferred)
             processed.add(state.processed)
-            context.progress(
-                percent: percent,
-                rate: sent.rate,
-                remaining: processed.rate > 0 ? Double(state.remaining) / processed.rate : nil
-            )
+            let seconds = processed.rate > 0 ? Double(state.remaining) / processed.rate : nil
+            context.progress(percent: percent, rate: sent.rate, remaining: seconds)
+            // What the copies of others have under way would be before everything that the pause waits for. The line has the memory to carry.
+            if let seconds, gateIsOpen, seconds <= Self.lastSeconds, yielded < Self.mostYields {
+                yielded += 1
+                context.beacon?.raise(for: Self.yielding)
+            }
             if gateIsOpen, state.rounds > round {
                 // The first look after QEMU has gone through the memory shows what the guest dirtied meanwhile.
                 let shrank = Double(state.remaining) < Double(peak) * 0.9
