@@ -204,6 +204,48 @@ struct NBDServeTests {
         #expect(failed.code != 0 && failed.errors.contains("No such file"), "\(failed.all)")
     }
 
+    @Test(arguments: [true, false])
+    func inTheBackgroundItComplainsWhenAskedToBeVerbose(_ isVerbose: Bool) async throws {
+        let directory = try TestDirectory()
+        try await makeImage(directory.file("a"), mebibytes: 1)
+        let (socket, pidFile, log) = (directory.file("s"), directory.file("pid"), directory.file("log"))
+        let started = try await Tool.run([
+            "sh", "-c", "exec \"$@\" 2>\(log)", "sh", Tool.crossdock, "nbd", "serve", "--fork", "--pid-file", pidFile,
+            "-t", "-k",
+            socket, directory.file("a"), isVerbose ? "-v" : "-t",
+        ])
+        #expect(started.code == 0, "\(started.all)")
+        let pid = Int32(String(decoding: try DurableFile.read(pidFile) ?? [], as: UTF8.self).dropLast()) ?? 0
+        #expect(pid > 0)
+        let script = """
+            import socket, sys
+            s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.send(b'x' * 64); s.recv(1 << 16)
+            """
+        #expect(try await Tool.run(["python3", "-c", script, socket]).code == 0)
+        func complaints() -> String { String(decoding: (try? DurableFile.read(log)) ?? [], as: UTF8.self) }
+        if isVerbose { try await eventually("a complaint") { complaints().contains("warning: ") } }
+        kill(pid, SIGTERM)
+        try await eventually("the server has ended") { !DurableFile.exists(pidFile) && kill(pid, 0) != 0 }
+        #expect(complaints().isEmpty == !isVerbose)
+    }
+
+    @Test func inTheBackgroundWhatFollowsTheDashesIsTheFile() async throws {
+        let directory = try TestDirectory()
+        try await makeImage(directory.file("--fork"), mebibytes: 1)
+        let (socket, pidFile) = (directory.file("s"), directory.file("pid"))
+        let started = try await Tool.run([
+            "sh", "-c", "cd \(directory.path) && exec \"$@\"", "sh", Tool.crossdock, "nbd", "serve", "--fork",
+            "--pid-file",
+            pidFile, "-t", "-k", socket, "-f", "raw", "--", "--fork",
+        ])
+        #expect(started.code == 0 && started.all.isEmpty, "\(started.all)")
+        let pid = Int32(String(decoding: try DurableFile.read(pidFile) ?? [], as: UTF8.self).dropLast()) ?? 0
+        #expect(pid > 0)
+        #expect(try await nbd("info", "--size", "nbd+unix:///?socket=\(socket)").output == "1048576\n")
+        kill(pid, SIGTERM)
+        try await eventually("the server has ended") { !DurableFile.exists(pidFile) && kill(pid, 0) != 0 }
+    }
+
     @Test func socketsThatSystemdOpenedAreUsed() async throws {
         let directory = try TestDirectory()
         try await makeImage(directory.file("a"), mebibytes: 1)

@@ -40,7 +40,10 @@ struct NBDServeCommand: AsyncParsableCommand {
     var shared = 0
     @Flag(name: [.customShort("t"), .long], help: "Go on when the last client has gone.")
     var persistent = false
-    @Flag(name: [.customShort("v"), .long], help: "Taken for the sake of scripts; what goes wrong is always told.")
+    @Flag(
+        name: [.customShort("v"), .long],
+        help: "With --fork: keep standard error open. What goes wrong is told there in any case."
+    )
     var verbose = false
     @Flag(help: "Return when the server is running; it goes on in the background.")
     var fork = false
@@ -184,7 +187,7 @@ struct NBDServeCommand: AsyncParsableCommand {
             return
         }
         let null = Glibc.open("/dev/null", O_RDWR)
-        for descriptor in 0...2 { dup2(null, Int32(descriptor)) }
+        for descriptor in 0...(verbose ? 1 : 2) { dup2(null, Int32(descriptor)) }
         close(null)
         var byte: UInt8 = 1
         write(readyFD, &byte, 1)
@@ -195,8 +198,11 @@ struct NBDServeCommand: AsyncParsableCommand {
     private func runInBackground() throws {
         var ends: [Int32] = [0, 0]
         guard xd_pipe(&ends) == 0 else { throw ChannelError.system("make a pipe", errno) }
-        let words = CommandLine.arguments.filter { $0 != "--fork" } + ["--ready-fd", "\(ends[1])"]
-        var argv = (["/proc/self/exe"] + words.dropFirst()).map { strdup($0) } + [nil]
+        // Behind a "--" everything is a file.
+        let words = CommandLine.arguments.dropFirst()
+        let options = words.prefix { $0 != "--" }
+        let given = options.filter { $0 != "--fork" } + ["--ready-fd", "\(ends[1])"] + words.dropFirst(options.count)
+        var argv = (["/proc/self/exe"] + given).map { strdup($0) } + [nil]
         let null = Glibc.open("/dev/null", O_RDONLY | O_CLOEXEC)
         // Its descriptors 0 to 2 are ours until it is ready, so that its complaints are seen.
         let pid = xd_spawn_detached(&argv, environ, nil, null, 1, 2, [ends[1]], 1, nil, nil)
