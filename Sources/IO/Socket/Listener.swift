@@ -39,7 +39,9 @@ public final class Listener: @unchecked Sendable {
         }
         _ = fcntl(fd, F_SETFD, FD_CLOEXEC)
         _ = xd_set_nonblocking(fd)
-        try self.init(fd: fd, address: RawAddress.of(fd, peer: false), path: nil, on: loop)
+        let address = RawAddress.unixPath(of: fd).map { SocketAddress.unix(path: $0) } ?? RawAddress.of(fd, peer: false)
+        // Whoever made its file removes it, too.
+        try self.init(fd: fd, address: address, path: nil, on: loop)
     }
 
     /// Listens on all addresses of a name, each with a socket of its own. Called on the loop.

@@ -170,4 +170,19 @@ struct RawAddress: Sendable {
         }
         return raw.plainAddress
     }
+
+    /// The path that a Unix socket is bound to; nil for other sockets, and for those without a path.
+    static func unixPath(of fd: Int32) -> String? {
+        var name = sockaddr_un()
+        var length = socklen_t(MemoryLayout<sockaddr_un>.size)
+        let code = withUnsafeMutablePointer(to: &name) { pointer in
+            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { getsockname(fd, $0, &length) }
+        }
+        guard code == 0, Int32(name.sun_family) == AF_UNIX else { return nil }
+        let path = withUnsafeBytes(of: name) { bytes in
+            // A path of the greatest length has no zero at its end (unix(7)).
+            String(decoding: bytes.prefix(Int(length)).dropFirst(2).prefix { $0 != 0 }, as: UTF8.self)
+        }
+        return path.isEmpty ? nil : path
+    }
 }
