@@ -75,4 +75,26 @@ struct ClientInterop {
         }
         #expect(error?.code == .protocolViolation, "\(error!)")
     }
+
+    @Test func aMapIsWholeWhereTheServerCountsWith32Bits() async throws {
+        let directory = try TestDirectory()
+        let socket = directory.file("s")
+        // One page of data within 20 GiB, behind what one request can ask about.
+        let server = try ChildProcess([
+            "nbdkit", "-f", "-U", socket, "data", "@\(9 << 30) 1 2 3", "size=\(20 << 30)",
+        ])
+        try await server.wait(for: "nbdkit") { isListening(socket) }
+        let loops = EventLoopGroup(count: 1, name: "client")
+        let export = try await ClientBackEnd.open(.unix(path: socket), NBDClientOptions(export: ""), loops: loops)
+        #expect(export.form == .structured)
+        let all = try await export.extents(at: 0, count: export.size, limit: 8)
+        #expect(all.map(\.isZero) == [true, false, true] && all[0].length == 9 << 30, "\(all)")
+        #expect(all.reduce(0) { $0 + $1.length } == export.size)
+        // As many as are wanted, and the last of them whole.
+        let first = try await export.extents(at: 0, count: export.size, limit: 1)
+        #expect(first == [all[0]])
+        let short = try await export.extents(at: 4096, count: 1 << 20, limit: 8)
+        #expect(short.map(\.length) == [1 << 20])
+        await export.close()
+    }
 }

@@ -377,12 +377,34 @@ public final class ClientBackEnd: BackEnd {
         return try await extents(of: MetaContext.allocation, at: offset, count: count, limit: limit)
     }
 
-    /// See `BackEnd.extents(of:at:count:limit:)`.
+    /// How often a server with 32-bit lengths is asked for one answer.
+    private static let inquiries = 64
+
+    /// See `BackEnd.extents(of:at:count:limit:)`. What a server with 32-bit lengths has to tell in several answers is put together, up to
+    /// some 250 GiB.
     public func extents(of context: String, at offset: UInt64, count: UInt64, limit: Int) async throws -> [Extent] {
-        let found = try await perform {
-            try await $0.extents(of: context, at: offset, count: count, one: limit == 1)
+        var found: [Extent] = []
+        var told: UInt64 = 0
+        for _ in 0..<Self.inquiries {
+            let (position, rest) = (offset + told, count - told)
+            let answer = try await perform {
+                try await $0.extents(of: context, at: position, count: rest, one: limit == 1)
+            }
+            for extent in answer {
+                if let last = found.last, last.flags == extent.flags {
+                    found[found.count - 1].length += extent.length
+                } else if found.count < limit {
+                    found.append(extent)
+                } else {
+                    return found
+                }
+            }
+            let length = answer.reduce(0) { $0 + $1.length }
+            told += length
+            // Only an answer that reaches as far as it was possible to ask says nothing about what is behind it.
+            guard form != .extended, length >= NBDConnection.longestShortStatus, told < count else { break }
         }
-        return Array(found.prefix(limit))
+        return found
     }
 
     /// Says goodbye on all connections, after what is under way.

@@ -356,6 +356,9 @@ public final class NBDConnection: @unchecked Sendable {
     /// Makes all completed writes durable.
     public func flush() async throws { try await perform(.flush) }
 
+    /// The longest range that a BLOCK_STATUS without extended headers can ask about, in whole blocks of every size.
+    static let longestShortStatus = UInt64(UInt32.max) & ~0xffff
+
     /// Asks what a range consists of; empty when the server does not know the context.
     ///
     /// - Parameters:
@@ -371,7 +374,7 @@ public final class NBDConnection: @unchecked Sendable {
         one: Bool = false
     ) async throws -> [Extent] {
         guard contexts.contains(context) else { return [] }
-        let count = form == .extended ? count : min(count, UInt64(UInt32.max) & ~0xffff)
+        let count = form == .extended ? count : min(count, Self.longestShortStatus)
         var found: [Extent] = []
         let error = await withUnsafeContinuation { (continuation: UnsafeContinuation<NBDError?, Never>) in
             submit(
