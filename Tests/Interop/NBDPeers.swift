@@ -98,6 +98,23 @@ struct NBDPeers {
         #expect(try await Tool.run(["cmp", a, b]).code == 0)
     }
 
+    @Test func anImageThatIsNoWholeNumberOfSectorsIsCopiedIntoALargerDiskOfWhichNoBlockSizeIsKnown() async throws {
+        let directory = try TestDirectory()
+        let (a, b, socket) = (directory.file("a"), directory.file("b"), directory.file("k"))
+        try await makeImage(a, mebibytes: 1, random: 0...0)
+        _ = try await Tool.run(["sh", "-c", "printf x >>\(a)"])
+        let server = try ChildProcess(["nbdkit", "-f", "-U", socket, "memory", "8M"])
+        try await server.wait(for: "nbdkit") { isListening(socket) }
+        let uri = "nbd+unix:///?socket=\(socket)"
+        let info = try await nbd("info", uri)
+        #expect(info.code == 0 && !info.output.contains("block_size"), "\(info.all)")
+        let up = try await nbd("copy", "--verify", a, uri)
+        #expect(up.code == 0, "\(up.all)")
+        #expect(try await nbd("copy", uri, b).code == 0)
+        #expect(try await Tool.run(["cmp", "--bytes=1048577", a, b]).code == 0)
+        #expect(try await Tool.run(["cmp", "--ignore-initial=1048577:0", "--bytes=7340031", b, "/dev/zero"]).code == 0)
+    }
+
     @Test func aReadOnlyServerAndOneThatRequiresTLSAreClearErrors() async throws {
         let directory = try TestDirectory()
         let (a, socket) = (directory.file("a"), directory.file("k"))

@@ -16,6 +16,9 @@ public struct ZeroOptions: OptionSet, Sendable {
 public struct BackEndTraits: Sendable {
     /// The sizes of requests that it takes; the server refuses others.
     public var blockSizes = BlockSizes()
+    /// Whether `blockSizes` is only what is safe with a server that did not say: it should take single bytes, too (NBD specification,
+    /// "Size constraints").
+    public var blockSizesAreAssumed = false
     /// Whether the medium turns.
     public var isRotational = false
     /// Whether `ZeroOptions.fast` is understood.

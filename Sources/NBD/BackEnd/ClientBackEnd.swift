@@ -241,6 +241,7 @@ public final class ClientBackEnd: BackEnd {
         self.byLoop = byLoop
         var traits = BackEndTraits()
         traits.blockSizes = info.effectiveBlockSizes
+        traits.blockSizesAreAssumed = info.blockSizes == nil
         traits.isRotational = info.flags.contains(.rotational)
         traits.hasFastZero = info.flags.contains(.sendFastZero)
         traits.hasTrim = info.flags.contains(.sendTrim)

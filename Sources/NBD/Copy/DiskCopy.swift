@@ -94,7 +94,10 @@ public final class DiskCopy: Sendable {
             )
         }
         granule = UInt64(max(source.traits.blockSizes.minimum, target.traits.blockSizes.minimum))
-        guard source.size % UInt64(target.traits.blockSizes.minimum) == 0 || target.size == source.size else {
+        guard
+            source.size % UInt64(target.traits.blockSizes.minimum) == 0 || target.size == source.size
+                || target.traits.blockSizesAreAssumed
+        else {
             throw ChannelError(
                 .system,
                 "The source has \(source.size) bytes, and the larger target takes only blocks of "
