@@ -180,4 +180,18 @@ struct NBDPeers {
             }
         }
     }
+
+    /// What scripts read of nbdinfo's output, they find in ours.
+    @Test(arguments: [["--map"], ["--map", "--totals"], ["--size"]])
+    func mapsAndSizesAreWrittenAsNbdinfoWritesThem(_ options: [String]) async throws {
+        let directory = try TestDirectory()
+        let socket = directory.file("k")
+        let server = try ChildProcess(["nbdkit", "-f", "-U", socket, "data", "1 @131072 2 @6442450944 3", "size=8G"])
+        try await server.wait(for: "nbdkit") { isListening(socket) }
+        let uri = "nbd+unix:///?socket=\(socket)"
+        let theirs = try await Tool.run(["nbdinfo"] + options + [uri])
+        let ours = try await Tool.run([Tool.crossdock, "nbd", "info"] + options + [uri])
+        #expect(theirs.code == 0 && ours.code == 0, "\(theirs.all) \(ours.all)")
+        #expect(ours.output == theirs.output)
+    }
 }

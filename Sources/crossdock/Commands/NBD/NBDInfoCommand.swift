@@ -30,6 +30,9 @@ struct NBDInfoCommand: AsyncParsableCommand {
         case blockStatusPayload = "block-status-payload"
         case readOnly = "read-only"
         case rotational, tls
+
+        /// nbdinfo takes the names with an underscore as well.
+        init?(argument: String) { self.init(rawValue: argument.replacing("_", with: "-")) }
     }
 
     @OptionGroup var security: NBDClientSecurity
@@ -105,11 +108,11 @@ struct NBDInfoCommand: AsyncParsableCommand {
                     throw ExitCode(answer == (can != nil) ? 0 : 2)
                 }
                 if showsURI {
-                    output(json ? try server.urisJSON(uri) : server.uris(uri))
+                    output(json ? server.urisJSON(uri, isList: list) : server.uris(uri))
                 } else if size {
                     output(json ? "{\"size\": \(server.exports[0].info.size)}\n" : "\(server.exports[0].info.size)\n")
                 } else {
-                    output(json ? try server.json(uri) : server.text())
+                    output(json ? server.json(uri) : server.text(uri))
                 }
             }
         }
