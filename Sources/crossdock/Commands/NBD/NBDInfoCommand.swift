@@ -124,11 +124,13 @@ struct NBDInfoCommand: AsyncParsableCommand {
         return try await onClientLoop { loop in
             let channel = try await SocketChannel.connect(to: uri.address, on: loop)
             let negotiation = try await NBDNegotiation.start(over: channel, options)
-            var names = [uri.export]
-            if list { names = try await negotiation.list().map(\.name) }
+            var wanted = [(name: uri.export, summary: "")]
+            if list { wanted = try await negotiation.list().map { ($0.name, $0.summary) } }
             var exports: [NBDServerReport.Export] = []
-            for name in names {
-                let info = try await negotiation.info(name)
+            for (name, summary) in wanted {
+                var info = try await negotiation.info(name)
+                // Some servers describe their exports in the list only; where both say something, nbdinfo tells what the list says.
+                if !summary.isEmpty { info.summary = summary }
                 let contexts = try await negotiation.listContexts(name)
                 exports.append(.init(requested: name, info: info, contexts: contexts))
             }
