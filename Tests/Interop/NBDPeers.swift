@@ -184,15 +184,18 @@ struct NBDPeers {
     @Test func whatAListSaysOfAnExportIsToldWhereTheExportSaysNothing() async throws {
         let directory = try TestDirectory()
         let socket = directory.file("k")
+        // As long as the protocol allows.
+        let summary = String(repeating: "long ", count: 819) + "."
         let server = try ChildProcess([
             "nbdkit", "-f", "-U", socket, "eval", "get_size=echo 512",
-            "list_exports=echo INTERLEAVED; echo one; echo a disk",
+            "list_exports=echo INTERLEAVED; echo one; echo a disk; echo two; echo '\(summary)'",
         ])
         try await server.wait(for: "nbdkit") { isListening(socket) }
         let list = try await nbd("info", "--list", "nbd+unix:///?socket=\(socket)")
         #expect(list.code == 0 && list.output.contains("export=\"one\":\n\tdescription: a disk\n"), "\(list.all)")
         let json = try await nbd("info", "--list", "--json", "nbd+unix:///?socket=\(socket)")
         #expect(json.output.contains("\"description\": \"a disk\""), "\(json.all)")
+        #expect(json.output.contains("\"description\": \"\(summary)\""), "\(json.all)")
     }
 
     /// What scripts read of nbdinfo's output, they find in ours.

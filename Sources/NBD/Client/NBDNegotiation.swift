@@ -154,7 +154,7 @@ public final class NBDNegotiation: @unchecked Sendable {
                     throw violation("sent a malformed name of an export")
                 }
                 guard found.count < Self.maximumExports else { throw violation("lists exports without end") }
-                found.append(Listing(name: name, summary: OptionReply.sanitize(String(decoding: rest, as: UTF8.self))))
+                found.append(Listing(name: name, summary: OptionReply.describe(rest)))
             }
         }
     }
@@ -284,7 +284,7 @@ public final class NBDNegotiation: @unchecked Sendable {
                 }
                 info.name = text
             case NBDInfo.description:
-                info.summary = OptionReply.sanitize(String(decoding: reader.bytes(reader.count) ?? [], as: UTF8.self))
+                info.summary = OptionReply.describe(reader.bytes(reader.count) ?? [])
             case NBDInfo.blockSize:
                 guard let minimum = reader.integer(UInt32.self), let preferred = reader.integer(UInt32.self),
                     let maximum = reader.integer(UInt32.self), reader.isEmpty

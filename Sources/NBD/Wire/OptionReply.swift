@@ -19,4 +19,9 @@ struct OptionReply {
 
     /// What may be shown, in at most 800 bytes: QEMU's client gives a connection up at an error of more than 1000.
     static func sanitize(_ text: some StringProtocol) -> String { text.shown(most: 800) }
+
+    /// What an export is, as it may be shown: as long as any string of the protocol.
+    static func describe(_ bytes: [UInt8]) -> String {
+        String(decoding: bytes, as: UTF8.self).shown(most: NBDWire.maximumString)
+    }
 }
