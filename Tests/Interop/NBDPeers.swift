@@ -181,6 +181,15 @@ struct NBDPeers {
         }
     }
 
+    @Test func aServerThatThinksLongBeforeItOpensItsDiskIsWaitedFor() async throws {
+        let directory = try TestDirectory()
+        let socket = directory.file("k")
+        let server = try ChildProcess(["nbdkit", "-f", "-U", socket, "--filter=delay", "memory", "1M", "delay-open=11"])
+        try await server.wait(for: "nbdkit") { isListening(socket) }
+        let size = try await nbd("info", "--size", "nbd+unix:///?socket=\(socket)")
+        #expect(size.output == "1048576\n", "\(size.all)")
+    }
+
     @Test func whatAListSaysOfAnExportIsToldWhereTheExportSaysNothing() async throws {
         let directory = try TestDirectory()
         let socket = directory.file("k")

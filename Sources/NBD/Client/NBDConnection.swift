@@ -144,7 +144,9 @@ public final class NBDConnection: @unchecked Sendable {
         on loop: EventLoop,
         _ options: NBDClientOptions
     ) async throws -> NBDNegotiation {
-        let socket = try await SocketChannel.connect(to: address, on: loop, timeout: options.timeout)
+        // However long a server may think, a host that is there answers at once.
+        let limit = min(options.timeout, .seconds(10))
+        let socket = try await SocketChannel.connect(to: address, on: loop, timeout: limit)
         // What the kernel holds back is no sign that the server takes anything.
         if options.replyTimeout != nil { socket.limitUnsent(1 << 20) }
         return try await NBDNegotiation.start(over: socket, options)

@@ -22,6 +22,8 @@ struct NBDClientSecurity: ParsableArguments {
     func options(_ uri: NBDURI, contexts: [String] = []) throws -> NBDClientOptions {
         var options = NBDClientOptions(export: uri.export, contexts: contexts)
         options.hostname = tlsHostname ?? uri.certificateName
+        // A server may have an image to unlock or to fetch before it says how large it is.
+        options.timeout = .seconds(60)
         if !uri.usesTLS, credentials.tlsCreds == nil {
             if uri.user != nil { throw ValidationError("The NBD URI '\(uri)' has a user, but its scheme is not nbds") }
             return options
