@@ -4,7 +4,7 @@ WIDTH ?= 4
 FUZZ_SECONDS ?= 60
 SWIFT_SOURCES = Sources Tests Benchmarks Fuzz Package.swift
 
-.PHONY: all setup qemus previous build release package deb install package-test lint fmt test model faults units evacuation realguest matrix demo bench wan soak tsan clean
+.PHONY: all setup qemus previous build release package deb install package-test lint fmt test model faults units evacuation realguest matrix nbd-suites demo bench wan soak tsan clean
 
 all: build
 
@@ -46,9 +46,9 @@ package-test: package
 
 lint: setup
 	swift format lint --strict --recursive --parallel $(SWIFT_SOURCES)
-	python3 -m py_compile deploy/demo/*.py Benchmarks/*.py Tests/EndToEnd/*.py Tests/Faults/*.py Tests/Matrix/*.py Tests/Units/*.py Tests/Evacuation/*.py Tests/RealGuest/*.py Tests/Package/*.py deploy/package/*.py
+	python3 -m py_compile deploy/demo/*.py Benchmarks/*.py Tests/EndToEnd/*.py Tests/Faults/*.py Tests/Matrix/*.py Tests/Units/*.py Tests/Evacuation/*.py Tests/RealGuest/*.py Tests/Package/*.py Tests/Suites/*.py Tests/Suites/programs/server/nbdkit Tests/Suites/programs/server/nbd-server deploy/package/*.py
 	gcc -std=gnu11 -Wall -Wextra -Wshadow -Werror -fsyntax-only Benchmarks/Line/line.c Benchmarks/Pauses/writer.c
-	sh -n deploy/setup && sh -n Fuzz/run && sh -n docs/model/check && sh -n docs/model/transitions && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n deploy/guest/init-agent && sh -n deploy/guest/init-devices && sh -n deploy/qemu && sh -n deploy/previous-release && sh -n .ci/run && sh -n Tests/Matrix/pairs && sh -n Tests/Units/image && sh -n Tests/Units/initrd && sh -n Tests/RealGuest/image && sh -n Tests/Package/roots && sh -n deploy/package/build && sh -n deploy/package/install
+	sh -n deploy/setup && sh -n Fuzz/run && sh -n docs/model/check && sh -n docs/model/transitions && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n deploy/guest/init-agent && sh -n deploy/guest/init-devices && sh -n deploy/qemu && sh -n deploy/previous-release && sh -n .ci/run && sh -n Tests/Matrix/pairs && sh -n Tests/Units/image && sh -n Tests/Units/initrd && sh -n Tests/RealGuest/image && sh -n Tests/Package/roots && sh -n deploy/package/build && sh -n deploy/package/install && sh -n Tests/Suites/sources && sh -n Tests/Suites/in-front && bash -n Tests/Suites/programs/server/qemu-nbd && bash -n Tests/Suites/qemu-without-qtest && sh -n Tests/Suites/programs/client/nbdcopy && sh -n Tests/Suites/programs/client/nbdinfo
 
 fmt:
 	swift format --in-place --recursive --parallel $(SWIFT_SOURCES)
@@ -67,6 +67,12 @@ matrix: release qemus
 	deploy/qemu newest
 	swift build --build-tests
 	python3 Tests/Matrix/matrix.py .build/release/crossdock .cache/guest --write docs/versions.md
+
+# The test suites of libnbd, nbdkit, QEMU and nbd, from Debian's sources, with our server and tools in place of theirs, and the counts in
+# docs/nbd-conformance.md; takes an hour, and compilers the first time.
+nbd-suites: release
+	Tests/Suites/sources
+	python3 Tests/Suites/suites.py .build/release/crossdock --table docs/nbd-conformance.md
 
 # The rules of ownership, searched exhaustively; each rule taken away must show why it is there.
 model: setup
