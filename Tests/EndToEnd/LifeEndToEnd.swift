@@ -173,7 +173,7 @@ struct LifeEndToEnd {
         #expect(moved.code == 0, "\(moved.all)")
         #expect(
             moved.errors.contains(
-                "The VNC display default of guest 'web1' listens on 127.0.0.1:5907 here, and on 127.0.0.1:5908 on localhost"
+                "The VNC display default of guest 'web1' listens on 127.0.0.1:5907 here, and will on 127.0.0.1:5908 on localhost"
             ),
             "\(moved.all)"
         )
