@@ -105,6 +105,7 @@ final class DiskMirrors: @unchecked Sendable {
                 bandwidth: plan.bandwidth / UInt64(max(disks.count, 1)),
                 beacon: context.beacon
             )
+            endurance.lineRate = context.report.rehearsal.map { $0.bytesPerSecond / Double(max(disks.count, 1)) }
             endurance.compression = link.features.contains(.compressedWrites) ? plan.compression : .off
             return try await MirrorRelay.start(
                 socket: socket,

@@ -75,7 +75,13 @@ final class MemoryTransfer: @unchecked Sendable {
         guard isLong || compression != .off else { return nil }
         let most = max(plan.firstConnections, mirrors.mostConnections)
         let count = isLong ? min(most, StreamPiece.mostLanes) : 1
-        return .init(attempt: attempt, count: count, compression: compression, loops: context.dataLoops)
+        return .init(
+            attempt: attempt,
+            count: count,
+            compression: compression,
+            lineRate: context.report.rehearsal?.bytesPerSecond,
+            loops: context.dataLoops
+        )
     }
 
     /// A line on which compressing would always lose is not even tried.

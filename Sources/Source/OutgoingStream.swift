@@ -33,6 +33,8 @@ final class OutgoingStream: @unchecked Sendable {
         var count: Int
         /// Whether the pieces are compressed.
         var compression: Compression
+        /// What the line was measured to take, in bytes per second.
+        var lineRate: Double?
         /// Which loops those after the first one are spread over.
         var loops: EventLoopGroup
     }
@@ -162,7 +164,9 @@ final class OutgoingStream: @unchecked Sendable {
         guard isInPieces, let lanes else {
             return try await StreamRelay.run(near, far[0]) { self.sent.wrappingAdd(UInt64($0), ordering: .relaxed) }
         }
-        let sender = LaneSender(from: near, over: far, compression: lanes.compression) { bytes, onLine in
+        let sender = LaneSender(from: near, over: far, compression: lanes.compression, lineRate: lanes.lineRate) {
+            bytes,
+            onLine in
             self.sent.wrappingAdd(UInt64(bytes), ordering: .relaxed)
             self.onLine.wrappingAdd(UInt64(onLine), ordering: .relaxed)
         }

@@ -31,6 +31,13 @@ struct CompressionTests {
         #expect(run(.auto, line: 120e6, speed: 60e6, part: 0.4) < 20)
     }
 
+    @Test func aLineThatWasMeasuredToBeSlowIsHelpedFromTheFirstPieceOn() {
+        var (slow, fast, unknown) = (
+            CompressionChoice(.auto, line: 12e6), CompressionChoice(.auto, line: 120e6), CompressionChoice(.auto)
+        )
+        #expect([slow.next(), fast.next(), unknown.next()] == [true, false, false])
+    }
+
     @Test func whatDoesNotShrinkIsTriedNowAndThen() {
         #expect(run(.auto, line: 12e6, speed: 400e6, part: 1) == 0)
         var choice = CompressionChoice(.level(3))

@@ -26,8 +26,16 @@ public struct CompressionChoice: Sendable {
     private var rest = 0
     private var nextRest = CompressionChoice.leastRest
 
+    /// Bytes per second up to which a line is so slow that a short measurement shows it, whatever else the processors do.
+    private static let slowLine = 60e6
+
     /// Decides by what was asked for.
-    public init(_ wanted: Compression) { self.wanted = wanted }
+    ///
+    /// - Parameter line: what the line was measured to take, in bytes per second; it counts only where it is little.
+    public init(_ wanted: Compression, line: Double? = nil) {
+        self.wanted = wanted
+        self.line = line.flatMap { $0 > 0 && $0 <= Self.slowLine ? $0 : nil }
+    }
 
     /// The level of zstd; nil when nothing is ever compressed.
     public var level: Int? {

@@ -76,7 +76,8 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
         self.seed = seed
         limit = seed != nil && endurance.bandwidth > 0 ? RateLimit(bytesPerSecond: endurance.bandwidth) : nil
         self.endurance = endurance
-        packer = WritePacker(connections[0].form == .extended ? endurance.compression : .off)
+        let mayCompress = connections[0].form == .extended
+        packer = WritePacker(mayCompress ? endurance.compression : .off, line: endurance.lineRate)
         self.sums = sums
         self.target = target
         self.target.options.timeout = min(target.options.timeout, .seconds(3))

@@ -18,6 +18,8 @@ public struct MirrorEndurance: Sendable {
 
     /// Whether writes are compressed; the server has to take that.
     public var compression = Compression.off
+    /// What the line was measured to take, in bytes per second; nil when it was not.
+    public var lineRate: Double?
 
     /// How many bytes may be under way on any line.
     static let leastPending = 32 << 20

@@ -11,8 +11,8 @@ struct WritePacker {
     /// What is shorter is not worth a try.
     private static let shortest = 4096
 
-    init(_ compression: Compression) {
-        choice = CompressionChoice(compression)
+    init(_ compression: Compression, line: Double?) {
+        choice = CompressionChoice(compression, line: line)
         compressor = choice.level.flatMap { ZstdCompressor(level: $0) }
     }
 

@@ -17,6 +17,7 @@ public final class LaneSender: @unchecked Sendable {
     private let loop: EventLoop
     private let lanes: [any Channel]
     private let compression: Compression
+    private let lineRate: Double?
     private let count: @Sendable (Int, Int) -> Void
     private var waiting: [Piece] = []
     private var next: UInt64 = 0
@@ -32,14 +33,17 @@ public final class LaneSender: @unchecked Sendable {
     ///   - near: where it comes from; closed at the end.
     ///   - lanes: the connections, at most `StreamPiece.mostLanes`; closed at the end. The first one has the loop of `near`, the others any.
     ///   - compression: whether pieces are compressed, each on its connection's loop; the other end has to know that.
+    ///   - lineRate: what the line was measured to take, in bytes per second; nil when it was not.
     ///   - count: is told how many bytes of the stream were sent, and what they were on the line, from any loop.
     public init(
         from near: any Channel,
         over lanes: [any Channel],
         compression: Compression = .off,
+        lineRate: Double? = nil,
         count: @escaping @Sendable (_ bytes: Int, _ onLine: Int) -> Void
     ) {
         self.compression = compression
+        self.lineRate = lineRate
         self.near = near
         self.lanes = lanes
         self.count = count
@@ -120,7 +124,7 @@ public final class LaneSender: @unchecked Sendable {
     private func send(over lane: any Channel) async throws {
         let header = IOBuffer(capacity: StreamPiece.headerSize)
         let frame = header.mutable(0..<StreamPiece.headerSize)
-        var packer = PiecePacker(compression)
+        var packer = PiecePacker(compression, line: lineRate.map { $0 / Double(lanes.count) })
         while let piece = try await loop.run({ try await self.take() }) {
             let packed = packer.pack(piece.buffer.bytes(0..<piece.count))
             StreamPiece(number: piece.number, count: packed.count, isCompressed: packed.isCompressed).write(into: frame)

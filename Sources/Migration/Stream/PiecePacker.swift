@@ -7,8 +7,8 @@ struct PiecePacker {
     /// The last piece that was compressed.
     let result: IOBuffer
 
-    init(_ compression: Compression) {
-        choice = CompressionChoice(compression)
+    init(_ compression: Compression, line: Double?) {
+        choice = CompressionChoice(compression, line: line)
         compressor = choice.level.flatMap { ZstdCompressor(level: $0) }
         result = IOBuffer(capacity: compressor == nil ? 0 : StreamPiece.largest)
     }
