@@ -12,9 +12,13 @@ final class ControlConnection: @unchecked Sendable {
     let session: TLSSession
     /// How long the destination took to answer the greeting: a round trip, and what it does meanwhile.
     let greetingTime: Duration
+    /// Whether the line is so long that a question is worth asking before the answer to the one before has come.
+    var isFar: Bool { MigrationContext.milliseconds(greetingTime) >= LinkMeasure.longLine }
     private let connection: MessageConnection
     private let loop: EventLoop
-    private var inbox: [Message] = []
+    private var inbox: [(message: Message, at: ContinuousClock.Instant)] = []
+    /// When the message came that `next` has returned last, which may have been long before somebody asked for it.
+    private(set) var arrival = ContinuousClock.now
     private let arrived = AsyncCondition()
     private var isPinging = false
     private var lastHeard = ContinuousClock.now
@@ -207,11 +211,11 @@ final class ControlConnection: @unchecked Sendable {
                 case .pong: continue
                 case .readBack(let readBack): onReadBack?(readBack)
                 case .abort(let reason):
-                    inbox.append(message)
+                    inbox.append((message, lastHeard))
                     fail(MigrationError(.failed, "The destination gave up: \(reason)"))
                     return
                 default:
-                    inbox.append(message)
+                    inbox.append((message, lastHeard))
                     arrived.signal()
                 }
             }
@@ -279,7 +283,9 @@ final class ControlConnection: @unchecked Sendable {
             if let interruption { throw interruption }
             await arrived.wait()
         }
-        return inbox.removeFirst()
+        let next = inbox.removeFirst()
+        arrival = next.at
+        return next.message
     }
 
     /// Sends a message and waits for the answer.

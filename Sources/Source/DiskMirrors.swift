@@ -32,9 +32,7 @@ final class DiskMirrors: @unchecked Sendable {
 
     /// Begins the connections for every disk, as far as they go before their exports are known. Worth it on a long line only.
     func dial() {
-        guard let control = link.control, link.nbdPort != 0,
-            MigrationContext.milliseconds(control.greetingTime) >= LinkMeasure.longLine
-        else { return }
+        guard let control = link.control, link.nbdPort != 0, control.isFar else { return }
         let address = plan.address.with(port: link.nbdPort)
         for index in disks.indices {
             let loop = context.dataLoops.next()

@@ -41,9 +41,9 @@ struct LinkMeasure: Sendable {
         func measure() async throws -> LinkMeasure {
             guard let control else { return result }
             guard case .probe = try await control.next(timeout: .seconds(30)) else { throw noProbe }
-            let roundTrip = MigrationContext.milliseconds(.now - began)
+            let roundTrip = MigrationContext.milliseconds(control.arrival - began)
             guard case .probe = try await control.next(timeout: .seconds(30)) else { throw noProbe }
-            let time = max(MigrationContext.milliseconds(.now - began) - roundTrip, 0.05)
+            let time = max(MigrationContext.milliseconds(control.arrival - began) - roundTrip, 0.05)
             return LinkMeasure(roundTrip: roundTrip, rate: Double(bytes) / time * 1000)
         }
     }
@@ -52,8 +52,7 @@ struct LinkMeasure: Sendable {
     ///
     /// - Throws: as `take`.
     static func begin(over control: ControlConnection, isThorough: Bool) async throws -> Probe {
-        let isLong = MigrationContext.milliseconds(control.greetingTime) >= longLine
-        guard isLong, !isThorough else {
+        guard control.isFar, !isThorough else {
             return Probe(try await take(over: control, isThorough: isThorough))
         }
         let probe = Probe(over: control)
