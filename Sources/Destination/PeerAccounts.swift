@@ -75,8 +75,7 @@ final class PeerAccounts: @unchecked Sendable {
     ///
     /// - Throws: `MigrationError` that names the limit.
     func renew(_ identity: String) throws {
-        let now = ContinuousClock.now
-        let span = PeerLimits.renewalPause * PeerLimits.renewals
+        let (now, span) = (ContinuousClock.now, PeerLimits.renewalSpan)
         renewals = renewals.compactMapValues { times in
             let late = times.filter { now - $0 < span }
             return late.isEmpty ? nil : late

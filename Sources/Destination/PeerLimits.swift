@@ -22,8 +22,8 @@ enum PeerLimits {
     static let diskPayload = 1 << 30
     /// Connections to one export.
     static let connectionsToExport = 128
-    /// Certificates at once, and the time after which another one is issued.
-    static let (renewals, renewalPause) = (5, Duration.seconds(60))
+    /// Certificates of a member within a time.
+    static let (renewals, renewalSpan) = (5, Duration.seconds(300))
     /// Guests that are offered or on their way.
     static let guests = 64
     /// Bytes of messages: those that wait for their turn, and what is kept of them, without short ones.

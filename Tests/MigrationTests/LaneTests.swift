@@ -184,7 +184,7 @@ struct LaneTests {
     private static func compressed(_ number: UInt64, size: UInt32, _ content: [UInt8]) -> [UInt8] {
         var header = [UInt8](repeating: 0, count: StreamPiece.headerSize)
         header.withUnsafeMutableBytes {
-            StreamPiece(number: number, count: content.count + StreamPiece.sizeSize, isCompressed: true).write(into: $0)
+            StreamPiece(number: number, count: content.count + Packer.prefix, isCompressed: true).write(into: $0)
         }
         return header + withUnsafeBytes(of: size.bigEndian, Array.init) + content
     }

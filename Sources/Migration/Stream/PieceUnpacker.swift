@@ -23,7 +23,7 @@ final class PieceUnpacker: @unchecked Sendable {
     /// - Throws: `ChannelError` with `protocolViolation` for one that is damaged.
     func unpack(_ piece: UnsafeRawBufferPointer) throws -> Int {
         let count = try StreamPiece.size(parsing: piece)
-        let rest = UnsafeRawBufferPointer(rebasing: piece[StreamPiece.sizeSize...])
+        let rest = UnsafeRawBufferPointer(rebasing: piece[Packer.prefix...])
         try decompressor.decompress(rest, into: result.mutable(0..<count))
         return count
     }

@@ -9,8 +9,6 @@ public struct StreamPiece: Sendable, Hashable {
     public static let headerSize = 12
     /// The most bytes of a piece.
     public static let largest = 256 << 10
-    /// Bytes before what zstd made of a piece.
-    public static let sizeSize = 4
     private static let compressedBit: UInt32 = 1 << 31
     /// Connections that share a stream at most.
     public static let mostLanes = 16
@@ -37,7 +35,7 @@ public struct StreamPiece: Sendable, Hashable {
         let field = header.loadUnaligned(fromByteOffset: 8, as: UInt32.self).bigEndian
         isCompressed = field & Self.compressedBit != 0
         let count = field & ~Self.compressedBit
-        guard !isCompressed || count > Self.sizeSize else {
+        guard !isCompressed || count > Packer.prefix else {
             throw ChannelError(.protocolViolation, "A compressed piece of the migration stream has \(count) bytes")
         }
         guard count <= Self.largest else {

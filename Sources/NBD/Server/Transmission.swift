@@ -251,7 +251,7 @@ final class Transmission: @unchecked Sendable {
 
     /// Reads a write whose payload is compressed; nil when it was answered with an error.
     private func receiveCompressed(_ request: NBDRequest) async throws -> Work? {
-        let prefix = NBDWire.compressedSizeSize
+        let prefix = Packer.prefix
         guard request.flags == .payloadLength, request.length <= UInt64(terms.blockSizes.maximum),
             request.length > UInt64(prefix)
         else {

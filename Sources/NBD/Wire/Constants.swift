@@ -17,11 +17,9 @@ public enum NBDWire {
     static let maximumOption = 8192
     /// The longest payload of a READ or WRITE.
     public static let maximumPayload = 32 << 20
-    /// A write whose payload is compressed: the size of the data, 4 bytes, and one zstd frame. Not of the specification, which leaves such
+    /// A write whose payload is compressed: as `Packer` makes it. Not of the specification, which leaves such
     /// numbers alone: both sides have agreed on it elsewhere, extended headers are in use, and only an export that takes it knows it.
     static let compressedWrite: UInt16 = 0x4358
-    /// Bytes before the frame.
-    public static let compressedSizeSize = 4
     /// The port that the protocol is assigned.
     public static let port: UInt16 = 10809
 }
