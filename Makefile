@@ -4,7 +4,7 @@ WIDTH ?= 4
 FUZZ_SECONDS ?= 60
 SWIFT_SOURCES = Sources Tests Benchmarks Fuzz Package.swift
 
-.PHONY: all setup qemus previous build release package deb install package-test lint fmt test model faults units evacuation realguest matrix nbd-suites demo bench wan soak tsan clean
+.PHONY: all setup qemus previous build release package deb install package-test lint fmt test model faults units evacuation realguest web-test matrix nbd-suites demo bench wan soak tsan clean
 
 all: build
 
@@ -46,9 +46,9 @@ package-test: package
 
 lint: setup
 	swift format lint --strict --recursive --parallel $(SWIFT_SOURCES)
-	python3 -m py_compile deploy/demo/*.py Benchmarks/*.py Tests/EndToEnd/*.py Tests/Faults/*.py Tests/Matrix/*.py Tests/Units/*.py Tests/Evacuation/*.py Tests/RealGuest/*.py Tests/Package/*.py Tests/Suites/*.py Tests/Suites/programs/server/nbdkit Tests/Suites/programs/server/nbd-server deploy/package/*.py
+	python3 -m py_compile deploy/demo/*.py Benchmarks/*.py Tests/EndToEnd/*.py Tests/Faults/*.py Tests/Matrix/*.py Tests/Units/*.py Tests/Evacuation/*.py Tests/RealGuest/*.py Tests/Package/*.py Tests/Suites/*.py Tests/Web/*.py Tests/Suites/programs/server/nbdkit Tests/Suites/programs/server/nbd-server deploy/package/*.py
 	gcc -std=gnu11 -Wall -Wextra -Wshadow -Werror -fsyntax-only Benchmarks/Line/line.c Benchmarks/Pauses/writer.c
-	sh -n deploy/setup && sh -n Fuzz/run && sh -n docs/model/check && sh -n docs/model/transitions && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n deploy/guest/init-agent && sh -n deploy/guest/init-devices && sh -n deploy/qemu && sh -n deploy/previous-release && sh -n .ci/run && sh -n Tests/Matrix/pairs && sh -n Tests/Units/image && sh -n Tests/Units/initrd && sh -n Tests/RealGuest/image && sh -n Tests/Package/roots && sh -n deploy/package/build && sh -n deploy/package/install && sh -n Tests/Suites/sources && sh -n Tests/Suites/in-front && bash -n Tests/Suites/programs/server/qemu-nbd && bash -n Tests/Suites/qemu-without-qtest && sh -n Tests/Suites/programs/client/nbdcopy && sh -n Tests/Suites/programs/client/nbdinfo
+	sh -n deploy/setup && sh -n Fuzz/run && sh -n docs/model/check && sh -n docs/model/transitions && sh -n Benchmarks/channels && sh -n deploy/guest/build && sh -n deploy/guest/init && sh -n deploy/guest/init-agent && sh -n deploy/guest/init-devices && sh -n deploy/qemu && sh -n deploy/previous-release && sh -n .ci/run && sh -n Tests/Matrix/pairs && sh -n Tests/Units/image && sh -n Tests/Units/initrd && sh -n Tests/RealGuest/image && sh -n Tests/Web/setup && sh -n Tests/Package/roots && sh -n deploy/package/build && sh -n deploy/package/install && sh -n Tests/Suites/sources && sh -n Tests/Suites/in-front && bash -n Tests/Suites/programs/server/qemu-nbd && bash -n Tests/Suites/qemu-without-qtest && sh -n Tests/Suites/programs/client/nbdcopy && sh -n Tests/Suites/programs/client/nbdinfo
 
 fmt:
 	swift format --in-place --recursive --parallel $(SWIFT_SOURCES)
@@ -99,6 +99,15 @@ realguest: release
 	Tests/RealGuest/image
 	python3 Tests/RealGuest/realguest.py .build/release/crossdock .cache/realguest
 
+# The page in a real Chromium, with real agents and guests: moves, an evacuation, trouble, tickets, thieves, 200 viewers, garbage. Chromium is
+# large, so deploy/setup leaves it out: Tests/Web/setup installs Debian's where it is missing. Needs root, takes minutes. The pictures of
+# docs/web.md: Tests/Web/web.py .build/release/crossdock .cache/guest --screenshots docs/web
+web-test: release
+	Tests/Web/setup
+	python3 Tests/Web/web.py .build/release/crossdock .cache/guest
+	python3 Tests/Web/console.py .build/release/crossdock .cache/guest
+	python3 Tests/Web/display.py .build/release/crossdock
+
 demo: release
 	python3 deploy/demo/demo.py .build/release/crossdock .cache/guest
 
@@ -110,6 +119,7 @@ bench: release
 	python3 Benchmarks/export.py .build/release/crossdock
 	python3 Benchmarks/evacuation.py .build/release/crossdock .cache/guest
 	python3 Benchmarks/attack.py .build/release/crossdock
+	python3 Benchmarks/viewers.py .build/release/crossdock .cache/guest
 
 # Moves over long lines, and the pause as a distribution, next to QEMU alone; takes hours, goes on where it was interrupted. The section of
 # docs/performance.md: python3 Benchmarks/wan.py --write docs/performance.md

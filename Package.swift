@@ -27,6 +27,7 @@ let package = Package(
         .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
         .systemLibrary(name: "CSSH", pkgConfig: "libssh", providers: [.apt(["libssh-dev"])]),
         .target(name: "CLinux"),
+        .target(name: "CWebPage"),
         .target(name: "IO", dependencies: ["CLinux", "CGcrypt", "CSSH", "CZstd"], swiftSettings: settings),
         .target(name: "TLS", dependencies: ["IO", "CGnuTLS", "CGcrypt", "CLinux"], swiftSettings: settings),
         .target(name: "NBD", dependencies: ["TLS", "IO", "CLinux"], swiftSettings: settings),
@@ -51,17 +52,23 @@ let package = Package(
             dependencies: ["Migration", "TLS", "IO", "CLinux", "CSSH"],
             swiftSettings: settings
         ),
+        .target(
+            name: "Web",
+            dependencies: ["Source", "Migration", "Emulator", "TLS", "IO", "CLinux", "CWebPage"],
+            exclude: ["Page"],
+            swiftSettings: settings
+        ),
         .executableTarget(
             name: "crossdock",
             dependencies: [
-                "Source", "Destination", "Fleet", "Migration", "NBD", "Emulator", "TLS", "IO", "CLinux",
+                "Source", "Destination", "Fleet", "Web", "Migration", "NBD", "Emulator", "TLS", "IO", "CLinux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: settings
         ),
         .target(
             name: "FuzzTargets",
-            dependencies: ["Destination", "Migration", "Emulator", "NBD", "TLS", "IO", "TestSupport"],
+            dependencies: ["Web", "Destination", "Migration", "Emulator", "NBD", "TLS", "IO", "TestSupport"],
             path: "Fuzz/Targets",
             swiftSettings: settings
         ),
@@ -80,7 +87,7 @@ let package = Package(
         ),
         .target(
             name: "TestSupport",
-            dependencies: ["TLS", "IO", "CLinux", "Emulator"],
+            dependencies: ["Web", "TLS", "IO", "CLinux", "Emulator"],
             path: "Tests/Support",
             swiftSettings: settings
         ),
@@ -129,13 +136,20 @@ let package = Package(
             swiftSettings: settings
         ),
         .testTarget(
+            name: "WebTests",
+            dependencies: [
+                "Web", "Source", "Migration", "Emulator", "TLS", "IO", "CLinux", "TestSupport", "crossdock",
+            ],
+            swiftSettings: settings
+        ),
+        .testTarget(
             name: "Interop",
             dependencies: ["NBD", "TLS", "IO", "TestSupport", "crossdock"],
             swiftSettings: settings
         ),
         .testTarget(
             name: "EndToEnd",
-            dependencies: ["Source", "Migration", "NBD", "Emulator", "TLS", "IO", "TestSupport", "crossdock"],
+            dependencies: ["Web", "Source", "Migration", "NBD", "Emulator", "TLS", "IO", "TestSupport", "crossdock"],
             exclude: ["https.py"],
             swiftSettings: settings
         ),

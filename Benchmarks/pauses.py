@@ -37,36 +37,15 @@ SILENCE = 60
 PARTS = {
     "stop": "QEMU's stop", "mirror": "end of the mirror", "memory": "rest of the memory, and what is asked meanwhile",
     "hand_over": "from QEMU's completion until it runs there"}  # fmt: skip
-INIT = """#!/bin/busybox sh
-b=/bin/busybox
-$b mount -t proc none /proc
-$b mount -t devtmpfs none /dev 2>/dev/null
-$b mount -t sysfs none /sys
-for module in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk; do
-    [ ! -e /modules/$module.ko ] || $b insmod /modules/$module.ko
-done
-until [ -b /dev/vda ]; do $b usleep 20000; done
-# A kernel whose first process ends would panic.
-/bin/writer /dev/vda {disk} {memory} {fill}
-while :; do $b sleep 1000; done
-"""
 
 
 def make_initrd(place, guest, disk, memory, fill):
-    """The demo's guest with another program: what comes later in an initrd takes the place of what came before."""
+    """The demo's guest with the writer."""
     root = os.path.join(place.directory, "root")
     os.makedirs(root + "/bin")
     source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "Pauses", "writer.c")
     subprocess.run(["gcc", "-static", "-O2", *WARNINGS, "-o", root + "/bin/writer", source], check=True)
-    with open(root + "/init", "w", encoding="ascii") as file:
-        file.write(INIT.format(disk=disk, memory=memory, fill=fill))
-    os.chmod(root + "/init", 0o755)
-    path = os.path.join(place.directory, "initrd")
-    packed = subprocess.run(
-        "find . | cpio -o -H newc --quiet | gzip -1", shell=True, cwd=root, check=True, stdout=subprocess.PIPE).stdout
-    with open(os.path.join(guest, "initrd"), "rb") as file, open(path, "wb") as both:
-        both.write(file.read() + packed)
-    return path
+    return wan.make_initrd(root, guest, f"/bin/writer /dev/vda {disk} {memory} {fill}")
 
 
 class Lost(Exception):

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Moves over long lines: Crossdock next to QEMU's own TLS migration, in turn, through a line with a round trip, windows, rates and resets.
 
-    wan.py CROSSDOCK [--lines open,1gbit,100mbit,resets,four] [--rtt 0,20] [--runs N] [--disk MIB] [--memory MIB] [--qemu 7.2,10.0]
+    wan.py CROSSDOCK [--lines open,1gbit,100mbit,resets,four,debian] [--rtt 0,20] [--runs N] [--disk MIB] [--memory MIB] [--qemu 7.2,10.0]
            [--only ours|native] [--resume] [--results FILE]
     wan.py --self-test                      whether the line itself does what it says
     wan.py --table | --markdown | --svg DIRECTORY | --write docs/performance.md         what was measured so far
 
-The disk and the memory of the guest, which is firmware only, are random bytes; everything is in tmpfs on this machine. The line is
-`Line/line.c`; the same file says what its settings mean. Each result is appended to FILE (.build/wan.jsonl) as a line of JSON when it is
+The disk and the memory of the guest, which is firmware only, are random bytes, or, for the line "debian", a file system with files of this
+machine's system and the memory of a Linux that has read them; everything is in tmpfs on this machine. The line is `Line/line.c`; the same file says what its settings mean. Each result is appended to FILE (.build/wan.jsonl) as a line of JSON when it is
 there, so that a run that was interrupted can be resumed: --resume skips what is there of this revision.
 
 A rate is that of the payload after the first 2 s, or in the second half of what takes less than 4 s, by what the line handed on. The
@@ -24,6 +24,7 @@ import os
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import time
 
@@ -33,6 +34,7 @@ import plot  # noqa: E402
 from line import Line, in_own_network  # noqa: E402
 from moves import REPOSITORY, Host, MoveFailed, Native, Place, Side, all_at_once, available_mebibytes, revision, say  # noqa: E402
 
+GUEST = os.path.join(REPOSITORY, ".cache", "guest")
 RESULTS = os.path.join(REPOSITORY, ".build", "wan.jsonl")
 BEGIN, END = "<!-- wan -->", "<!-- /wan -->"
 # Seconds that QEMU tries to reach its NBD server again, on lines with resets.
@@ -53,6 +55,8 @@ class Kind:
     rate: int = 0  # Mbit/s
     resets: float = 0  # seconds
     guests: int = 1
+    content: str = "random"
+    contestants: tuple = ("ours", "native")
 
 
 LINES = {
@@ -61,12 +65,81 @@ LINES = {
     "100mbit": Kind("100 Mbit/s, windows of 4 MiB", (0, 100), 512, 256, 4096, 100),
     "resets": Kind("a connection is reset every 2 s", (0, 100), 4096, 512, resets=2),
     "four": Kind("four guests, 1 Gbit/s, windows of 4 MiB", (20,), 512, 256, 4096, 1000, guests=4),
-    # Compression has its place here: a kind with files instead of random bytes (Bench.disk, Bench.memory), and contestants that differ in
-    # what is said to `migrate` and in Native's capabilities ("multifd") and parameters ({"multifd_compression": "zstd"}).
+    "debian": Kind(
+        "a Debian's disk and memory, 100 Mbit/s, windows of 4 MiB", (20,), 512, 256, 4096, 100, content="debian",
+        contestants=("ours", "ours-off", "native", "native-zstd")),
 }
 
 # Who moves the guests; four of them one after the other and all at once.
 CONTESTANTS = ("ours", "native")
+# What contestants besides these say.
+OPTIONS = {"ours-off": ("--compress", "off")}
+CAPABILITIES = {"native-zstd": (("multifd",), {"multifd_compression": "zstd", "multifd_channels": 2})}
+NAMES = {"ours": "Crossdock", "ours-off": "Crossdock, `--compress off`", "native": "QEMU alone", "native-zstd": "QEMU alone, multifd with zstd"}
+
+# What a Debian's disk has: a program's libraries, its documentation, its data.
+TREES = ("/usr/bin", "/usr/lib/python3", "/usr/share")
+# The demo's Linux with other work: its disk is there when that begins, and its first process never ends.
+INIT = """#!/bin/busybox sh
+b=/bin/busybox
+$b mount -t proc none /proc
+$b mount -t devtmpfs none /dev 2>/dev/null
+$b mount -t sysfs none /sys
+for module in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk; do
+    [ ! -e /modules/$module.ko ] || $b insmod /modules/$module.ko
+done
+until [ -b /dev/vda ]; do $b usleep 20000; done
+{work}
+while :; do $b sleep 1000; done
+"""
+
+
+def make_initrd(root, guest, work):
+    """The initrd of the demo's guest, and what is in `root`, which does that work: what comes later takes the place of what came before."""
+    os.makedirs(root, exist_ok=True)
+    with open(root + "/init", "w", encoding="ascii") as file:
+        file.write(INIT.replace("{work}", work))
+    os.chmod(root + "/init", 0o755)
+    packed = subprocess.run(
+        "find . | cpio -o -H newc --quiet | gzip -1", shell=True, cwd=root, check=True, stdout=subprocess.PIPE).stdout
+    with open(os.path.join(guest, "initrd"), "rb") as file, open(root + ".initrd", "wb") as both:
+        both.write(file.read() + packed)
+    return root + ".initrd"
+
+
+def debian_disk(path, mebibytes, directory):
+    """A file system of which three quarters are files of this system."""
+    root = os.path.join(directory, "files")
+    os.makedirs(root)
+    left = mebibytes * 3 << 18
+    for tree in TREES:
+        for place, _, names in os.walk(tree):
+            for name in names:
+                source = os.path.join(place, name)
+                if not os.path.isfile(source) or os.path.islink(source) or os.path.getsize(source) > 16 << 20 or os.path.getsize(source) > left:
+                    continue
+                target = root + source
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                shutil.copyfile(source, target)
+                left -= -(-os.path.getsize(source) // 4096) * 4096
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", root, path, f"{mebibytes}M"], check=True)
+    shutil.rmtree(root)
+
+
+def debian_memory(path, mebibytes, disk, place):
+    """The memory of a Linux that has read the disk as far as it fits."""
+    initrd = make_initrd(os.path.join(place.directory, "reader"), GUEST, "$b cat /dev/vda > /dev/null\necho READ > /dev/ttyS0")
+    words = ["qemu-system-x86_64", "-machine", "pc,accel=tcg,memory-backend=ram0", "-m", f"{mebibytes}M", "-nodefaults", "-display", "none"]
+    words += ["-object", f"memory-backend-file,id=ram0,size={mebibytes}M,mem-path={path},share=on", "-kernel", os.path.join(GUEST, "vmlinuz")]
+    words += ["-initrd", initrd, "-append", "console=ttyS0 quiet no_timer_check cryptomgr.notests", "-serial", "stdio"]
+    words += ["-drive", f"file={disk},format=raw,if=virtio,readonly=on"]
+    with subprocess.Popen(place.command(words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as guest:
+        for line in guest.stdout:
+            if "READ" in line:
+                break
+        else:
+            raise RuntimeError("the Linux that was to fill the memory has ended")
+        guest.kill()
 
 
 def random_file(path, mebibytes):
@@ -88,15 +161,19 @@ def warm(directory, mebibytes):
 class Bench:
     """One version of QEMU, one size of guest."""
 
-    def __init__(self, place, disk, memory, guests):
+    def __init__(self, place, disk, memory, guests, content):
         self.place, self.disk, self.memory = place, disk, memory
         # Not inside of the directory by whose name its processes are known.
         self.disks, self.memories = [], []
         for number in range(guests):
             self.disks.append(os.path.join(place.directory, f"disk-{number}"))
             self.memories.append(os.path.join(place.directory, f"memory-{number}"))
-            random_file(self.disks[-1], disk)
-            random_file(self.memories[-1], memory)
+            if content == "debian":
+                debian_disk(self.disks[-1], disk, place.directory)
+                debian_memory(self.memories[-1], memory, self.disks[-1], place)
+            else:
+                random_file(self.disks[-1], disk)
+                random_file(self.memories[-1], memory)
 
     def close(self):
         for path in self.disks + self.memories:
@@ -127,7 +204,7 @@ class Bench:
 
     # The contestants. Each gives the moves, the line's counts, and the pair of the line for the disk and for the memory of each.
 
-    def ours(self, kind, rtt, at_once):
+    def ours(self, kind, rtt, at_once, who):
         hosts = [Host(self.place, "a"), Host(self.place, "b")]
         names = [f"g{number}" for number in range(kind.guests)]
         try:
@@ -136,7 +213,7 @@ class Bench:
                 for number, name in enumerate(names):
                     hosts[0].start(name, self.machine(number)(self.disks[number], None, False))
                 self.settle()
-                moves, total = self.go([lambda name=name: hosts[0].migrate(name, hosts[1], keep="1h") for name in names], at_once)
+                moves, total = self.go([lambda name=name: hosts[0].migrate(name, hosts[1], OPTIONS.get(who, ()), "1h") for name in names], at_once)
                 return moves, total, line.counts(), [(1, 0)] * kind.guests, line.processor_seconds()
         finally:
             for host in hosts:
@@ -146,8 +223,9 @@ class Bench:
                 shutil.rmtree(host.directory, ignore_errors=True)
             self.take_back()
 
-    def native(self, kind, rtt, at_once):
-        guests = [Native(self.place, f"n{number}", self.machine(number), self.disk, number) for number in range(kind.guests)]
+    def native(self, kind, rtt, at_once, who):
+        more = CAPABILITIES.get(who, ((), {}))
+        guests = [Native(self.place, f"n{number}", self.machine(number), self.disk, number, *more) for number in range(kind.guests)]
         try:
             with self.line(kind, rtt, [pair for guest in guests for pair in guest.pairs(Side("b"))]) as line:
                 for number, guest in enumerate(guests):
@@ -167,7 +245,7 @@ class Bench:
     def settle(self):
         """Firmware has found nothing to start, and the memory that the copy will take is warm."""
         time.sleep(1.5)
-        warm(self.place.directory, self.disk * len(self.disks))
+        warm(self.place.directory, (self.disk + self.memory) * len(self.disks))
 
     @staticmethod
     def go(works, at_once):
@@ -176,7 +254,7 @@ class Bench:
         return moves, time.monotonic() - began
 
     def measure(self, who, kind, rtt, at_once):
-        moves, total, counts, pairs, line_seconds = getattr(self, who)(kind, rtt, at_once)
+        moves, total, counts, pairs, line_seconds = getattr(self, who.partition("-")[0])(kind, rtt, at_once, who)
         if kind.guests > 1:
             payload = sum(sum(move.payloads.values()) for move in moves)
             return {
@@ -191,6 +269,8 @@ class Bench:
             if name in move.spans:
                 rate, skipped = counts.rate(pair, *move.spans[name], payload)
                 result[f"{name}_mib_s"], result[f"{name}_skipped_s"] = rate / (1 << 20), skipped
+                begin, end = move.spans[name]
+                result[f"{name}_line_mib"] = (counts.at(end, pair) - counts.at(begin, pair)) / (1 << 20)
             if name in move.processors and payload:
                 result[f"{name}_cpu_s_per_gib"] = move.processors[name] / (payload / (1 << 30))
         result.update(line_cpu_s=line_seconds, resets=counts.resets, starvations=counts.starvations)
@@ -239,7 +319,7 @@ def plan(options):
             for rtt in options.rtt if options.rtt is not None else kind.rtts:
                 for run in range(options.runs):
                     for at_once in (False, True) if kind.guests > 1 else (False,):
-                        for who in CONTESTANTS if options.only is None else (options.only,):
+                        for who in kind.contestants if options.only is None else (options.only,):
                             yield {
                                 "bench": "wan", "revision": options.revision, "qemu": qemu, "line": name, "who": who, "at_once": at_once, "rtt": rtt,
                                 "window_kib": kind.window, "rate_mbit": kind.rate, "resets_s": kind.resets, "disk": disk, "memory": memory,
@@ -260,6 +340,10 @@ def summary(row):
     )
 
 
+def contents(row):
+    return LINES[row["line"]].content
+
+
 def measure_all(options):
     wanted = list(plan(options))
     there = {identity(row) for row in read(options.results) if "error" not in row}
@@ -270,14 +354,14 @@ def measure_all(options):
     while wanted:
         # Those of one version and size share the random bytes.
         first = wanted[0]
-        same = [row for row in wanted if all(row[name] == first[name] for name in ("qemu", "disk", "memory", "guests"))]
+        same = [row for row in wanted if all(row[name] == first[name] for name in ("qemu", "disk", "memory", "guests")) and contents(row) == contents(first)]
         wanted = [row for row in wanted if row not in same]
         needed = first["guests"] * (2 * first["disk"] + 3 * first["memory"]) + 512
         if available_mebibytes() < needed:
             sys.exit(f"wan: {needed} MiB of memory are needed for disks of {first['disk']} MiB in tmpfs, and {available_mebibytes()} are free")
         with Place(options.crossdock, first["qemu"], options.directory) as place:
             version = place.version()
-            bench = Bench(place, first["disk"], first["memory"], first["guests"])
+            bench = Bench(place, first["disk"], first["memory"], first["guests"], contents(first))
             for row in same:
                 kind = dataclasses.replace(LINES[row["line"]], disk=row["disk"], memory=row["memory"])
                 row = {"time": time.strftime("%Y-%m-%dT%H:%M:%S"), **row, "qemu_version": version}
@@ -333,7 +417,7 @@ def tables(rows):
     """The tables, as lines of Markdown."""
     out = []
     for qemu in versions(rows):
-        mine = [row for row in rows if row["qemu"] == qemu and row["guests"] == 1]
+        mine = [row for row in rows if row["qemu"] == qemu and row["guests"] == 1 and contents(row) == "random"]
         if mine:
             out += [f"QEMU {mine[-1]['qemu_version'].split()[0]}; Crossdock / native:", ""]
             out += ["| line | RTT, ms | disk, MiB/s | memory, MiB/s | pause, ms | check, s | CPU s/GiB, disk | CPU s/GiB, memory |", "|---|---|---|---|---|---|---|---|"]
@@ -347,6 +431,7 @@ def tables(rows):
                     f"| {cell(median(ours, 'check_s'), 1)} | {both(some, 'disk_cpu_s_per_gib', 1)} | {both(some, 'memory_cpu_s_per_gib', 1)} |")  # fmt: skip
         if mine:
             out.append("")
+    out += compressed([row for row in rows if contents(row) != "random"])
     groups = [row for row in rows if row["guests"] > 1]
     if groups:
         out += ["| four guests, Crossdock / native | all, s | MiB/s | longest pause, ms |", "|---|---|---|---|"]
@@ -363,6 +448,24 @@ def tables(rows):
     return out
 
 
+def compressed(rows):
+    """The table of what shrinks."""
+    if not rows:
+        return []
+    kind = LINES[rows[0]["line"]]
+    out = [f"{kind.text}, {rows[0]['rtt']:g} ms, {size_text(rows[0])}:", ""]
+    out += ["| | disk, MiB on the line | disk, s | memory, MiB on the line | memory, s | all, s | pause, ms |", "|---|---|---|---|---|---|---|"]
+    for qemu in versions(rows):
+        for who in kind.contestants:
+            mine = [row for row in rows if (row["qemu"], row["who"]) == (qemu, who)]
+            if mine:
+                keys = (("disk_line_mib", 0), ("disk_s", 1), ("memory_line_mib", 0), ("memory_s", 1), ("total_s", 1), ("pause_ms", 0))
+                cells = " | ".join(cell(median(mine, key), digits) for key, digits in keys)
+                failed = "".join(f" ({row['error']})" for row in mine if "error" in row)
+                out.append(f"| {NAMES[who]}, QEMU {qemu}{failed} | {cells} |")
+    return [*out, ""]
+
+
 def aims(rows):
     """Which aims are missed, as sentences."""
     missed = []
@@ -370,7 +473,7 @@ def aims(rows):
     def rate(qemu, name, rtt, who, key):
         return median([row for row in rows if (row["qemu"], row["line"], row["rtt"], row["who"]) == (qemu, name, rtt, who)], key)
 
-    for qemu, name, rtt in sorted({(row["qemu"], row["line"], row["rtt"]) for row in rows if row["guests"] == 1}):
+    for qemu, name, rtt in sorted({(row["qemu"], row["line"], row["rtt"]) for row in rows if row["guests"] == 1 and contents(row) == "random"}):
         kind = LINES[name]
         for what, key in (("disk", "disk_mib_s"), ("memory", "memory_mib_s")):
             mine, other, near = rate(qemu, name, rtt, "ours", key), rate(qemu, name, rtt, "native", key), rate(qemu, name, 0, "ours", key)
@@ -466,7 +569,7 @@ def main():
     parser.add_argument("--disk", type=int, help="MiB")
     parser.add_argument("--memory", type=int, help="MiB")
     parser.add_argument("--qemu", type=words_of(("7.2", "10.0", "newest")), default=["7.2", "10.0"])
-    parser.add_argument("--only", choices=list(CONTESTANTS))
+    parser.add_argument("--only", choices=list(NAMES))
     parser.add_argument("--resume", action="store_true", help="skip what is there of this revision")
     parser.add_argument("--revision", help="the revision's name, instead of git's")
     parser.add_argument("--results", default=RESULTS)

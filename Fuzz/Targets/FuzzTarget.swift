@@ -3,6 +3,7 @@ internal import IO
 internal import Migration
 internal import TLS
 internal import TestSupport
+internal import Web
 
 /// The decoders that take a stranger's bytes, each as a function that must return, whatever it is given.
 ///
@@ -16,6 +17,8 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
     case websocket
     /// The HTTP heads of both ends.
     case handshake
+    /// What a browser may send to the page, up to the names in its path.
+    case http
     /// The files of a credential directory: the first byte says which one.
     case credentials
     /// Base64.
@@ -38,6 +41,13 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
     case offer
     /// The table of what a destination has of a disk: how many chunks, how long each frame is, and the frames.
     case seedTable = "seed-table"
+    /// What agents and readers say about consoles.
+    case console
+
+    /// What a guest's display may say to an agent.
+    case display
+    /// What a viewer may say to an agent.
+    case viewer
 
     /// Runs the decoder on an input.
     public func run(_ input: UnsafeRawBufferPointer) {
@@ -46,6 +56,7 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
         case .frame: frame(input)
         case .websocket: websocket(Array(input))
         case .handshake: handshake(Array(input))
+        case .http: http(Array(input))
         case .credentials: credentials(input)
         case .base64: base64(input)
         case .tls: tls(input)
@@ -56,6 +67,9 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
         case .control: ControlFuzz.conversation(input)
         case .offer: OfferFuzz.offer(String(decoding: input, as: UTF8.self))
         case .seedTable: seedTable(Array(input))
+        case .console: ConsoleFuzz.conversation(input)
+        case .display: DisplayFuzz.server(Array(input))
+        case .viewer: DisplayFuzz.viewer(Array(input))
         case .commandLine: EmulatorFuzz.commandLine(String(decoding: input, as: UTF8.self))
         }
     }
@@ -126,6 +140,18 @@ public enum FuzzTarget: String, CaseIterable, Sendable {
     private func handshake(_ input: [UInt8]) {
         _ = try? WebSocketHandshake.response(to: input)
         try? WebSocketHandshake.check(response: input, key: "dGhlIHNhbXBsZSBub25jZQ==")
+    }
+
+    private func http(_ input: [UInt8]) {
+        let end = input.withUnsafeBytes { HTTPFields.endOfHead(in: $0) } ?? input.count
+        _ = try? HTTPResponseHead(parsing: Array(input[..<end]))
+        guard let head = try? HTTPRequestHead(parsing: Array(input[..<end])) else { return }
+        precondition(end <= HTTPFields.headLimit, "a head is longer than it may be")
+        guard let request = try? HTTPRequest(head) else { return }
+        _ = request.cookie("__Host-crossdock")
+        for name in request.path {
+            precondition(name != ".." && !name.contains("/") && !name.utf8.contains(0), "a path leads elsewhere")
+        }
     }
 
     /// An authority and a host of its own, in whose directory one file is replaced.

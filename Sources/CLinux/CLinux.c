@@ -23,6 +23,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <linux/vm_sockets.h>
+#include <malloc.h>
 #include <poll.h>
 #include <stdio.h>
 #include <sys/file.h>
@@ -207,6 +208,11 @@ int xd_peer_credentials(int fd, pid_t *pid, uid_t *uid) {
     return 0;
 }
 
+int xd_has_untaken(int fd) {
+    int bytes = 0;
+    return ioctl(fd, TIOCOUTQ, &bytes) == 0 && bytes > 0;
+}
+
 void xd_block_sigpipe(void) {
     sigset_t set;
     sigemptyset(&set);
@@ -248,7 +254,7 @@ int xd_open_create_exclusive(const char *path) {
 
 int xd_o_direct(void) { return O_DIRECT; }
 /* Linux gives each thread its own value, whatever POSIX says. */
-void xd_yield_to_others(void) { setpriority(PRIO_PROCESS, 0, 19); }
+void xd_yield_to_others(int niceness) { setpriority(PRIO_PROCESS, 0, niceness); }
 int xd_memory_file(const char *name) { return memfd_create(name, MFD_CLOEXEC); }
 
 int xd_direct_block(int fd) {
@@ -301,6 +307,12 @@ uint64_t xd_free_bytes(const char *path) {
     struct statvfs status;
     if (statvfs(path, &status) < 0) return 0;
     return (uint64_t)status.f_bavail * status.f_frsize;
+}
+
+uint64_t xd_total_bytes(const char *path) {
+    struct statvfs status;
+    if (statvfs(path, &status) < 0) return 0;
+    return (uint64_t)(status.f_blocks - status.f_bfree + status.f_bavail) * status.f_frsize;
 }
 
 int xd_is_memory_file_system(const char *path) {
@@ -696,3 +708,5 @@ int xd_unread(int fd) {
     int count = 0;
     return ioctl(fd, FIONREAD, &count) == 0 ? count : -1;
 }
+
+int xd_give_back_freed(void) { return malloc_trim(0); }

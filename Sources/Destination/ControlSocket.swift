@@ -1,4 +1,4 @@
-internal import Emulator
+public import Emulator
 internal import Glibc
 public import IO
 public import Migration
@@ -14,6 +14,7 @@ public final class ControlSocket: @unchecked Sendable {
     private let listener: Listener
     private let log: Log
     private let take: Take
+    private let commands: [String: Command]
     private var clients = 0
     /// How many may be connected at once.
     private static let limit = 16
@@ -21,6 +22,10 @@ public final class ControlSocket: @unchecked Sendable {
     /// Lets a guest run here by an operator's word: the migration's id, who says so, and why that can be known. Returns the guest's
     /// name.
     public typealias Take = @Sendable (String, String, Vouching) async throws -> String
+
+    /// A command that belongs to another part of the agent's program: gets the arguments, and returns what is returned. It throws an error with
+    /// a sentence.
+    public typealias Command = @Sendable (JSONValue) async throws -> JSONValue
 
     /// Where the socket of an agent is.
     public static func path(stateDirectory: String) -> String { "\(stateDirectory)/control.sock" }
@@ -31,16 +36,24 @@ public final class ControlSocket: @unchecked Sendable {
         objects: ObjectStore,
         log: Log,
         loop: EventLoop,
+        commands: [String: Command] = [:],
         take: @escaping Take
     ) async throws -> ControlSocket {
         let listener = try await Listener.listen(on: .unix(path: path), loop: loop)
-        let monitor = ControlSocket(objects: objects, listener: listener, log: log, take: take)
+        let monitor = ControlSocket(objects: objects, listener: listener, log: log, commands: commands, take: take)
         Task(executorPreference: loop) { await monitor.accept() }
         return monitor
     }
 
-    private init(objects: ObjectStore, listener: Listener, log: Log, take: @escaping Take) {
+    private init(
+        objects: ObjectStore,
+        listener: Listener,
+        log: Log,
+        commands: [String: Command],
+        take: @escaping Take
+    ) {
         self.take = take
+        self.commands = commands
         self.objects = objects
         self.listener = listener
         self.log = log
@@ -152,8 +165,9 @@ public final class ControlSocket: @unchecked Sendable {
                     "object-add", "object-del", "object-reload", "qmp_capabilities", "qom-list", "query-commands",
                     "take-ownership",
                 ]
-                return ["return": .array(names.map { ["name": .string($0)] })]
+                return ["return": .array((names + commands.keys).sorted().map { ["name": .string($0)] })]
             default:
+                if let other = commands[command] { return ["return": try await other(arguments)] }
                 return Self.failure("CommandNotFound", "The command \(command) has not been found")
             }
         } catch {

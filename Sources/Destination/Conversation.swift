@@ -51,6 +51,22 @@ final class Conversation: @unchecked Sendable {
     /// Counts a message that was handled.
     func dequeue() { waiting -= 1 }
 
+    private var hasConsole = false
+
+    /// Whether the end of a console may come: it does once.
+    func takesConsole() -> Bool {
+        defer { hasConsole = true }
+        return !hasConsole
+    }
+
+    private var grants = 0
+
+    /// Whether a grant may come: it does once for each source agent that ends the migration.
+    func takesGrant() -> Bool {
+        grants += 1
+        return grants <= 8
+    }
+
     // MARK: PROBE
 
     /// Whether data frames belong to a PROBE.

@@ -4,6 +4,7 @@ internal import Glibc
 public import IO
 public import Migration
 internal import NBD
+internal import Synchronization
 public import TLS
 
 /// The agent that receives guests: a control port for the handshake protocol and QEMU's streams, and an NBD port.
@@ -47,6 +48,16 @@ public final class DestinationAgent: @unchecked Sendable {
         public var renewCertificate: RenewCertificate?
         /// What knows the members of the fleet; nil for an agent of no fleet.
         public var isMember: IsMember?
+        /// What goes on with the console of a guest that has come here; nil for an agent that holds no consoles.
+        public var followConsole: (@Sendable (_ guest: String, ConsoleTail) async -> Void)?
+        /// What begins to hold the console of a guest that is about to come, before its processors start; nil likewise.
+        public var expectConsole: (@Sendable (_ guest: String) async -> Void)?
+        /// What opens a console for another host's agent; it returns nil when there is none. Nil for an agent that has none for others.
+        public var openConsole: (@Sendable (ConsoleRequest) async -> ServeConsole?)?
+        /// What says, half a sentence, why a console that there is cannot be had now; nil when there is none.
+        public var consoleAbsence: (@Sendable (ConsoleOpening) async -> String?)?
+        /// Further commands of the control socket, by their names.
+        public var commands: [String: ControlSocket.Command] = [:]
         /// What the operator reads.
         public var log: Log
 
@@ -88,6 +99,9 @@ public final class DestinationAgent: @unchecked Sendable {
     let generation = EmulatorProcess.bootID.prefix(8) + "-" + MigrationStore.makeID()
     private var control: Listener?
     private var nbd: Listener?
+    /// What takes disks.
+    private(set) var diskServer: NBDServer?
+    private let receivedMemory = Atomic<UInt64>(0)
     private var socket: ControlSocket?
     private var incoming: [String: IncomingMigration] = [:]
     /// What each identity holds.
@@ -98,11 +112,17 @@ public final class DestinationAgent: @unchecked Sendable {
     private(set) var filterObstacle: String?
     /// Connections that have not said HELLO.
     private var unproven = UnprovenConnections(limit: PeerLimits.unprovenConnections)
-    private var refusals = LogLimit()
+    private let refusals: LimitedLog
+    /// Who opens consoles here: a host that may can do so again and again.
+    let openings: LimitedLog
+    /// Why guests of this host that were asked for have not left when they were sent last.
+    var failedReturns: [String: String] = [:]
     /// The order in which reservations are made durable.
     let reservationLock = AsyncLock()
     /// Whose switchover it is.
     let turns: SwitchoverTurns
+    /// Who may have the consoles of guests that came from there.
+    let grants: ConsoleGrants
     private let stateLock: FileLock
     /// Gives each guest a user; nil where that cannot be.
     private let users: GuestUsers?
@@ -114,15 +134,23 @@ public final class DestinationAgent: @unchecked Sendable {
         stateLock = lock
         turns = SwitchoverTurns(on: loop)
         users = Self.users(configuration)
+        refusals = LimitedLog(configuration.log)
+        openings = LimitedLog(configuration.log, of: "openings")
+        grants = ConsoleGrants(stateDirectory: configuration.stateDirectory)
         guests = GuestStore(stateDirectory: configuration.stateDirectory)
         migrations = MigrationStore(stateDirectory: configuration.stateDirectory)
     }
 
     var log: Log { configuration.log }
     var reservationFile: ReservationFile { ReservationFile(stateDirectory: configuration.stateDirectory) }
-    private var access: AccessControl {
+    var access: AccessControl {
         AccessControl(objects: configuration.objects, authorization: configuration.authorization)
     }
+    /// Bytes of guests' memory that have come. From any thread.
+    var memoryBytes: UInt64 { receivedMemory.load(ordering: .relaxed) }
+    /// Counts bytes of a guest's memory. From any thread.
+    func countMemory(_ count: Int) { receivedMemory.wrappingAdd(UInt64(count), ordering: .relaxed) }
+
     /// The NBD server's port.
     public var nbdPort: UInt16 { nbd?.address.port ?? 0 }
     /// The control port's address.
@@ -251,11 +279,13 @@ public final class DestinationAgent: @unchecked Sendable {
             log: { [log] in log(.warning, $0) },
             note: { [log] in log(.debug, $0) }
         )
+        diskServer = server
         socket = try await ControlSocket.start(
             path: ControlSocket.path(stateDirectory: configuration.stateDirectory),
             objects: configuration.objects,
             log: log,
-            loop: loop
+            loop: loop,
+            commands: configuration.commands
         ) { id, name, vouching in
             guard let migration = self.incoming[id] else {
                 throw MigrationError(.guest, "No guest of migration '\(id)' waits on this host")
@@ -333,8 +363,7 @@ public final class DestinationAgent: @unchecked Sendable {
 
     /// Logs what anybody on the network can cause, but not as often as anybody wants.
     private func note(_ text: String, _ level: Log.Level = .warning) {
-        guard let line = refusals.line(text) else { return }
-        log(level, line)
+        refusals(level, text)
     }
 
     static func refusal(of identity: String) -> String { "This agent does not let '\(identity)' migrate guests to it" }
@@ -418,6 +447,10 @@ public final class DestinationAgent: @unchecked Sendable {
             do { try accounts.beginHost(peer.name) } catch { return try await connection.send(.abort("\(error)")) }
             defer { accounts.endHost(peer.name) }
             try await HostConversation(self, peer, evacuation: hello.migration, rights, connection).serve()
+        case .console:
+            do { try accounts.beginConsole(peer.name) } catch { return try await connection.send(.abort("\(error)")) }
+            defer { accounts.endConsole(peer.name) }
+            try await ConsoleConversation(agent: self, peer: peer, channel: channel, connection: connection).serve()
         case .seed:
             guard let migration = incoming[hello.migration], migration.peer.name == peer.name else {
                 try await connection.send(.abort("There is no such migration here"))
@@ -453,6 +486,14 @@ public final class DestinationAgent: @unchecked Sendable {
 
     /// The migrations that this agent has to do with.
     var arrivals: [IncomingMigration] { Array(incoming.values) }
+
+    /// A guest has gone from here to the host of an identity: what that one was given for it is over. From any thread.
+    ///
+    /// - Throws: `FileError`.
+    public func forgetGrant(of identity: String, for guest: String) async throws {
+        let grants = grants
+        try await BlockingPool.shared.run { try grants.remove(guest: guest, identity: identity) }
+    }
 
     /// Nothing is left to do for a migration.
     func forget(_ migration: IncomingMigration) {

@@ -25,6 +25,8 @@ final class IncomingGuest: @unchecked Sendable {
     var isOff = false
     /// Is told, in QEMU's words, when QEMU ends, and whether that is what a broken stream makes of it.
     var onEnd: ((String, Bool) -> Void)?
+    /// Why QEMU ended last, in its words, when that is nothing that a broken stream makes of it.
+    private(set) var lastRefusal: String?
     private let store: GuestStore
     private let loop: EventLoop
     private let log: (Log.Level, String) -> Void
@@ -161,6 +163,7 @@ final class IncomingGuest: @unchecked Sendable {
         letMonitorsGo()
         closeMonitor()
         await record?.process?.terminate(grace: .seconds(1))
+        lastRefusal = nil
         log(.info, "a new QEMU waits for the memory of guest '\(name)'")
         return try await startEmulator()
     }
@@ -172,7 +175,10 @@ final class IncomingGuest: @unchecked Sendable {
         // A QEMU whose stream was cut ends with EIO, and one that was killed without a word.
         let isCut = words.isEmpty || words.contains("Input/output error")
         // A stream that was damaged looks like one of another machine, but only once.
-        if !isCut { unexplainedEnds += 1 }
+        if !isCut {
+            unexplainedEnds += 1
+            lastRefusal = reason
+        }
         onEnd?(reason, isCut || unexplainedEnds < 2)
     }
 

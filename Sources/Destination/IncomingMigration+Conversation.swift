@@ -50,6 +50,18 @@ extension IncomingMigration {
             guard receiver == nil else { throw ChannelError(.protocolViolation, "PROBE is not due") }
             try await conversation.beginProbe(count, connection)
         case .message(.ping): try await connection.send(.pong)
+        case .message(.console(let tail)):
+            // It is the guest's own, once it belongs to this host; nobody waits for an answer.
+            guard case .owned = handover.state, let guest = offer?.guest, conversation.takesConsole() else { return }
+            await agent.configuration.followConsole?(guest, tail)
+        case .message(.grant(let granting)):
+            guard case .owned = handover.state, let guest = offer?.guest, conversation.takesGrant() else { return }
+            let (grants, identity, log) = (agent.grants, peer.name, log)
+            await BlockingPool.shared.value {
+                do { try grants.add(granting, guest: guest, identity: identity) } catch {
+                    log(.warning, "Guest '\(guest)': \(error)")
+                }
+            }
         case .message(.file(let index)): try await receiver?.begin(index)
         case .message(let message):
             // Short ones are bounded by their number: RELEASE never waits for what the source holds otherwise.
@@ -133,9 +145,14 @@ extension IncomingMigration {
         let near = try await loop.run { try await SocketChannel.connect(to: .unix(path: target), on: loop) }
         guard let lane else {
             try await connection.send(.welcome(.init(state: handover.onWire)))
-            return try await Self.carry(channel, on: loop) { try await StreamRelay.run(near, $0) }
+            return try await Self.carry(channel, on: loop) { [agent] far in
+                try await StreamRelay.run(near, far, countBack: { agent.countMemory($0) })
+            }
         }
-        let lanes = LaneReceiver(to: near, attempt: lane.attempt)
+        let isHeard = conversation.features.contains(.acknowledgedPieces)
+        let lanes = LaneReceiver(to: near, attempt: lane.attempt, acknowledges: isHeard) { [agent] in
+            agent.countMemory($0)
+        }
         self.lanes?.abort("Its source sends the memory anew")
         self.lanes = lanes
         try await serve(lane, of: lanes, channel, connection, on: loop)
@@ -151,7 +168,7 @@ extension IncomingMigration {
         do {
             try await lanes.join()
             try await connection.send(.welcome(.init(state: handover.onWire)))
-            try await Self.carry(channel, on: loop) { try await lanes.carry($0, isFirst: lane.number == 0) }
+            try await Self.carry(channel, on: loop) { try await lanes.carry($0, number: lane.number) }
         } catch {
             // The others would wait for what it was to bring.
             lanes.abort("\(error)")
@@ -206,7 +223,8 @@ extension IncomingMigration {
             return .owned(.init(digests: disks?.ownedDigests ?? ownedDigests, sinceResumed: since))
         case .refused(let reason): return .refused(reason)
         case .done: return .done
-        case .abort(let reason): return .abort(reason)
+        // A source whose stream broke cannot know why.
+        case .abort(let reason): return .abort(guest?.lastRefusal ?? reason)
         case .overruled(let by): return .overruled(by)
         }
     }

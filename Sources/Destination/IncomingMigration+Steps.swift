@@ -25,6 +25,10 @@ extension IncomingMigration {
                 // An agent that took the place of another one begins here.
                 disks?.expectMemory()
                 try await guest?.listen()
+                // Its first words here are not to be lost.
+                if let guest, guest.record?.placement?.console != nil {
+                    await agent.configuration.expectConsole?(guest.name)
+                }
             case .settle:
                 guard guest?.isRunning == true else { throw GuestError("QEMU does not run any more") }
                 try await disks?.complete(prepared)
@@ -209,6 +213,8 @@ extension IncomingMigration {
                 guest.keep(lineages: Dictionary(known) { first, _ in first })
             }
             try await guest.admit()
+            // Where it once went from here counts no more.
+            ConsoleDeparture.remove(guest.name, stateDirectory: agent.configuration.stateDirectory)
             return .resumed
         } catch {
             log(.error, "Migration \(id): the guest belongs to this host and does not run: \(error)")

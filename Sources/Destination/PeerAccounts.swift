@@ -11,8 +11,11 @@ final class PeerAccounts: @unchecked Sendable {
         var bytes = 0
         var hosts = 0
         var recalls = 0
+        var consoles = 0
 
-        var isEmpty: Bool { connections == 0 && guests == 0 && bytes == 0 && hosts == 0 && recalls == 0 }
+        var isEmpty: Bool {
+            connections == 0 && guests == 0 && bytes == 0 && hosts == 0 && recalls == 0 && consoles == 0
+        }
     }
     private var accounts: [String: Account] = [:]
     /// When each member was issued its last certificates.
@@ -70,6 +73,24 @@ final class PeerAccounts: @unchecked Sendable {
 
     /// Such a connection has ended.
     func endHost(_ identity: String) { change(identity) { $0.hosts -= 1 } }
+
+    /// Counts a connection with the role `console`.
+    ///
+    /// - Throws: `ChannelError` that names the limit.
+    func beginConsole(_ identity: String) throws {
+        try change(identity) { account in
+            guard account.consoles < PeerLimits.consoles else {
+                throw ChannelError(
+                    .protocolViolation,
+                    "The limit of \(PeerLimits.consoles) connections for consoles of one host is reached"
+                )
+            }
+            account.consoles += 1
+        }
+    }
+
+    /// Such a connection has ended.
+    func endConsole(_ identity: String) { change(identity) { $0.consoles -= 1 } }
 
     /// Counts a certificate that a member is issued.
     ///

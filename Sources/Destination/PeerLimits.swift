@@ -48,6 +48,10 @@ enum PeerLimits {
     static let hostMessage = 64 << 10
     /// How long such a connection may be silent; its source says something every 3 s.
     static let hostSilence = Duration.seconds(20)
+    /// Connections for consoles, those that wait for a refusal among them.
+    static let consoles = 64
+    /// Bytes of OPEN.
+    static let openingBytes = 4 << 10
     /// Guests that room is kept for.
     static let reservations = 256
     /// How long room is kept without being renewed.

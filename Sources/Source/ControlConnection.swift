@@ -202,6 +202,9 @@ final class ControlConnection: @unchecked Sendable {
         }
     }
 
+    /// How many messages of the destination may wait: it is asked one thing at a time.
+    private static let mostUnread = 8
+
     private func receive() async {
         do {
             while true {
@@ -215,6 +218,14 @@ final class ControlConnection: @unchecked Sendable {
                     fail(MigrationError(.failed, "The destination gave up: \(reason)"))
                     return
                 default:
+                    guard inbox.count < Self.mostUnread else {
+                        return fail(
+                            MigrationError(
+                                .failed,
+                                "The destination says more than it was asked: \(Self.mostUnread) messages wait"
+                            )
+                        )
+                    }
                     inbox.append((message, lastHeard))
                     arrived.signal()
                 }

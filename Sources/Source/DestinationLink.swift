@@ -150,15 +150,17 @@ final class DestinationLink: @unchecked Sendable {
 
     // MARK: questions
 
-    /// Sends a message and waits for its answer, again when the connection is lost meanwhile: each may be said twice.
+    /// Sends a message and waits for its answer, again when the connection is lost meanwhile: each may be said twice. One that can be
+    /// reached again and again, and answers never, is left.
     func ask(_ message: Message, timeout: Duration) async throws -> Message {
+        let end = ContinuousClock.now + timeout + .seconds(plan.patience)
         while true {
             let control = try await connection()
             do {
                 return try await control.ask(message, timeout: timeout)
             } catch let error as MigrationError {
                 try context.checkFault()
-                guard control.isLost, isResumable else { throw error }
+                guard control.isLost, isResumable, ContinuousClock.now < end else { throw error }
             }
         }
     }
@@ -214,8 +216,8 @@ final class DestinationLink: @unchecked Sendable {
 
     /// What a destination says to ABORT.
     enum Farewell {
-        /// It has given the migration up, or never had it.
-        case acknowledged
+        /// It has given the migration up, or never had it; with what it knows of why, when that is more than it was told.
+        case acknowledged(words: String? = nil)
         /// It could not be reached.
         case silent
         /// An operator has taken the guest for it.
@@ -232,7 +234,7 @@ final class DestinationLink: @unchecked Sendable {
             try? await control.send(.abort(reason))
             // Answers to what was asked before may still be on their way.
             while let answer = try? await control.next(timeout: .seconds(10)) {
-                if case .abort = answer { return .acknowledged }
+                if case .abort(let words) = answer { return Self.acknowledged(words, reason) }
             }
         }
         guard let patience else { return .silent }
@@ -245,16 +247,21 @@ final class DestinationLink: @unchecked Sendable {
             ) {
                 defer { control.close() }
                 // It has never heard of this migration, and cannot become the owner.
-                if welcome.state == .new { return .acknowledged }
+                if welcome.state == .new { return .acknowledged() }
                 if let by = welcome.takenBy { return .overruled(by: by) }
                 try? await control.send(.abort(reason))
-                if let answer = try? await control.next(timeout: .seconds(5)), case .abort = answer {
-                    return .acknowledged
+                if let answer = try? await control.next(timeout: .seconds(5)), case .abort(let words) = answer {
+                    return Self.acknowledged(words, reason)
                 }
             }
             await loop.sleep(for: .milliseconds(500))
         }
         return .silent
+    }
+
+    /// Most destinations repeat what they were told.
+    private static func acknowledged(_ words: String, _ reason: String) -> Farewell {
+        .acknowledged(words: words.hasPrefix(reason.prefix(60)) ? nil : words)
     }
 
     func close() {

@@ -215,12 +215,15 @@ final class DiskMirrors: @unchecked Sendable {
     func catchUp(_ monitor: QMPClient, look: () async throws -> Void) async throws {
         var meter = RateMeter()
         var dataMeter = RateMeter()
+        // QEMU has the destination zeroed first, all of a disk at once: that is no part of the copy, whose rate it would hide for seconds.
+        var copyMeter = RateMeter()
         var convergence = Convergence()
         var looked = ContinuousClock.now
         var shown = 0.0
         // What moves before the first look counts too.
         meter.add(sentBytes)
         dataMeter.add(dataBytes)
+        copyMeter.add(0)
         while true {
             try await context.wait(.milliseconds(200))
             try await refreshJobs(monitor)
@@ -237,8 +240,9 @@ final class DiskMirrors: @unchecked Sendable {
             let percent = !isCounted ? 0 : total == 0 ? 100 : 100 * (1 - Double(min(remaining, total)) / Double(total))
             // QEMU and the relay are not asked at the same moment: what passes from one to the other then is counted twice, or not.
             if percent > shown || percent < shown - Self.unsteadiness { shown = percent }
+            if isCounted { copyMeter.add(total - min(remaining, total)) }
             // What goes out at once at the beginning is no rate that lasts.
-            let pace = plan.bandwidth > 0 ? min(meter.rate, Double(plan.bandwidth)) : meter.rate
+            let pace = plan.bandwidth > 0 ? min(copyMeter.rate, Double(plan.bandwidth)) : copyMeter.rate
             context.progress(
                 percent: shown,
                 rate: pace,
@@ -316,15 +320,22 @@ final class DiskMirrors: @unchecked Sendable {
 
     var remaining: UInt64 { disks.reduce(0) { $0 + $1.remaining } }
 
-    func notConverged(_ what: String, _ remaining: UInt64, _ rate: Double) -> MigrationError {
-        func megabytes(_ bytes: Double) -> String { "\((bytes / 1e5).rounded() / 10) MB" }
-        let figures = "\(megabytes(Double(remaining))) remain at \(megabytes(rate))/s"
+    func notConverged(
+        _ what: String,
+        _ remaining: UInt64,
+        _ rate: Double,
+        writes: Double = 0
+    ) -> MigrationError {
+        let written = writes > 0 ? ", while the guest writes \(MigrationContext.megabytes(writes))/s" : ""
+        let figures =
+            "\(MigrationContext.megabytes(Double(remaining))) remain at \(MigrationContext.megabytes(rate))/s\(written)"
+        let slower = plan.mostSlowDown < MigrationPlan.mostSlowDown ? ", or allow more with --slow-down" : ""
         return MigrationError(
             .notConverged,
             """
             The migration did not converge: the guest writes to its \(what) faster than the link carries them; \(figures), \
             which does not fit the downtime limit of \(plan.downtimeLimit) ms. Raise --downtime-limit, use a faster link, \
-            or calm the guest down
+            or calm the guest down\(slower)
             """
         )
     }

@@ -8,6 +8,7 @@ public struct LeftGuest: Sendable {
     private let name: String
     private let guests: GuestStore
     private let migrations: MigrationStore
+    private let stateDirectory: String
     private let lock: FileLock
 
     /// Takes such a guest up, and keeps others from it meanwhile.
@@ -19,6 +20,7 @@ public struct LeftGuest: Sendable {
     ///   somebody moves it.
     public init(_ name: String, stateDirectory: String) throws {
         self.name = name
+        self.stateDirectory = stateDirectory
         guests = GuestStore(stateDirectory: stateDirectory)
         migrations = MigrationStore(stateDirectory: stateDirectory)
         let record = try guests.load(name)
@@ -63,6 +65,7 @@ public struct LeftGuest: Sendable {
             }
         }
         guests.remove(name)
+        ConsoleDeparture.remove(name, stateDirectory: stateDirectory)
         return (deleted, remarks)
     }
 

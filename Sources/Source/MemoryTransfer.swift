@@ -10,7 +10,6 @@ final class MemoryTransfer: @unchecked Sendable {
     private static let attemptsLimit = 20
     /// The round trip of a line that one connection does not fill, in milliseconds.
     private static let longLine = 2.0
-    private static let patienceWithThrottle = 12
 
     private let context: MigrationContext
     private let link: DestinationLink
@@ -23,6 +22,8 @@ final class MemoryTransfer: @unchecked Sendable {
     /// When it did not get through for the first time.
     private var troubleBegan: ContinuousClock.Instant?
     private var enabledCapabilities: [String] = []
+    /// Finds out how fast the guest changes its memory, where that decides something.
+    private var watching: Task<Double?, any Error>?
     private var earlierParameters: [String: JSONValue] = [:]
 
     init(_ context: MigrationContext, _ link: DestinationLink, _ mirrors: DiskMirrors) {
@@ -34,6 +35,70 @@ final class MemoryTransfer: @unchecked Sendable {
     /// How much of the memory may be left, in seconds, when the copies of others begin to yield; for how many looks they do so at most, and
     /// for how long after each, in milliseconds.
     private static let (lastSeconds, mostYields, yielding) = (1.5, 50, 1000)
+
+    /// That a pause is near is said when so much of the memory is left, in seconds, a few times in an attempt at most, and not one right after the
+    /// other: who is told holds back what people type.
+    private struct Announcements {
+        private static let (soon, most, distance) = (0.7, 3, Duration.seconds(2))
+        private var count = 0
+        private var latest: ContinuousClock.Instant?
+
+        /// Whether it is to be said now.
+        mutating func areDue(in seconds: Double, at now: ContinuousClock.Instant) -> Bool {
+            guard seconds <= Self.soon, count < Self.most, latest.map({ now - $0 > Self.distance }) ?? true else {
+                return false
+            }
+            (count, latest) = (count + 1, now)
+            return true
+        }
+    }
+    private var announcements = Announcements()
+
+    // MARK: before the first attempt
+
+    /// Bytes a second that the line carries, as far as they may be used; 0 when nothing was measured.
+    private var lineRate: Double {
+        let rate = context.report.rehearsal?.bytesPerSecond ?? 0
+        return plan.bandwidth > 0 ? min(rate, Double(plan.bandwidth)) : rate
+    }
+
+    /// Is called before QEMU may pause the guest because the memory would fit, and each time anew.
+    var beforePause: (() async -> Void)?
+
+    /// Begins to watch the guest where it may be of use to know how fast it changes its memory, while the disks are copied.
+    func watch(_ monitor: QMPClient) {
+        guard watching == nil, lineRate > 0, lineRate <= DeltaCache.fastLine else { return }
+        watching = Task(executorPreference: context.loop) { [context] in
+            try await DirtyRate.measure(monitor, context)
+        }
+    }
+
+    /// Bytes a second that the disks were copied with, when enough of them was copied to tell: what was measured before, with little, is more
+    /// than a line lets through for long.
+    private var copyRate: Double {
+        guard let copied = context.report.copiedBytes, copied >= Self.tellingCopy,
+            let time = context.report.phasesMS["disks"], time > 0
+        else { return .infinity }
+        return Double(copied) / time * 1000
+    }
+    private static let tellingCopy: UInt64 = 8 << 20
+
+    /// How long a guest's memory takes at least for which it is waited until it was watched.
+    private static let longMemory = 5.0
+
+    /// What QEMU gets to remember pages; nil when pages are sent whole.
+    private func deltaCache(_ memory: UInt64) async throws -> DeltaCache? {
+        guard let watching else { return nil }
+        if context.report.phasesMS["disks"] ?? 0 < 2000, Double(memory) < lineRate * Self.longMemory {
+            watching.cancel()
+            context.wake()
+        }
+        guard let rate = try? await watching.value else {
+            try context.check()
+            return nil
+        }
+        return DeltaCache(dirtyRate: rate, lineRate: min(lineRate, copyRate), memory: memory)
+    }
 
     // MARK: an attempt
 
@@ -79,7 +144,9 @@ final class MemoryTransfer: @unchecked Sendable {
             attempt: attempt,
             count: count,
             compression: compression,
-            lineRate: context.report.rehearsal?.bytesPerSecond,
+            lineRate: measuredRate,
+            seen: seen,
+            isAcknowledged: link.features.contains(.acknowledgedPieces),
             loops: context.dataLoops
         )
     }
@@ -87,18 +154,34 @@ final class MemoryTransfer: @unchecked Sendable {
     /// A line on which compressing would always lose is not even tried.
     private var compression: Compression {
         guard link.features.contains(.compressedPieces) else { return .off }
+        return plan.compression == .auto && measuredRate > CompressionChoice.fastLine ? .off : plan.compression
+    }
+
+    /// What the disks have just seen of the line. A slow one is seen soon enough, and what of the disks was compressed is not known of the memory.
+    private var seen: (rate: Double, roundTrip: Duration)? {
+        guard copyRate.isFinite, copyRate > CompressionChoice.slowLine, let rehearsal = context.report.rehearsal else {
+            return nil
+        }
+        return (copyRate, .seconds(rehearsal.roundTripMS / 1000))
+    }
+
+    /// Bytes a second that the line was measured to take. The disks' copy counts where it was slow: what a rehearsal sends may be less than what a line lets through
+    /// at once after it was idle.
+    private var measuredRate: Double {
         let rate = context.report.rehearsal?.bytesPerSecond ?? 0
-        return plan.compression == .auto && rate > CompressionChoice.fastLine ? .off : plan.compression
+        return copyRate <= CompressionChoice.slowLine ? min(rate, copyRate) : rate
     }
 
     private func prepare(_ monitor: QMPClient, _ record: GuestRecord) async throws {
         var capabilities = ["events", "return-path", "pause-before-switchover", "auto-converge"]
         if record.commandLine.has("uuid") { capabilities.append("validate-uuid") }
+        let cache = try await deltaCache(try await monitor.baseMemory())
+        if cache != nil { capabilities.append("xbzrle") }
         try await monitor.setCapabilities(capabilities, to: true)
         enabledCapabilities = capabilities
         let changed: Set = [
             "max-bandwidth", "downtime-limit", "throttle-trigger-threshold", "cpu-throttle-initial",
-            "cpu-throttle-increment", "max-cpu-throttle",
+            "cpu-throttle-increment", "max-cpu-throttle", "xbzrle-cache-size",
         ]
         if earlierParameters.isEmpty {
             let earlier = try await monitor.execute("query-migrate-parameters").object
@@ -107,13 +190,16 @@ final class MemoryTransfer: @unchecked Sendable {
         // The downtime limit is the gate: QEMU does not pause the guest while the disks have too much to send. The
         // throttle is kept from working until the rounds show that it is needed.
         try await monitor.setMigrationParameters([
-            "max-bandwidth": .integer(plan.bandwidth == 0 ? 1 << 40 : Int64(plan.bandwidth)),
+            "max-bandwidth": .integer(Int64(plannedSpeed)),
             "downtime-limit": 1,
             "throttle-trigger-threshold": 100,
             "cpu-throttle-initial": 1,
             "cpu-throttle-increment": 1,
             "max-cpu-throttle": 1,
         ])
+        guard let cache else { return }
+        try await monitor.setMigrationParameters(["xbzrle-cache-size": .integer(Int64(cache.bytes))])
+        context.report.deltaCacheBytes = cache.bytes
     }
 
     /// A stream that breaks after QEMU has finished is how streams end.
@@ -125,9 +211,11 @@ final class MemoryTransfer: @unchecked Sendable {
     }
 
     /// The memory did not get through. As long as the mirrors are whole it is sent again, from its start.
-    func lose(_ reason: String) {
+    ///
+    /// - Parameter progressed: when the attempt has last brought something to the destination; nil for now.
+    func lose(_ reason: String, progressed: ContinuousClock.Instant? = nil) {
         // An attempt that went well for long has nothing to do with the trouble before it.
-        if let attemptBegan, ContinuousClock.now - attemptBegan > .seconds(plan.patience) { troubleBegan = nil }
+        if let attemptBegan, (progressed ?? .now) - attemptBegan > .seconds(plan.patience) { troubleBegan = nil }
         let trouble = troubleBegan ?? .now
         troubleBegan = trouble
         // A stream that breaks again and again while the destination answers is bounded as an outage is.
@@ -138,77 +226,104 @@ final class MemoryTransfer: @unchecked Sendable {
         context.loseMemory(reason)
     }
 
+    /// For how many seconds the destination may take no memory: QEMUs on busy hosts take a while to begin.
+    private var stillness: Int { max(plan.patience, 5) }
+
     private func follow(_ monitor: QMPClient, _ watch: GuestWatch) async throws {
-        var gateIsOpen = false
-        var round = 0
-        var peak = UInt64.max
-        var idleRounds = 0
-        var isThrottled = false
+        let hasFewPasses = try await monitor.losesWritesOfMovingGuests()
+        var pacing = MemoryPacing(mostSlowDown: plan.mostSlowDown, hasFewPasses: hasFewPasses)
         var disksMeter = RateMeter()
         var diskConvergence = Convergence()
         var (sent, processed) = (RateMeter(), RateMeter())
         var yielded = 0
+        var progress = (bytes: UInt64(0), at: ContinuousClock.now)
         while !watch.isAtSwitchover {
             let state = try await monitor.migrationState()
+            if state.transferred != progress.bytes || mirrors.isAway {
+                progress = (state.transferred, .now)
+            } else if ContinuousClock.now - progress.at > .seconds(stillness) {
+                lose(
+                    "\(plan.host) has taken no memory for \(stillness) s: see there whether its QEMU stands still",
+                    progressed: progress.at
+                )
+            }
             if state.status == "failed" || state.status == "cancelled" {
                 lose("QEMU could not send the memory: \(state.error ?? state.status)")
             }
             try context.check()
             try await mirrors.refreshJobs(monitor)
             disksMeter.add(mirrors.dataBytes)
-            // The guest is not paused for a destination that is away.
-            let mayOpen = !mirrors.isAway && mirrors.fits(max(disksMeter.peak, mirrors.rate))
-            if mayOpen != gateIsOpen {
-                gateIsOpen = mayOpen
-                let limit = mayOpen ? plan.downtimeLimit : 1
-                try await monitor.setMigrationParameters(["downtime-limit": .integer(Int64(limit))])
-            }
-            if mayOpen || mirrors.isAway {
+            let disksFit = mirrors.fits(max(disksMeter.peak, mirrors.rate))
+            if disksFit || mirrors.isAway {
                 diskConvergence.reset()
             } else if diskConvergence.hasFailed(remaining: mirrors.remaining, rate: disksMeter.rate) {
                 throw mirrors.notConverged("disks", mirrors.remaining, disksMeter.rate)
             }
-            let rate = state.megabitsPerSecond * 1e6 / 8
             let percent = state.total == 0 ? 0 : 100 * (1 - Double(state.remaining) / Double(state.total))
             // Empty pages count as memory and cost nothing.
             sent.add(state.transferred)
             processed.add(state.processed)
             let seconds = processed.rate > 0 ? Double(state.remaining) / processed.rate : nil
-            context.progress(percent: percent, rate: sent.rate, remaining: seconds)
+            context.progress(percent: percent, rate: sent.rate, remaining: seconds, memory: state)
+            let look = MemoryPacing.Look(
+                remaining: state.remaining,
+                rounds: state.rounds,
+                rate: state.megabitsPerSecond * 1e6 / 8,
+                steadyRate: sent.rate,
+                dirtyRate: state.dirtyRate ?? 0,
+                disks: mirrors.remaining,
+                disksFit: disksFit,
+                isAway: mirrors.isAway
+            )
+            let orders = pacing.take(look)
+            if pacing.gateIsOpen, let beforePause, announcements.areDue(in: seconds ?? 0, at: .now) {
+                await beforePause()
+            }
+            for order in orders { try await carryOut(order, look, monitor) }
             // What the copies of others have under way would be before everything that the pause waits for. The line has the memory to carry.
-            if let seconds, gateIsOpen, seconds <= Self.lastSeconds, yielded < Self.mostYields {
+            if let seconds, pacing.gateIsOpen, seconds <= Self.lastSeconds, yielded < Self.mostYields {
                 yielded += 1
                 context.beacon?.raise(for: Self.yielding)
-            }
-            if gateIsOpen, state.rounds > round {
-                // The first look after QEMU has gone through the memory shows what the guest dirtied meanwhile.
-                let shrank = Double(state.remaining) < Double(peak) * 0.9
-                idleRounds = shrank || round < 2 ? 0 : idleRounds + 1
-                peak = state.remaining
-                round = state.rounds
-                if idleRounds >= 3, !isThrottled {
-                    isThrottled = true
-                    idleRounds = 0
-                    context.warn("The guest writes its memory faster than it can be sent; slowing the guest down")
-                    try await monitor.setMigrationParameters([
-                        "max-cpu-throttle": 99, "cpu-throttle-initial": 20, "cpu-throttle-increment": 10,
-                        "throttle-trigger-threshold": 25,
-                    ])
-                }
-                if isThrottled, idleRounds >= Self.patienceWithThrottle {
-                    throw mirrors.notConverged("memory", state.remaining, rate)
-                }
             }
             // The event may have come while QEMU was asked; the guest is paused then, so there is nothing to wait for.
             if !watch.isAtSwitchover { try await context.wait(.milliseconds(100)) }
         }
     }
 
+    private func carryOut(_ order: MemoryPacing.Order, _ look: MemoryPacing.Look, _ monitor: QMPClient) async throws {
+        switch order {
+        case .gate(let share):
+            let limit = max(Int(Double(plan.downtimeLimit) * share), 1)
+            try await monitor.setMigrationParameters(["downtime-limit": .integer(Int64(limit))])
+        case .speed(let limit):
+            let speed = min(limit ?? .max, plannedSpeed)
+            try await monitor.setMigrationParameters(["max-bandwidth": .integer(Int64(speed))])
+        case .slowDown(let percent):
+            context.warn(
+                "The guest writes its memory faster than it can be sent (\(Self.text(look.dirtyRate)) against \(Self.text(look.rate))); slowing "
+                    + "the guest down"
+            )
+            try await monitor.setMigrationParameters([
+                "max-cpu-throttle": .integer(Int64(plan.mostSlowDown)),
+                "cpu-throttle-initial": .integer(Int64(percent)),
+                "cpu-throttle-increment": 10, "throttle-trigger-threshold": 25,
+            ])
+        case .giveUp:
+            throw mirrors.notConverged("memory", look.remaining, look.rate, writes: look.dirtyRate)
+        }
+    }
+
+    private static func text(_ rate: Double) -> String { "\(MigrationContext.megabytes(rate))/s" }
+
+    /// Bytes a second of memory that the plan allows.
+    private var plannedSpeed: UInt64 { plan.bandwidth == 0 ? 1 << 40 : plan.bandwidth }
+
     // MARK: between attempts
 
     /// The guest goes on as if nothing had been tried, and the disks are still mirrored.
     func prepareRetry(_ monitor: QMPClient, _ watch: GuestWatch, _ reason: String) async throws {
         attempt += 1
+        announcements = Announcements()
         stream?.abort(reason)
         // Before that QEMU reports how the guest came to this host.
         if watch.isMigrating {
@@ -263,5 +378,8 @@ final class MemoryTransfer: @unchecked Sendable {
         if !earlierParameters.isEmpty { try? await monitor.setMigrationParameters(earlierParameters) }
     }
 
-    func abort(_ reason: String) { stream?.abort(reason) }
+    func abort(_ reason: String) {
+        watching?.cancel()
+        stream?.abort(reason)
+    }
 }

@@ -100,6 +100,8 @@ final class MigrationContext: @unchecked Sendable {
 
     // MARK: what the operator is told
 
+    static func megabytes(_ bytes: Double) -> String { "\((bytes / 1e5).rounded() / 10) MB" }
+
     static func milliseconds(_ duration: Duration) -> Double {
         Double(duration.components.seconds) * 1000 + Double(duration.components.attoseconds) / 1e15
     }
@@ -127,13 +129,20 @@ final class MigrationContext: @unchecked Sendable {
         phaseBegan = .now
     }
 
-    func progress(percent: Double, rate: Double, remaining: Double?, seeded: UInt64? = nil) {
+    func progress(
+        percent: Double,
+        rate: Double,
+        remaining: Double?,
+        seeded: UInt64? = nil,
+        memory: MigrationState? = nil
+    ) {
         var event = event("progress")
         event.phase = phase
         event.percent = min(max(percent, 0), 100)
         event.rate = rate
         event.remaining = remaining
         event.seededBytes = seeded
+        (event.dirtyRate, event.expectedPauseMS) = (memory?.dirtyRate, memory?.expectedPauseMS)
         emit(event)
     }
 

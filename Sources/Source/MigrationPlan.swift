@@ -19,6 +19,8 @@ public struct MigrationPlan: Sendable, Codable {
     public var bandwidth: UInt64
     /// The pause to aim at, in milliseconds.
     public var downtimeLimit: Int
+    /// By how many percent of its time the guest may be slowed down so that its memory gets through, 0 to 99; nil for as much as it takes.
+    public var slowDownLimit: Int?
     /// When a pause is given up and the guest resumed on the source, in milliseconds.
     public var blackoutDeadline: Int
     /// How long the source's images are kept, in seconds.
@@ -30,7 +32,7 @@ public struct MigrationPlan: Sendable, Codable {
     /// How long an outage of the link or the destination is waited for, in seconds.
     public var patience = 300
     /// How many bytes each disk's mirror keeps in memory at most.
-    public var mirrorMemory = 256 << 20
+    public var mirrorMemory = MigrationPlan.usualMirrorMemory
     /// Whether what is sent is compressed.
     public var compression = Compression.auto
     /// Whether both sides read all of each disk, with the guest paused, before it is released.
@@ -63,6 +65,14 @@ public struct MigrationPlan: Sendable, Codable {
         blackoutDeadline = 10_000
         keepSource = 7 * 86400
     }
+
+    /// The limit of QEMU (`max-cpu-throttle`).
+    public static let mostSlowDown = 99
+    /// By how many percent of its time the guest may be slowed down.
+    var mostSlowDown: Int { slowDownLimit ?? Self.mostSlowDown }
+
+    /// How many bytes a disk's mirror keeps in memory at most: what a line of 5 Gbit/s and 100 ms takes. Others take less.
+    public static let usualMirrorMemory = 512 << 20
 
     /// How many connections a disk may have that its operator says nothing of.
     public static let usualConnectionsAtMost = 16

@@ -48,6 +48,9 @@ extension OutgoingMigration {
             )
         }
         context.report.disks = offering.offer.disks.map { .init(name: $0.name, size: $0.size) }
+        let rehearsal = Rehearsal(context, link, monitor, inspection, record.process, known, turn: rehearsalTurn)
+        self.rehearsal = rehearsal
+        try await rehearsal.begin()
         try await link.open()
         guard plan.seeds == nil || link.features.contains(.seeds) else {
             throw MigrationError(
@@ -62,8 +65,6 @@ extension OutgoingMigration {
             )
         }
         try checkVerdict(watch.guest)
-        let rehearsal = Rehearsal(context, link, monitor, inspection, record.process, known)
-        self.rehearsal = rehearsal
         if !plan.isRehearsal {
             try begin(monitor)
             link.secrets = inspection.secrets
@@ -143,6 +144,7 @@ extension OutgoingMigration {
         context.enter("disks")
         // From here on there is something in QEMU that must not be left alone.
         try startWatchdog(monitor)
+        memory.watch(monitor)
         try await mirrors.copy(monitor) { try await self.checkDescription(.everything) }
         context.report.copiedBytes = mirrors.dataBytes
         // What follows leaves the line to the next guest's disks.
@@ -176,6 +178,7 @@ extension OutgoingMigration {
         try checkVerdict(watch.guest)
         context.enter("memory")
         await mirrors.promiseBarrier()
+        memory.beforePause = { [unowned self] in await releaseInput() }
         try await memory.send(monitor, watch, record) { try self.startWatchdog(monitor) }
         try await watch.settle()
         try checkVerdict(watch.guest)

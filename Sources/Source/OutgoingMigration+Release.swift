@@ -98,7 +98,10 @@ extension OutgoingMigration {
 
     /// Ends the old QEMU and compares the images.
     func finish() async -> SourceHandover.Event {
+        // Before this host's agent lets go of the console.
+        await handOverConsoles()
         rememberRelease()
+        await tellConsoles()
         if let control = link.control { _ = try? await control.ask(.done, timeout: .seconds(10)) }
         await endEmulator()
         for (index, disk) in mirrors.disks.enumerated() where index < context.report.disks.count {

@@ -98,6 +98,7 @@ extension OutgoingMigration {
     func paused(since instant: ContinuousClock.Instant?) {
         deadline?.cancel()
         if instant == nil { context.beacon?.lower() } else { context.beacon?.raise(for: Self.yielding) }
+        keepConsoleStill(instant != nil)
         guard let instant else {
             watchdog?.guestRuns()
             return

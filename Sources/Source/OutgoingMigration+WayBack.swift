@@ -81,7 +81,9 @@ extension OutgoingMigration {
             case .needed: .seconds(30)
             }
         switch await link.tell(rollBack.reason.message, patience: patience) {
-        case .acknowledged: return .told(true)
+        case .acknowledged(let words):
+            if let words { context.warn("\(plan.host) says: \(words)") }
+            return .told(true)
         // Who was never asked to prepare cannot have been taken.
         case .overruled(let by): return rollBack.telling == .needed ? .overruled(by: by) : .told(true)
         case .silent:

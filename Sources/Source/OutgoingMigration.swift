@@ -18,6 +18,7 @@ public final class OutgoingMigration: @unchecked Sendable {
     let mirrors: DiskMirrors
     let memory: MemoryTransfer
     let known: RehearsedFigures
+    let rehearsalTurn: KeyedSemaphore.Permit?
     var handover = SourceHandover.checking
     var record: GuestRecord?
     var monitor: QMPClient?
@@ -54,6 +55,8 @@ public final class OutgoingMigration: @unchecked Sendable {
     ///   - loop: the control loop.
     ///   - dataLoops: where disks and memory are carried.
     ///   - known: what earlier rehearsals have measured already.
+    ///   - rehearsalTurn: waited for before blank copies are started, and ended after them; of the control loop. Nil when nobody
+    ///     else rehearses.
     ///   - emit: gets every event, on the control loop.
     public init(
         plan: MigrationPlan,
@@ -61,6 +64,7 @@ public final class OutgoingMigration: @unchecked Sendable {
         loop: EventLoop,
         dataLoops: EventLoopGroup,
         known: RehearsedFigures = RehearsedFigures(),
+        rehearsalTurn: KeyedSemaphore.Permit? = nil,
         emit: @escaping @Sendable (MigrationEvent) -> Void
     ) {
         context = MigrationContext(
@@ -71,6 +75,7 @@ public final class OutgoingMigration: @unchecked Sendable {
             emit: emit
         )
         self.known = known
+        self.rehearsalTurn = rehearsalTurn
         link = DestinationLink(context)
         mirrors = DiskMirrors(context, link)
         memory = MemoryTransfer(context, link, mirrors)
@@ -176,6 +181,7 @@ public final class OutgoingMigration: @unchecked Sendable {
         memory.abort("The migration is over")
         mirrors.giveUpDialled()
         await rehearsal?.end()
+        rehearsalTurn?.end()
         if !handover.isReleased { await switchOff() }
         removeSockets()
         link.close()

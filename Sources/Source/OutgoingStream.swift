@@ -35,6 +35,10 @@ final class OutgoingStream: @unchecked Sendable {
         var compression: Compression
         /// What the line was measured to take, in bytes per second.
         var lineRate: Double?
+        /// What the disks have just seen of it; nil when they have not.
+        var seen: (rate: Double, roundTrip: Duration)?
+        /// Whether the destination says what it has passed on.
+        var isAcknowledged: Bool
         /// Which loops those after the first one are spread over.
         var loops: EventLoopGroup
     }
@@ -126,17 +130,20 @@ final class OutgoingStream: @unchecked Sendable {
     /// Opens what carries one of QEMU's connections. The destination has to see the first lane before the others.
     private func open(_ index: Int, _ near: SocketChannel) async throws -> [TLSChannel] {
         guard let lanes, index == 0 else { return [try await open(index, nil, on: loop)] }
-        var opened = [try await open(index, .init(attempt: lanes.attempt, number: 0), on: loop)]
-        try await withThrowingTaskGroup(of: TLSChannel.self) { group in
+        let first = try await open(index, .init(attempt: lanes.attempt, number: 0), on: loop)
+        let others = try await withThrowingTaskGroup(of: (Int, TLSChannel).self) { group in
             for number in 1..<max(lanes.count, 1) {
                 let other = lanes.loops.next()
                 group.addTask(executorPreference: other) {
-                    try await self.open(index, .init(attempt: lanes.attempt, number: number), on: other)
+                    (number, try await self.open(index, .init(attempt: lanes.attempt, number: number), on: other))
                 }
             }
-            while let lane = try await group.next() { opened.append(lane) }
+            var opened: [Int: TLSChannel] = [:]
+            while let (number, lane) = try await group.next() { opened[number] = lane }
+            return opened
         }
-        return opened
+        // The second one has something to say.
+        return [first] + others.sorted { $0.key < $1.key }.map(\.value)
     }
 
     private func open(_ index: Int, _ lane: Message.Hello.Lane?, on other: EventLoop) async throws -> TLSChannel {
@@ -164,9 +171,14 @@ final class OutgoingStream: @unchecked Sendable {
         guard isInPieces, let lanes else {
             return try await StreamRelay.run(near, far[0]) { self.sent.wrappingAdd(UInt64($0), ordering: .relaxed) }
         }
-        let sender = LaneSender(from: near, over: far, compression: lanes.compression, lineRate: lanes.lineRate) {
-            bytes,
-            onLine in
+        let sender = LaneSender(
+            from: near,
+            over: far,
+            compression: lanes.compression,
+            lineRate: lanes.lineRate,
+            seen: lanes.seen,
+            isAcknowledged: lanes.isAcknowledged
+        ) { bytes, onLine in
             self.sent.wrappingAdd(UInt64(bytes), ordering: .relaxed)
             self.onLine.wrappingAdd(UInt64(onLine), ordering: .relaxed)
         }

@@ -14,8 +14,11 @@ final class Rehearsal: @unchecked Sendable {
     private let inspection: GuestInspection
     private let process: EmulatorProcess?
     private let known: RehearsedFigures
+    private let turn: KeyedSemaphore.Permit?
+    private var watching: Task<Activity?, any Error>?
     private var plan: MigrationPlan { context.plan }
-    private var shadow: ShadowEmulator?
+    /// The blank copy, from the moment when it is started until it is stopped.
+    private var shadow: Task<ShadowEmulator, any Error>?
     /// The destination's part of what proofs of lineage are bound to.
     private(set) var seedNonce: String?
     /// What a blank copy said last before it ended.
@@ -27,9 +30,11 @@ final class Rehearsal: @unchecked Sendable {
         _ monitor: QMPClient,
         _ inspection: GuestInspection,
         _ process: EmulatorProcess?,
-        _ known: RehearsedFigures
+        _ known: RehearsedFigures,
+        turn: KeyedSemaphore.Permit?
     ) {
         self.known = known
+        self.turn = turn
         self.process = process
         self.context = context
         self.link = link
@@ -37,8 +42,37 @@ final class Rehearsal: @unchecked Sendable {
         self.inspection = inspection
     }
 
+    /// Begins to watch the guest when that is wanted, waits until blank copies may be started, and starts the one of this host: the other one
+    /// is asked for meanwhile.
+    func begin() async throws {
+        if plan.isRehearsal { watching = Task(executorPreference: context.loop) { try await self.activity() } }
+        try await turn?.wait()
+        try context.checkFault()
+        shadow = Task(executorPreference: context.loop) { [context, inspection] in
+            try await ShadowEmulator.start(
+                inspection.commandLine,
+                .init(sizes: inspection.sizes, memory: inspection.memory, memoryID: inspection.memoryID),
+                isIncoming: false,
+                isWanted: { !Task.isCancelled },
+                on: context.loop
+            )
+        }
+    }
+
     /// Ends what is still there of it.
-    func end() async { await shadow?.stop() }
+    func end() async {
+        watching?.cancel()
+        context.wake()
+        _ = await watching?.result
+        await stopShadow()
+    }
+
+    private func stopShadow() async {
+        guard let shadow else { return }
+        self.shadow = nil
+        shadow.cancel()
+        try? await shadow.value.stop()
+    }
 
     /// Begins to measure the way to the destination.
     func probe() async throws -> LinkMeasure.Probe {
@@ -54,7 +88,6 @@ final class Rehearsal: @unchecked Sendable {
     func rehearse(_ offer: Message.Offer, _ probe: LinkMeasure.Probe) async throws -> Message.Rehearsed {
         let control = try await link.connection()
         let began = ContinuousClock.now
-        async let activity = plan.isRehearsal ? activity() : nil
         let here = try await MachineFingerprint(of: monitor)
         // What it will take to send the copy there is made ready meanwhile.
         let dialled = DialledStream(plan, credentials: context.credentials, on: context.dataLoops.next())
@@ -90,6 +123,12 @@ final class Rehearsal: @unchecked Sendable {
             }
         }
         for warning in there.warnings.prefix(20) { context.warn(MigrationContext.said(warning)) }
+        if inspection.status == "running", try await monitor.losesWritesOfMovingGuests() {
+            context.warn(
+                "QEMU \(inspection.emulatorVersion) emulates this guest's processor, and loses some of what such a guest writes to its memory "
+                    + "during a move: it may crash afterwards. KVM, and QEMU from 9.0 on, do not, nor does a paused guest"
+            )
+        }
         if abs(skew) > 5000 {
             context.warn(
                 "The clocks of the two hosts differ by \(Int(min(abs(skew) / 1000, 1e12))) s; the guest would notice, and so do certificates"
@@ -110,7 +149,9 @@ final class Rehearsal: @unchecked Sendable {
         rehearsal.emulatorThere = there.emulatorVersion
         rehearsal.clockSkewMS = skew
         rehearsal.freeBytes = there.free
-        if let activity = try await activity { estimate(offer, measure, activity, &rehearsal) }
+        // Nothing is left that takes anything of either host.
+        turn?.end()
+        if let activity = try await watching?.value { estimate(offer, measure, activity, &rehearsal) }
         context.report.rehearsal = rehearsal
         guard obstacles.isEmpty else {
             // What QEMU said there tells more than that the stream ended here.
@@ -122,21 +163,10 @@ final class Rehearsal: @unchecked Sendable {
     /// Sends a blank copy from here to the one that waits at the destination.
     ///
     /// - Returns: the bytes that it took.
-    /// - Throws: `GuestError` when the copy cannot be started here, or is not taken there.
+    /// - Throws: `GuestError` when the copy was not started here, or is not taken there.
     private func moveShadow(_ dialled: DialledStream) async throws -> UInt64 {
-        let material = GuestCommandLine.ShadowMaterial(
-            sizes: inspection.sizes,
-            memory: inspection.memory,
-            memoryID: inspection.memoryID
-        )
-        let shadow = try await ShadowEmulator.start(
-            inspection.commandLine,
-            material,
-            isIncoming: false,
-            on: context.loop
-        )
-        self.shadow = shadow
-        defer { self.shadow = nil }
+        guard let starting = self.shadow else { throw GuestError("No blank copy of the guest was started") }
+        let shadow = try await starting.value
         do {
             let stream = try await OutgoingStream.start(
                 socket: shadow.outgoingSocket,
@@ -166,11 +196,11 @@ final class Rehearsal: @unchecked Sendable {
                 }
                 try await context.wait(.milliseconds(5))
             }
-            await shadow.stop()
+            await stopShadow()
             return stream.bytesSent
         } catch {
             shadowWords = shadow.words.isEmpty ? nil : shadow.words
-            await shadow.stop()
+            await stopShadow()
             throw error
         }
     }
@@ -203,19 +233,8 @@ final class Rehearsal: @unchecked Sendable {
         }
         let start = ContinuousClock.now
         let before = try await written()
-        let isSampled = (try? await monitor.execute("calc-dirty-rate", ["calc-time": 1])) != nil
-        try await context.wait(.milliseconds(1050))
         var activity = Activity()
-        if isSampled {
-            for _ in 0..<50 {
-                let state = try await monitor.execute("query-dirty-rate")
-                if state["status"]?.string == "measured" {
-                    activity.memory = Double(state["dirty-rate"]?.integer ?? 0) * 1_048_576
-                    break
-                }
-                try await context.wait(.milliseconds(20))
-            }
-        }
+        activity.memory = try await DirtyRate.measure(monitor, context) ?? 0
         let seconds = MigrationContext.milliseconds(ContinuousClock.now - start) / 1000
         activity.disks = try await max(written() - before, 0) / seconds
         return activity

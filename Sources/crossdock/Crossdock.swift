@@ -29,7 +29,7 @@ struct Crossdock: AsyncParsableCommand {
             ExportWatchdogCommand.self,
             StatusCommand.self, CancelCommand.self, DoctorCommand.self, CordonCommand.self, UncordonCommand.self,
             RecoverCommand.self, GuestCommand.self, ObjectCommand.self, PKICommand.self, PairCommand.self,
-            PairMemberCommand.self, SecretCommand.self, NBDCommand.self,
+            PairMemberCommand.self, SecretCommand.self, ConsoleCommand.self, WebCommand.self, NBDCommand.self,
             SourceAgentCommand.self, SourceWatchdogCommand.self, HoldDevicesCommand.self,
         ]
     )

@@ -31,6 +31,35 @@ struct GuestPolicyTests {
         policy.problems(of: demands, filterObstacle: obstacle)
     }
 
+    // MARK: consoles
+
+    @Test func whoMayHaveConsolesIsNamedWithWhatHeMay() throws {
+        let policy = try policy(
+            "allow-console = CN=host-a,O=A view of all",
+            "allow-console = CN=host-b view",
+            "allow-console = CN=host-c",
+            "allow-console = CN=host-c  view"
+        )
+        let readers = ["CN=host-a,O=A view of all": true, "CN=host-b": false, "CN=host-c": false]
+        #expect(policy.consoleReaders == readers, "what is said twice is said in the narrower way")
+        #expect(throws: GuestError.self) { try self.policy("allow-console =  view") }
+        #expect(GuestPolicy().consoleReaders.isEmpty)
+    }
+
+    @Test func whatIsNoModeIsNotTakenForAPartOfAnIdentity() throws {
+        for mode in ["look", "read", "view-only", "Write", "VIEW"] {
+            let error = #expect(throws: GuestError.self) { try self.policy("allow-console = CN=host-a \(mode)") }
+            #expect(error?.message.contains("'\(mode)' behind the identity") == true, "\(String(describing: error))")
+        }
+        let policy = try policy(
+            #"allow-console = "CN=host-a,O=What to read" view"#,
+            #"allow-console = "CN=host-b,O=What to view""#
+        )
+        #expect(policy.consoleReaders == ["CN=host-a,O=What to read": false, "CN=host-b,O=What to view": true])
+        #expect(throws: GuestError.self) { try self.policy(#"allow-console = "CN=host-a"#) }
+        #expect(throws: GuestError.self) { try self.policy(#"allow-console = "CN=host-a" look"#) }
+    }
+
     // MARK: seeds
 
     @Test func aDirectoryOfSeedsIsForOneIdentity() throws {

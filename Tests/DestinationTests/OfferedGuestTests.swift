@@ -79,6 +79,7 @@ struct OfferedGuestTests {
         { $0.home = .init(identity: "CN=a\nb") }, { $0.home = .init(identity: "CN=a", address: "\u{1b}") },
         { $0.home = .init(identity: String(repeating: "a", count: 1025)) },
         { $0.placement = placement { $0.priority = .max } }, { $0.placement = placement { $0.antiAffinity = "" } },
+        { $0.placement = placement { $0.vncPort = 22 } }, { $0.placement = placement { $0.vncPort = 6900 } },
         { $0.placement = placement { $0.labels = ["a b": "c"] } },
         { $0.placement = placement { $0.labels = ["a": "\n"] } },
         { $0.placement = placement { $0.labels = ["a": String(repeating: "b", count: 256)] } },

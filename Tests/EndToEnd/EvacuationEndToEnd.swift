@@ -76,11 +76,28 @@ struct EvacuationEndToEnd {
         #expect(together.code == 0, "\(together.all)")
         let status = try await again(lab, ["--status"])
         #expect(status.code == 0 && status.output.contains("this host is empty"), "\(status.all)")
+        let id = try #require(EvacuationFiles(stateDirectory: lab.state("a")).latest)
+        let line = status.output.split(separator: "\n").last.map(String.init) ?? ""
+        #expect(line.hasPrefix("Evacuation \(id), begun ") && line.contains(" UTC, ended "), "\(line)")
         let report = try await again(lab, ["--status", "--json"])
         #expect(report.output.contains("\"blackout_ms\""), "\(report.all)")
         // Nothing is left to cancel or to go on with.
         #expect(try await again(lab, ["--cancel"]).code == 10)
         #expect(try await again(lab, ["--resume"]).output.contains("No evacuation of this host was interrupted"))
+    }
+
+    @Test func aTargetThatIsPassedOverIsNamedWithTheReason() async throws {
+        let lab = try Lab()
+        for name in ["web1", "web2"] {
+            let disk = try await lab.makeImage("\(name).raw", megabytes: 16, data: 1)
+            try await lab.startIdleGuest(name, disks: [disk])
+        }
+        try await lab.startDestination("b", more: ["--most-memory", "16M"])
+        try await lab.startDestination("c")
+        let look = try await evacuate(lab, ["--dry-run"])
+        #expect(look.code == 0, "\(look.all)")
+        let words = "localhost:\(lab.controlPort(of: "b")) does not take web1, web2: The limit of 16M of memory"
+        #expect(look.errors.contains(words), "\(look.all)")
     }
 
     @Test func aGuestThatCannotGoStopsItBeforeItBeginsUnlessThatWasPermitted() async throws {

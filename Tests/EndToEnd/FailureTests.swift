@@ -332,6 +332,21 @@ struct FailureTests {
         #expect(try await lab.monitor("b") { try await $0.status() } == "running")
     }
 
+    @Test func aDestinationWhoseQEMUTakesNoMemoryGetsItAgain() async throws {
+        let lab = try Lab()
+        try await lab.startDestination()
+        try await lab.startLinuxGuest(disks: [try await lab.makeImage("disk.raw", megabytes: 32, data: 4)])
+        let migration = try lab.beginMigration(more: ["--bandwidth", "8M", "--patience", "3s"])
+        // With a percentage: QEMU has begun to take it.
+        try await migration.wait(for: "the memory") { migration.output.contains("sending memory  ") }
+        let first = try #require(try lab.guests("b").load("web1")?.process)
+        first.signal(SIGSTOP)
+        let result = try await migration.finish(seconds: 120)
+        #expect(result.code == 0 && result.errors.contains("has taken no memory for 5 s"), "\(result.all)")
+        #expect(try lab.guests("b").load("web1")?.process != first)
+        #expect(try await lab.monitor("b") { try await $0.status() } == "running")
+    }
+
     @Test func theSourcesQEMUIsKilledDuringTheCopy() async throws {
         let lab = try await makeLab(data: 32)
         try await lab.startDestination()

@@ -308,7 +308,7 @@ struct MistakesEndToEnd {
         let help = try await lab.crossdock(["migrate", "--help"])
         // Its lines are broken.
         let text = help.output.split(whereSeparator: \.isWhitespace).joined(separator: " ")
-        for words in ["(default: info)", "(default: 256M)", "(default: 7d)", "(default: 300)"] {
+        for words in ["(default: info)", "(default: 512M)", "(default: 7d)", "(default: 300)"] {
             #expect(text.contains(words), "\(words): \(text)")
         }
     }

@@ -131,6 +131,11 @@ struct RecallEndToEnd {
             hosts.lab.destinationErrors("b").contains("proved to be 'CN=host-c', and only 'CN=host-a' is meant")
         }
         #expect(hosts.runs("web1", on: "b") && !hosts.runs("web1", on: "c"))
+        // Who asks need not look into the logs of the other host.
+        try await eventually("it is told why") {
+            let answer = try await target.recall(hosts.recall(["web1"], to: "c", isQuestion: true))?.first
+            return answer?.reason == nil && answer?.lastFailure?.contains("only 'CN=host-a' is meant") == true
+        }
         for address in ["", ":", "nowhere\n:1", String(repeating: "a", count: 300)] {
             let wrong = await #expect(throws: MigrationError.self) {
                 try await target.recall(.init(guests: nil, address: address))

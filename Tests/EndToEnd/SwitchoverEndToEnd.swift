@@ -203,7 +203,7 @@ struct SwitchoverEndToEnd {
 
     /// A destination that was asked to prepare keeps its copy, and refuses the guest, until it is told.
     @Test func whatADestinationCouldNotBeToldItIsToldBeforeTheNextMigration() async throws {
-        let paused = try await pause(deadline: 4000)
+        let paused = try await pause(deadline: 8000, seconds: 4)
         let lab = paused.lab
         let ports = (control: lab.controlPort, nbd: lab.nbdPort)
         let store = MigrationStore(stateDirectory: lab.state("b"))
@@ -231,7 +231,7 @@ struct SwitchoverEndToEnd {
 
     /// QEMU opens its images by their names when it goes on: without one there would be a guest that nobody can run.
     @Test func anImageThatIsMovedAwayOnTheDestinationGivesTheGuestBack() async throws {
-        let paused = try await pause(deadline: 4000)
+        let paused = try await pause(deadline: 8000, seconds: 4)
         let lab = paused.lab
         let store = MigrationStore(stateDirectory: lab.state("b"))
         let id = DurableFile.list(store.directory).first ?? ""

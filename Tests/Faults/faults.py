@@ -2,7 +2,7 @@
 """Injects faults into real migrations of a real guest, and judges what became of the guest.
 
     faults.py CROSSDOCK GUEST-FILES [--fast] [--only POINT:FAULT[,...]] [--list] [--selftest] [--json FILE]
-              [--again] [--markdown FILE] [--jobs N] [--keep DIR] [--keep-all] [--patience SECONDS]
+              [--again] [--markdown FILE] [--jobs N] [--keep DIR] [--keep-all] [--patience SECONDS] [--round-trip MS]
 """
 import argparse
 import collections
@@ -138,6 +138,7 @@ def main():
     parser.add_argument("--keep", metavar="DIR", help="where the evidence of failed runs is kept")
     parser.add_argument("--keep-all", action="store_true", help="keep the evidence of every run")
     parser.add_argument("--patience", type=int, default=20, help="how long Crossdock waits for an outage")
+    parser.add_argument("--round-trip", type=float, default=0, help="milliseconds between the hosts: from 2 on several connections carry the memory")
     options = parser.parse_args()
     runs = choose(options)
     if options.list:
@@ -152,7 +153,7 @@ def main():
     began = time.monotonic()
     known = earlier(options)
     runs = [(point, fault) for point, fault in runs if (point.name, fault.name) not in known]
-    site = Site(options.crossdock, options.files, options.patience)
+    site = Site(options.crossdock, options.files, options.patience, options.round_trip / 1000)
     keep = options.keep or tempfile.mkdtemp(prefix="xf-evidence-")
     matrix = Matrix(site, runs, os.path.abspath(keep), options.keep_all)
     results = []

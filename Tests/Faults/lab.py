@@ -45,8 +45,8 @@ class Spoiled(LabFailed):
 class Site:
     """What all runs share. Everything is in one directory, which `close` removes."""
 
-    def __init__(self, crossdock, files, patience):
-        self.ending = threading.Event()
+    def __init__(self, crossdock, files, patience, round_trip=0.0):
+        self.ending, self.round_trip = threading.Event(), round_trip
         self.crossdock = os.path.abspath(crossdock)
         self.base = tempfile.mkdtemp(prefix="xf-", dir=os.environ.get("XF_BASE", "/tmp"))
         self.shim = shim.build("shim.c", os.path.join(self.base, "shim.so"), "-ldl")
@@ -98,7 +98,7 @@ class Pair:
             self.addresses = {"a": f"127.94.{net}.2", "b": f"127.94.{net + 1}.2"}
             self.seen_as = f"127.94.{net + 1}.9"
             try:
-                self.link = Link(self.seen_as, self.addresses["b"])
+                self.link = Link(self.seen_as, self.addresses["b"], delay=site.round_trip / 2)
                 break
             except OSError:
                 continue

@@ -36,6 +36,15 @@ struct TextTests {
         #expect(text.shown(most: 10).utf8.count <= 10)
     }
 
+    @Test(arguments: [
+        ("one two", "one two"), ("one two three four", "one two..."), ("one twothree", "one twot..."),
+        ("onetwothreefour", "onetwoth..."),
+        ("one twotwo ", "one twotwo "), ("one two\nthree", "one two?..."),
+    ])
+    func wholeWordsAreShownWhereTheyFit(_ text: String, _ shown: String) {
+        #expect(text.shown(wordsOf: 11) == shown)
+    }
+
     /// RFC 4648, section 10.
     @Test func base64HoldsItsVectorsAndRefusesWhatIsNone() {
         let vectors = [

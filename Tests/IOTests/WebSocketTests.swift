@@ -105,7 +105,7 @@ struct WebSocketTests {
     }
 
     @Test(arguments: [
-        (0, "POST / HTTP/1.1", 405), (0, "GET / HTTP/1.0", 400), (0, "GET http://h/ HTTP/1.1", 400), (1, "X: y", 400),
+        (0, "POST / HTTP/1.1", 405), (0, "GET / HTTP/1.0", 505), (0, "GET http://h/ HTTP/1.1", 400), (1, "X: y", 400),
         (2, "Upgrade: h2c", 426), (3, "Connection: close", 426), (4, "Sec-WebSocket-Key: AAAA", 400), (4, "X: y", 400),
         (5, "Sec-WebSocket-Version: 8", 426), (6, "Sec-WebSocket-Protocol: chat", 400), (1, "Host", 400),
         (1, " Host: folded", 400), (0, "", 400), (0, "GET /", 400),
@@ -131,6 +131,46 @@ struct WebSocketTests {
             #expect(throws: WebSocketHandshake.Failure.self, "\(from)") {
                 try WebSocketHandshake.check(response: Array(bad.utf8), key: key)
             }
+        }
+    }
+
+    /// A server that opens no websocket says why in the body.
+    @Test(arguments: [
+        (
+            "application/json", #"{"error":"The guest does not run; \u001b[2J'start' it"}"#,
+            "The guest does not run; ?[2J'start' it"
+        ),
+        ("text/plain; charset=utf-8", "busy\n", "busy"), ("text/html", "<p>busy", nil),
+        ("application/json", "[1]", nil),
+    ])
+    func aRefusedClientHasTheServersWords(_ type: String, _ body: String, _ sentence: String?) async throws {
+        try await onLoop { loop in
+            let (a, b) = MemoryChannel.pair(on: loop)
+            let head = "HTTP/1.1 409 Conflict\r\nContent-Type: \(type)\r\nContent-Length: \(body.utf8.count)\r\n\r\n"
+            // The body comes by itself, and the connection stays open behind it.
+            try await b.write(Array(head.utf8))
+            let later = Task(executorPreference: loop) { try await b.write(Array(body.utf8)) }
+            do {
+                _ = try await WebSocketChannel.connect(over: a, host: "h")
+                Issue.record("it was opened")
+            } catch let refusal as HTTPRefusal {
+                #expect(refusal.status == 409 && refusal.sentence == sentence)
+                #expect("\(refusal)" == sentence ?? "the answer is 409 Conflict")
+            }
+            try await later.value
+        }
+    }
+
+    @Test func aReasonForTheEndIsCutBetweenWords() async throws {
+        try await onLoop { loop in
+            let (a, b) = MemoryChannel.pair(on: loop)
+            async let accepted = WebSocketChannel.accept(over: b)
+            let client = try await WebSocketChannel.connect(over: a, host: "h")
+            let server = try await accepted
+            let reason = String(repeating: "größer ", count: 30) + "'this' mends it"
+            try await server.finishWriting(code: 4000, reason: reason)
+            await #expect(throws: ChannelError.self) { _ = try await client.read(exactly: 1) }
+            #expect(client.peerCloseReason.hasSuffix("größer...") && client.peerCloseReason.utf8.count <= 123)
         }
     }
 

@@ -1,3 +1,4 @@
+import Glibc
 import IO
 import NBD
 import TLS
@@ -9,6 +10,7 @@ import Testing
 struct ClientInterop {
 
     func exercise(_ server: ChildProcess, port: UInt16, pki: TestPKI, export: String) async throws {
+        defer { server.signal(SIGTERM) }
         let loop = EventLoop(name: "client")
         defer { loop.stop() }
         let credentials = try pki.credentials(.client)
@@ -20,9 +22,6 @@ struct ClientInterop {
                 contexts: [MetaContext.allocation]
             )
             let address = SocketAddress.inet(host: "localhost", port: port)
-            try await server.wait(for: "an NBD server") {
-                (try? await SocketChannel.connect(to: address, on: loop))?.close() != nil
-            }
             let connection = try await NBDConnection.connect(to: address, on: loop, options)
             #expect(connection.size == 4 << 20)
             #expect(connection.tls?.version == "1.3")
@@ -47,29 +46,32 @@ struct ClientInterop {
         let directory = try TestDirectory()
         let image = directory.file("disk")
         _ = try await Tool.run(["truncate", "-s", "4M", image])
-        let port = try await freePort()
-        let server = try ChildProcess([
-            "qemu-nbd", "-b", "localhost", "-p", "\(port)", "-f", "raw", "-e", "16", "-t", "-x", "disk",
-            "--object", "tls-creds-x509,id=tls0,dir=\(pki.directory),endpoint=server,verify-peer=yes",
-            "--tls-creds", "tls0", image,
-        ])
+        let (server, port) = try await startServer { port in
+            [
+                "qemu-nbd", "-b", "localhost", "-p", "\(port)", "-f", "raw", "-e", "16", "-t", "-x", "disk",
+                "--object", "tls-creds-x509,id=tls0,dir=\(pki.directory),endpoint=server,verify-peer=yes",
+                "--tls-creds", "tls0", image,
+            ]
+        }
         try await exercise(server, port: port, pki: pki, export: "disk")
     }
 
     @Test func nbdkitOverTLS() async throws {
         let pki = try TestPKI()
-        let port = try await freePort()
-        let server = try ChildProcess([
-            "nbdkit", "-f", "-p", "\(port)", "-i", "localhost", "--tls=require",
-            "--tls-certificates=\(pki.directory)", "--tls-verify-peer", "memory", "4M",
-        ])
+        let (server, port) = try await startServer { port in
+            [
+                "nbdkit", "-f", "-p", "\(port)", "-i", "localhost", "--tls=require",
+                "--tls-certificates=\(pki.directory)", "--tls-verify-peer", "memory", "4M",
+            ]
+        }
         try await exercise(server, port: port, pki: pki, export: "")
     }
 
     @Test func aServerWithoutTLSIsNeverUsedInClearText() async throws {
         let pki = try TestPKI()
-        let port = try await freePort()
-        let server = try ChildProcess(["nbdkit", "-f", "-p", "\(port)", "-i", "localhost", "memory", "4M"])
+        let (server, port) = try await startServer { port in
+            ["nbdkit", "-f", "-p", "\(port)", "-i", "localhost", "memory", "4M"]
+        }
         let error = await #expect(throws: ChannelError.self) {
             try await exercise(server, port: port, pki: pki, export: "")
         }

@@ -147,12 +147,14 @@ struct TLSInterop {
 
     @Test(arguments: ["NORMAL", "NORMAL:-VERS-TLS1.3"])
     func weConnectToGnutlsServ(_ priority: String) async throws {
-        let port = try await freePort()
-        let server = try ChildProcess([
-            "gnutls-serv", "--echo", "--priority", priority, "--x509cafile", "\(host)/ca-cert.pem", "--x509certfile",
-            "\(host)/server-cert.pem", "--x509keyfile", "\(host)/server-key.pem", "--require-client-cert",
-            "--verify-client-cert", "-p", "\(port)",
-        ])
+        let (server, port) = try await startServer { port in
+            [
+                "gnutls-serv", "--echo", "--priority", priority, "--x509cafile", "\(host)/ca-cert.pem",
+                "--x509certfile",
+                "\(host)/server-cert.pem", "--x509keyfile", "\(host)/server-key.pem", "--require-client-cert",
+                "--verify-client-cert", "-p", "\(port)",
+            ]
+        }
         let result = try await connect(
             pki.credentials(.client),
             to: server,
@@ -181,12 +183,13 @@ struct TLSInterop {
 
     @Test(arguments: ["-tls1_3", "-tls1_2"])
     func weConnectToOpenssl(_ version: String) async throws {
-        let port = try await freePort()
-        let server = try ChildProcess([
-            "sh", "-c",
-            "sleep 100 | openssl s_server \(version) -quiet -Verify 2 -verify_return_error -CAfile \(host)/ca-cert.pem "
-                + "-cert \(host)/server-cert.pem -key \(host)/server-key.pem -accept 127.0.0.1:\(port)",
-        ])
+        let (server, port) = try await startServer { port in
+            [
+                "sh", "-c",
+                "sleep 100 | openssl s_server \(version) -quiet -Verify 2 -verify_return_error -CAfile \(host)/ca-cert.pem "
+                    + "-cert \(host)/server-cert.pem -key \(host)/server-key.pem -accept 127.0.0.1:\(port)",
+            ]
+        }
         let result = try await connect(pki.credentials(.client), to: server, port: port)
         #expect(result.version == (version == "-tls1_3" ? "1.3" : "1.2"))
         #expect(result.cipher == "AES-128-GCM")

@@ -31,22 +31,26 @@ struct LaneTests {
     }
 
     /// What a QEMU would have sent: bytes that tell where they are.
-    private static func bytes(_ range: Range<Int>) -> [UInt8] {
-        range.map { UInt8(truncatingIfNeeded: $0 &* 2_654_435_761 >> 13) }
-    }
+    private static let bytes = (0..<total).map { UInt8(truncatingIfNeeded: $0 &* 2_654_435_761 >> 13) }
 
     /// Bytes that shrink, with some between them that do not.
-    private static func shrinking(_ range: Range<Int>) -> [UInt8] {
-        range.map {
-            $0 >> 20 & 3 == 3
-                ? UInt8(truncatingIfNeeded: $0 &* 2_654_435_761 >> 13) : UInt8(truncatingIfNeeded: $0 >> 9)
-        }
+    private static let shrinking = (0..<total).map {
+        $0 >> 20 & 3 == 3 ? bytes[$0] : UInt8(truncatingIfNeeded: $0 >> 9)
     }
 
-    @Test(arguments: [(1, Compression.off), (2, .off), (5, .off), (1, .level(1)), (3, .level(5)), (2, .auto)])
-    func aStreamArrivesAsItWasSentAndTheAnswerComesBack(_ count: Int, _ compression: Compression) async throws {
+    @Test(
+        arguments: [(1, Compression.off), (2, .off), (5, .off), (1, .level(1)), (3, .level(5)), (2, .auto)],
+        [false, true]
+    )
+    func aStreamArrivesAsItWasSentAndTheAnswerComesBack(
+        _ kind: (Int, Compression),
+        isAcknowledged: Bool
+    ) async throws {
+        let (count, compression) = kind
         let onLine = Atomic<Int>(0)
-        try await carry(over: count, compression) { onLine.wrappingAdd($1, ordering: .relaxed) }
+        try await carry(over: count, compression, isAcknowledged: isAcknowledged) {
+            onLine.wrappingAdd($1, ordering: .relaxed)
+        }
         let line = onLine.load(ordering: .relaxed)
         switch compression {
         case .off: #expect(line == Self.total)
@@ -56,11 +60,21 @@ struct LaneTests {
         }
     }
 
+    @Test func aSlowLineIsSeenByWhatArrivesWhateverTheBuffersTake() async throws {
+        let onLine = Atomic<Int>(0)
+        try await carry(over: 4, .auto, rest: .milliseconds(5)) { onLine.wrappingAdd($1, ordering: .relaxed) }
+        // The first 4 MiB were under way before anything was known, and a quarter of all does not shrink.
+        let line = onLine.load(ordering: .relaxed)
+        #expect(line < Self.total - (2 << 20), "\(line)")
+    }
+
     private static let total = 9 << 20
 
     private func carry(
         over count: Int,
         _ compression: Compression,
+        isAcknowledged: Bool = true,
+        rest: Duration? = nil,
         _ told: @escaping @Sendable (Int, Int) -> Void
     ) async throws {
         let bytes = compression == .off ? Self.bytes : Self.shrinking
@@ -74,7 +88,7 @@ struct LaneTests {
         // What stands for QEMU at either end.
         let (sender, sent) = try await near.run { try SocketChannel.pair(on: near) }
         let (received, receiver) = try await far.run { try SocketChannel.pair(on: far) }
-        let stream = LaneReceiver(to: received, attempt: 3)
+        let stream = LaneReceiver(to: received, attempt: 3, acknowledges: isAcknowledged)
         var lanes: [any Channel] = []
         var arriving: [any Channel] = []
         for index in 0..<count {
@@ -93,18 +107,24 @@ struct LaneTests {
             for (index, lane) in incoming.enumerated() {
                 group.addTask(executorPreference: lane.loop) {
                     defer { lane.close() }
-                    try await stream.carry(lane, isFirst: index == 0)
+                    try await stream.carry(lane, number: index)
                 }
             }
             group.addTask(executorPreference: near) {
-                try await LaneSender(from: sent, over: outgoing, compression: compression, count: told).run()
+                try await LaneSender(
+                    from: sent,
+                    over: outgoing,
+                    compression: compression,
+                    isAcknowledged: isAcknowledged,
+                    count: told
+                ).run()
             }
             group.addTask(executorPreference: near) {
                 var position = 0
                 var size = 1
                 while position < total {
                     let next = min(position + size, total)
-                    try await sender.write(bytes(position..<next))
+                    try await sender.write(Array(bytes[position..<next]))
                     position = next
                     size = (size * 7 + 3) % 600_000
                 }
@@ -120,7 +140,8 @@ struct LaneTests {
                 while true {
                     let count = try await receiver.readSome(into: buffer.mutable(0..<(1 << 16)))
                     if count == 0 { break }
-                    let isRight = Array(buffer.bytes(0..<count)) == bytes(position..<position + count)
+                    if let rest { await far.sleep(for: rest) }
+                    let isRight = Array(buffer.bytes(0..<count)) == Array(bytes[position..<position + count])
                     #expect(isRight, "at \(position)")
                     guard isRight else { break }
                     position += count
@@ -137,13 +158,14 @@ struct LaneTests {
     /// What a peer with a connection of its own can do to a stream.
     private func attack(
         _ lanes: Int,
+        isAcknowledged: Bool = false,
         _ body: @escaping @Sendable ([any Channel]) async throws -> Void
     ) async throws -> [String] {
         let loop = EventLoop(name: "lanes")
         defer { loop.stop() }
         return try await loop.run {
             let (received, receiver) = try SocketChannel.pair(on: loop)
-            let stream = LaneReceiver(to: received, attempt: 0)
+            let stream = LaneReceiver(to: received, attempt: 0, acknowledges: isAcknowledged)
             var (here, there): ([any Channel], [any Channel]) = ([], [])
             for _ in 0..<lanes {
                 let (a, b) = try SocketChannel.pair(on: loop)
@@ -154,13 +176,17 @@ struct LaneTests {
             let (attacking, attacked) = (here, there)
             async let drained: Void = {
                 let buffer = IOBuffer(capacity: 1 << 16)
-                while let count = try? await receiver.readSome(into: buffer.mutable(0..<(1 << 16))), count > 0 {}
+                while let count = try? await receiver.readSome(into: buffer.mutable(0..<(1 << 16))), count > 0 {
+                    // One that hears of acknowledgements is done with the first piece.
+                    if isAcknowledged { break }
+                }
+                try? await receiver.finishWriting()
             }()
             let reasons = try await withThrowingTaskGroup(of: String.self) { group in
                 for (index, lane) in attacked.enumerated() {
                     group.addTask(executorPreference: loop) {
                         defer { lane.close() }
-                        do { try await stream.carry(lane, isFirst: index == 0) } catch { return "\(error)" }
+                        do { try await stream.carry(lane, number: index) } catch { return "\(error)" }
                         return ""
                     }
                 }
@@ -172,6 +198,23 @@ struct LaneTests {
             receiver.close()
             return reasons
         }
+    }
+
+    @Test func whoEndsAfterQEMUHasSaidItsLastBreaksNothing() async throws {
+        let reasons = try await attack(3, isAcknowledged: true) { lanes in
+            try await lanes[0].write(Self.piece(0, 100) + Self.piece(1, 0))
+            try await lanes[0].finishWriting()
+            // QEMU has what it needs, and closes.
+            #expect(try await lanes[0].readSome(into: IOBuffer(capacity: 1).mutable(0..<1)) == 0)
+            for lane in [2, 1] {
+                try await lanes[lane].write(Self.piece(1, 0))
+                try await lanes[lane].finishWriting()
+            }
+            let told = try await lanes[1].read(exactly: StreamPiece.acknowledgementSize)
+            #expect(told.last == 1)
+            #expect(try await lanes[1].readSome(into: IOBuffer(capacity: 1).mutable(0..<1)) == 0)
+        }
+        #expect(reasons == ["", "", ""])
     }
 
     private static func piece(_ number: UInt64, _ count: Int, _ bytes: Int? = nil) -> [UInt8] {
@@ -250,5 +293,67 @@ struct LaneTests {
             try await lanes[1].finishWriting()
         }
         #expect(reasons.allSatisfy { !$0.isEmpty } && reasons.contains { $0.contains("without its end") }, "\(reasons)")
+    }
+
+    /// What becomes of a stream whose other end takes nothing but says so much; the pieces that it was sent.
+    private func deceive(
+        _ body: @escaping @Sendable ([any Channel]) async throws -> Void
+    ) async throws -> (error: String, bytes: Int) {
+        let loop = EventLoop(name: "lanes")
+        defer { loop.stop() }
+        return try await loop.run {
+            let (sender, sent) = try SocketChannel.pair(on: loop)
+            var (here, there): ([any Channel], [any Channel]) = ([], [])
+            for _ in 0..<2 {
+                let (a, b) = try SocketChannel.pair(on: loop)
+                here.append(a)
+                there.append(b)
+            }
+            let (lanes, others) = (here, there)
+            async let feeding: Void = {
+                try? await sender.write([UInt8](repeating: 1, count: 32 << 20))
+                try? await sender.finishWriting()
+            }()
+            async let running: String = {
+                do {
+                    try await LaneSender(from: sent, over: lanes, isAcknowledged: true) { _, _ in }.run()
+                } catch { return "\(error)" }
+                return ""
+            }()
+            let drains = others.map { other in
+                Task(executorPreference: loop) {
+                    let buffer = IOBuffer(capacity: 1 << 16)
+                    var taken = 0
+                    while let count = try? await other.readSome(into: buffer.mutable(0..<(1 << 16))), count > 0 {
+                        taken += count
+                    }
+                    return taken
+                }
+            }
+            try await body(others)
+            let error = await running
+            await feeding
+            var taken = 0
+            for drain in drains { taken += await drain.value }
+            for other in others { other.close() }
+            sender.close()
+            return (error, taken)
+        }
+    }
+
+    private static func acknowledgement(_ number: UInt64) -> [UInt8] {
+        withUnsafeBytes(of: number.bigEndian, Array.init)
+    }
+
+    @Test(arguments: [UInt64.max, 1 << 32, 1 << 62])
+    func piecesThatWereNotSentCannotHaveArrived(_ number: UInt64) async throws {
+        let (error, bytes) = try await deceive { try await $0[1].write(Self.acknowledgement(number)) }
+        #expect(error.contains("of the migration stream were passed on, after 0 of"), "\(error)")
+        #expect(bytes < PieceWindow.least + StreamPiece.headerSize * 1000)
+    }
+
+    @Test func whoSaysNothingMoreEndsTheStream() async throws {
+        let (error, _) = try await deceive { try await $0[1].finishWriting() }
+        #expect(error.contains("does not say any more"), "\(error)")
     }
 }

@@ -13,7 +13,7 @@ struct MessageTests {
         case hello, welcome, probe, secrets, offer, shadow, rehearsed, need, file, ready, mirrored, readBack, stream,
             prepared,
             release
-        case refused, owned, done, abort, overruled, ping, pong, host
+        case refused, owned, console, grant, open, opened, done, abort, overruled, ping, pong, host
 
         /// A message that is added and has no kind does not compile.
         init(_ message: Message) {
@@ -36,6 +36,10 @@ struct MessageTests {
                 case .release: .release
                 case .refused: .refused
                 case .owned: .owned
+                case .console: .console
+                case .grant: .grant
+                case .open: .open
+                case .opened: .opened
                 case .done: .done
                 case .abort: .abort
                 case .overruled: .overruled
@@ -67,7 +71,23 @@ struct MessageTests {
         .mirrored, .readBack(.init(done: 1, total: 2)), .stream,
         .prepared(.init(proofs: ["disk0": .init(runs: [3, 1], sum: "ab")], isFull: true)),
         .release(.init(digests: ["disk0": "ab"], runState: .paused)), .refused("why"),
-        .owned(.init(digests: ["disk0": "ab"], sinceResumed: 1.5)), .done, .overruled("root"), .abort("why"), .ping,
+        .owned(.init(digests: ["disk0": "ab"], sinceResumed: 1.5)),
+        .console(.init(ring: "0a1b", offset: 1 << 40, bytes: [0, 27, 255])),
+        .grant(.init(ConsoleGrant(), write: false, seconds: 7)),
+        .open(
+            .init(
+                guest: "web1",
+                kind: .vnc,
+                grant: ConsoleGrant(),
+                view: true,
+                from: 7,
+                ring: "ab",
+                path: ["cd"],
+                hops: 2
+            )
+        ),
+        .opened, .done, .overruled("root"), .abort("why"),
+        .ping,
         .pong, .host(.init(1, .host(nil))),
     ]
 
@@ -98,6 +118,46 @@ struct MessageTests {
                 #expect(try await far.receiveMessage() == message)
                 try await sent
             }
+        }
+    }
+
+    @Test func theEndOfAConsoleIsWhatItShouldBe() throws {
+        #expect(ConsoleTail(ring: "0a1b", offset: 7, bytes: [0, 27, 255]).bytes == [0, 27, 255])
+        let many = [UInt8](repeating: 1, count: ConsoleTail.most + 1)
+        for (ring, offset, bytes) in [
+            ("", UInt64(0), [UInt8(1)]), ("0A", 0, [1]), ("../x", 0, [1]), (String(repeating: "a", count: 33), 0, [1]),
+            ("ab", .max, [1]), ("ab", 0, many),
+        ] {
+            #expect(ConsoleTail(ring: ring, offset: offset, bytes: bytes).bytes == nil, "\(ring) \(offset)")
+        }
+        var tail = ConsoleTail(ring: "ab", offset: 0, bytes: [])
+        tail.data = "no base64!"
+        #expect(tail.bytes == nil)
+        #expect(tail.typed == [])
+        tail.add(typed: [13, 10])
+        #expect(tail.typed == [13, 10])
+        tail.add(typed: many)
+        #expect(tail.typed.count == ConsoleTail.most)
+        for input in ["no base64!", String(repeating: "A", count: 2 * ConsoleTail.most + 4)] {
+            tail.input = input
+            #expect(tail.typed == [])
+        }
+    }
+
+    @Test func whoOpensAConsoleSaysWhatItMay() {
+        var opening = ConsoleOpening(guest: "web1", kind: .serial, from: 1 << 53, ring: "0a", path: ["0b"], hops: 4)
+        #expect(opening.isPlausible)
+        for change: (inout ConsoleOpening) -> Void in [
+            { $0.guest = "../web1" }, { $0.guest = "" }, { $0.from = 1 << 53 + 1 }, { $0.ring = "xy" },
+            { $0.ring = "" },
+            { $0.path = ["no mark"] }, { $0.path = Array(repeating: "0b", count: 17) }, { $0.hops = 0 },
+            { $0.hops = 5 },
+            { $0.hops = .max },
+        ] {
+            let before = opening
+            change(&opening)
+            #expect(!opening.isPlausible, "\(opening)")
+            opening = before
         }
     }
 

@@ -64,6 +64,18 @@ struct CompressedWriteTests {
         }
     }
 
+    @Test func aPayloadThatIsLongerThanWhatItBecomesEndsTheConnection() async throws {
+        try await withServer(takesCompressed: true) { connection, _ in
+            let data = [UInt8](repeating: 7, count: 4096)
+            // A frame that decompressors skip, in front.
+            let skipped: [UInt8] = [0x50, 0x2a, 0x4d, 0x18, 0x00, 0x20, 0, 0] + [UInt8](repeating: 0, count: 0x2000)
+            var packed = try Self.packed(data)
+            packed.insert(contentsOf: skipped, at: 4)
+            #expect(await write(connection, packed, at: 0, length: 4096) != nil)
+            #expect(connection.failure != nil)
+        }
+    }
+
     @Test func aRangeThatIsNotThereIsRefusedAndTheConnectionGoesOn() async throws {
         try await withServer(takesCompressed: true) { connection, _ in
             let data = [UInt8](repeating: 7, count: 8192)

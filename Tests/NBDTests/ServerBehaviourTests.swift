@@ -219,6 +219,48 @@ struct ServerBehaviourTests {
         }
     }
 
+    @Test func whoComesWhenAllPlacesAreTakenWaitsForOneAndIsToldWhenThereIsNone() async throws {
+        try await onLoop { loop in
+            for isExclusive in [false, true] {
+                var limits = NBDServer.Limits()
+                (limits.connections, limits.patience, limits.handshake) = (1, .seconds(60), .seconds(120))
+                let exports = ExportTable()
+                let disk = try RawFile(memory: 1 << 20)
+                exports.add(Export(name: "disk", backEnd: disk, isExclusive: isExclusive))
+                func server() -> NBDServer {
+                    NBDServer(
+                        exports: exports,
+                        credentials: nil,
+                        loops: EventLoopGroup(sharing: loop),
+                        limits: limits
+                    )
+                }
+                let patient = server()
+                var held = try await Self.connect(patient, loop, NBDClientOptions(export: "disk"))
+                // One after the other, each as the one before it goes.
+                for _ in 0..<20 {
+                    let next = Task(executorPreference: loop) {
+                        try await Self.connect(patient, loop, NBDClientOptions(export: "disk"))
+                    }
+                    try await eventually("the next one is there") { patient.connectionCount == 2 }
+                    #expect(patient.exportConnectionCount == 1)
+                    await held.disconnect()
+                    held = try await next.value
+                }
+                await held.disconnect()
+                limits.patience = .milliseconds(50)
+                let brisk = server()
+                let first = try await Self.connect(brisk, loop, NBDClientOptions(export: "disk"))
+                let error = await #expect(throws: ChannelError.self) {
+                    _ = try await Self.connect(brisk, loop, NBDClientOptions(export: "disk"))
+                }
+                let words = isExclusive ? "in use" : "limit of 1 connections to this server"
+                #expect(error?.message.contains(words) == true, "\(error?.message ?? "")")
+                await first.disconnect()
+            }
+        }
+    }
+
     @Test func holesAreLeftOutOfReadsAndDFGetsThemAsData() async throws {
         try await onLoop { loop in
             let disk = try RawFile(memory: 1 << 20)

@@ -1,3 +1,4 @@
+import IO
 import Migration
 import TLS
 import TestSupport
@@ -74,6 +75,28 @@ struct EvacuationTests {
         #expect(begin(&evacuation) == [])
         evacuation.cancel()
         #expect(evacuation.due(at: 0) == ["a", "b"].map { .giveUp(guest: $0, migration: "m-\($0)") })
+    }
+
+    @Test func theLatestIsTheOneThatWasBegunLastWhateverItsIdIs() throws {
+        let directory = try TestDirectory()
+        let files = EvacuationFiles(stateDirectory: directory.path)
+        #expect(files.latest == nil)
+        func save(_ id: String) throws {
+            let known = evacuation(["a"])
+            try files.save(Evacuation(id: id, began: 0, order: known.order, guests: [], staying: [:]))
+        }
+        // As an agent has left them that noted nothing.
+        for id in ["1000-a", "1001-a"] { try save(id) }
+        #expect(files.latest == "1001-a")
+        // Its look took long, or the clock was set back.
+        try save("999-a")
+        try files.noteLatest("999-a")
+        #expect(files.latest == "999-a" && files.ids == ["1000-a", "1001-a", "999-a"])
+        try save("1000-0")
+        try files.noteLatest("1000-0")
+        #expect(files.latest == "1000-0")
+        DurableFile.remove(files.directory(of: "1000-0"))
+        #expect(files.latest == "999-a")
     }
 
     @Test func aPlaceForACopyIsTakenOnceAndIsFreeWhenItsHolderLetsItGo() throws {

@@ -58,9 +58,9 @@ class Connection:
 
 
 class Link(threading.Thread):
-    """Forwards ports of `target` from `listen`. One thread carries everything, so that a fault is one step."""
+    """Forwards ports of `target` from `listen`, each byte `delay` seconds later. One thread carries everything, so that a fault is one step."""
 
-    def __init__(self, listen, target, ports=(CONTROL_PORT, NBD_PORT), recordings=None):
+    def __init__(self, listen, target, ports=(CONTROL_PORT, NBD_PORT), recordings=None, delay=0.0):
         super().__init__(daemon=True, name=f"link-{target}")
         self.target, self.ports, self.recordings = target, ports, recordings
         self.numbers = {port: itertools.count() for port in ports}
@@ -71,7 +71,7 @@ class Link(threading.Thread):
         self.connections = []
         self.held = set()  # (kind, direction) through which nothing goes
         self.transforms = []  # [kind, direction, function]: each is for the next piece that fits
-        self.delay = 0.0
+        self.delay = self.usual_delay = delay
         self.is_over = False
         self.waker, self.wakened = socket.socketpair()
         self.wakened.setblocking(False)
@@ -168,7 +168,7 @@ class Link(threading.Thread):
         """Forwards everything again, also what was held back."""
         with self.lock:
             self.held.clear()
-            self.delay = 0.0
+            self.delay = self.usual_delay
             self.transforms.clear()
         self._changed()
 
@@ -190,9 +190,9 @@ class Link(threading.Thread):
         self._changed()
 
     def slow_down(self, seconds):
-        """Delays everything in both directions."""
+        """Delays everything in both directions, by so much more than usual."""
         with self.lock:
-            self.delay = seconds
+            self.delay = self.usual_delay + seconds
 
     def close(self):
         with self.lock:

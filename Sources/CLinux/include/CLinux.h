@@ -31,6 +31,9 @@ int xd_eventfd(void);
 int xd_eventfd_signal(int fd);
 int xd_eventfd_drain(int fd);
 
+/* What was freed and is kept by the allocator goes back to the system (malloc_trim): 1 when anything did. */
+int xd_give_back_freed(void);
+
 int xd_accept(int fd, void *peer, uint32_t *length);
 int xd_socket(int domain, int type);
 int xd_socketpair(int descriptors[2]);
@@ -52,6 +55,8 @@ int xd_pipe(int ends[2]);
    which may be more than `capacity`, or -1 with errno. */
 int xd_unix_sockets_of_file(uint64_t file, uint64_t *sockets, int capacity);
 int xd_peer_credentials(int fd, pid_t *pid, uid_t *uid);
+/* Whether the other end of a Unix socket has not taken all that was written. */
+int xd_has_untaken(int fd);
 /* Writing to a pipe that nobody reads raises SIGPIPE in the writing thread, unless that blocks it; it still gets EPIPE. */
 void xd_block_sigpipe(void);
 void xd_thread_name(const char *name);
@@ -66,8 +71,8 @@ off_t xd_seek_hole(int fd, off_t offset);
 int xd_is_tmpfs(int fd);
 int xd_open_create_exclusive(const char *path);
 int xd_o_direct(void);
-/* The calling thread gets what processor time nobody else wants. */
-void xd_yield_to_others(void);
+/* The calling thread goes after others when processors are busy: 19 for what may as well be done later. */
+void xd_yield_to_others(int niceness);
 /* An anonymous file in memory (memfd_create). */
 int xd_memory_file(const char *name);
 /* The unit of direct I/O on a device; 4096 for files. */
@@ -80,6 +85,8 @@ int xd_unlock_ofd(int fd, off_t offset, off_t length);
 int xd_test_ofd(int fd, off_t offset, off_t length, int exclusive);
 int xd_flock_exclusive(int fd);
 uint64_t xd_free_bytes(const char *path);
+/* What is used of a file system and what users may have of the rest, together. */
+uint64_t xd_total_bytes(const char *path);
 int xd_is_memory_file_system(const char *path);
 /* Whether a path is in a file system of huge pages: 1 or 0. */
 int xd_is_huge_page_file_system(const char *path);

@@ -15,6 +15,7 @@ public struct Departure: Sendable, Hashable {
 /// Begins to move a guest away with a source agent of its own, which goes on whatever becomes of this one: what moves guests away does
 /// not belong to a destination agent. Blocks.
 ///
-/// It gets the guest, and is to say, from any thread, that the migration is over: once, whatever became of it. It returns the
-/// migration's id, and throws when nothing was begun.
-public typealias SendAway = @Sendable (_ guest: Departure, _ ended: @escaping @Sendable () -> Void) throws -> String
+/// It gets the guest, and is to say, from any thread, that the migration is over: once, whatever became of it, with the reason when the guest
+/// has not left. It returns the migration's id, and throws when nothing was begun.
+public typealias SendAway =
+    @Sendable (_ guest: Departure, _ ended: @escaping @Sendable (_ failure: String?) -> Void) throws -> String

@@ -157,7 +157,8 @@ extension DestinationAgent {
             cordon: cordon,
             allowance: policy.limits.allowance(besides: ledger.usages(of: identity, but: "")),
             groups: groups,
-            mark: mark
+            mark: mark,
+            clock: Self.now
         )
     }
 

@@ -30,7 +30,8 @@ extension DestinationAgent {
                 switch verdict {
                 case .stays(let reason): answers.append(.init(guest: name, reason: reason))
                 case .later(let reason): answers.append(.init(guest: name, reason: reason, isLater: true))
-                case .mayGo where recall.isQuestion: answers.append(.init(guest: name))
+                case .mayGo where recall.isQuestion:
+                    answers.append(.init(guest: name, lastFailure: failedReturns[name].map { $0.shown(most: 2000) }))
                 case .mayGo:
                     let departure = Departure(
                         guest: name,
@@ -116,9 +117,15 @@ extension DestinationAgent {
             return .init(guest: departure.guest, reason: "\(error)", isLater: true)
         }
         let (accounts, loop) = (accounts, loop)
+        failedReturns[departure.guest] = nil
         do {
             let id = try await BlockingPool.shared.run {
-                try send(departure) { loop.execute { accounts.endRecall(identity) } }
+                try send(departure) { failure in
+                    loop.execute {
+                        accounts.endRecall(identity)
+                        self.failedReturns[departure.guest] = failure
+                    }
+                }
             }
             log(
                 .info,

@@ -10,7 +10,7 @@ extension DestinationHandover.Event {
     /// - Throws: `ChannelError` for a message of the destination.
     package init?(_ message: Message, in state: DestinationState) throws {
         switch message {
-        case .secrets, .probe, .file, .ping: return nil
+        case .secrets, .probe, .file, .ping, .console, .grant: return nil
         case .offer(let offer): self = .offer(isRehearsal: offer.isRehearsal)
         case .rehearsed: self = .rehearsed
         case .mirrored: self = .mirrored
@@ -22,9 +22,9 @@ extension DestinationHandover.Event {
         case .overruled(let by): self = .overruled(by: Self.sentence(by))
         case .hello:
             throw ChannelError(.protocolViolation, "HELLO is not due in state \(state.rawValue): it was said already")
-        case .host:
+        case .host, .open:
             throw ChannelError(.protocolViolation, "\(message.name) is not due: it is about no migration")
-        case .welcome, .shadow, .need, .ready, .readBack, .refused, .owned, .pong:
+        case .welcome, .shadow, .need, .ready, .readBack, .refused, .owned, .opened, .pong:
             throw ChannelError(
                 .protocolViolation,
                 "\(message.name) is not due in state \(state.rawValue): it is a message of the destination"

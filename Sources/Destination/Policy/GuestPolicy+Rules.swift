@@ -39,6 +39,11 @@ extension GuestPolicy {
         "most-guests": { $0.limits.guests = try count($1) },
         "most-incoming": { $0.mostIncoming = try count($1) },
         "allow-recall": { $0.recallers.append($1) },
+        "allow-console": { policy, value in
+            let (identity, mayWrite) = try consoleReader(value)
+            // What is said twice is said in the narrower way.
+            policy.consoleReaders[identity] = mayWrite && policy.consoleReaders[identity] ?? true
+        },
         "guest-network": { policy, value in
             guard let network = Network(rawValue: value) else {
                 throw GuestError("'\(value)' is neither 'filtered' nor 'host'")
@@ -46,6 +51,37 @@ extension GuestPolicy {
             policy.network = network
         },
     ]
+
+    /// What somebody would call a mode, in small letters: an identity that ends so is put in quotes.
+    private static let modeWords: Set<Substring> = [
+        "look", "looks", "read", "reads", "readonly", "read-only", "ro", "write", "writes", "readwrite", "read-write",
+        "rw", "act", "type",
+        "viewonly", "view-only", "viewer", "only", "view",
+    ]
+
+    /// Reads `IDENTITY`, `IDENTITY view`, and both with the identity in double quotes.
+    private static func consoleReader(_ value: String) throws -> (identity: String, mayWrite: Bool) {
+        var (identity, mode) = (value, "")
+        if value.hasPrefix("\"") {
+            guard let end = value.dropFirst().lastIndex(of: "\"") else {
+                throw GuestError("'\(value)' has no second quote")
+            }
+            identity = String(value[value.index(after: value.startIndex)..<end])
+            mode = trimmed(value[value.index(after: end)...])
+        } else if let space = value.lastIndex(where: \.isWhitespace),
+            modeWords.contains(Substring(value[value.index(after: space)...].lowercased()))
+        {
+            (identity, mode) = (trimmed(value[..<space]), String(value[value.index(after: space)...]))
+        }
+        guard !identity.isEmpty, identity != "view" else { throw GuestError("'\(value)' names no identity") }
+        guard mode.isEmpty || mode == "view" else {
+            throw GuestError(
+                "'\(mode)' behind the identity is nothing that it may do: write IDENTITY view to let it read, or IDENTITY alone to let it write, "
+                    + "too; put the identity in double quotes when '\(mode)' belongs to it"
+            )
+        }
+        return (identity, mode.isEmpty)
+    }
 
     /// Below these no guest would fit, so that something else was meant: another unit.
     private static let (leastMemory, leastDisk) = (UInt64(1 << 20), UInt64(1 << 20))

@@ -41,6 +41,8 @@ public struct GuestPolicy: Sendable {
     public var mostIncoming: UInt64?
     /// The identities whose guests this host sends back when they ask for them.
     public var recallers: [String] = []
+    /// The identities that may have the consoles of guests here without a grant, and whether they may write there.
+    public var consoleReaders: [String: Bool] = [:]
     /// Directories below which a source, by its identity, may name images that its disks are begun with.
     public var seedDirectories: [String: [String]] = [:]
     /// What guests reach; nil when nothing was said.

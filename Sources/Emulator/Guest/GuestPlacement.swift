@@ -22,6 +22,14 @@ public struct GuestPlacement: Sendable, Hashable, Codable {
     /// Whether it is started whenever the host that it belongs to is; nil when nothing was said, which is no.
     public var autostart: Bool?
 
+    /// The serial socket that the agent of its host holds as its console, by a name of its command line; nil when the agent leaves all alone.
+    public var console: String?
+
+    /// The port at which the agent of its host gives its screen to viewers of VNC by TLS, where the agent does that; nil for none.
+    public var vncPort: UInt16?
+
+    /// Which ports may be taken for that: those of VNC, and as many as a host has guests.
+    public static let vncPorts: ClosedRange<UInt16> = 5900...6899
     /// The most labels of a guest.
     public static let mostLabels = 32
     /// The most bytes of a label's value.
@@ -53,6 +61,12 @@ public struct GuestPlacement: Sendable, Hashable, Codable {
             }
         }
         if let antiAffinity { try Self.judge(name: antiAffinity, "group") }
+        if let console { try Self.judge(name: console, "serial socket") }
+        if let vncPort, !Self.vncPorts.contains(vncPort) {
+            throw GuestError(
+                "The port \(vncPort) is none for a screen: take one from \(Self.vncPorts.lowerBound) to \(Self.vncPorts.upperBound)"
+            )
+        }
         if let priority, !Self.priorities.contains(priority) {
             throw GuestError(
                 "The priority \(priority) is none: it is a number from \(Self.priorities.lowerBound) to \(Self.priorities.upperBound)"

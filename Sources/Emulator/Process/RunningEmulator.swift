@@ -179,7 +179,7 @@ public struct RunningEmulator: Sendable {
         return Set(found.prefix(max(Int(count), 0)))
     }
 
-    private static func socketInodes(of pid: Int32) -> Set<UInt64>? {
+    static func socketInodes(of pid: Int32) -> Set<UInt64>? {
         var found: Set<UInt64> = []
         guard access("/proc/\(pid)/fd", R_OK) == 0 else { return nil }
         for entry in DurableFile.list("/proc/\(pid)/fd") {

@@ -82,7 +82,7 @@ extension QMPClient {
     }
 
     /// The guest's memory at its start, in bytes (`query-memory-size-summary`).
-    func baseMemory() async throws -> UInt64 {
+    public func baseMemory() async throws -> UInt64 {
         UInt64(clamping: try await execute("query-memory-size-summary")["base-memory"]?.integer ?? 0)
     }
 

@@ -18,6 +18,10 @@ public struct MigrationState: Sendable {
     public var error: String?
     /// Percent of the guest's time taken by auto-converge.
     public var throttle: Int
+    /// Bytes of memory that the guest changes in a second, as far as QEMU has measured it; nil before its first measurement.
+    public var dirtyRate: Double?
+    /// How long QEMU expects the guest to be paused, in milliseconds, if it were paused now; nil before it can tell.
+    public var expectedPauseMS: Double?
 }
 
 extension QMPClient {
@@ -46,8 +50,19 @@ extension QMPClient {
             rounds: Int(ram?["dirty-sync-count"]?.integer ?? 0),
             megabitsPerSecond: rate,
             error: state["error-desc"]?.string,
-            throttle: Int(state["cpu-throttle-percentage"]?.integer ?? 0)
+            throttle: Int(state["cpu-throttle-percentage"]?.integer ?? 0),
+            dirtyRate: ram?["dirty-pages-rate"]?.integer.map { Double($0) * Double(number("page-size")) },
+            expectedPauseMS: state["expected-downtime"]?.integer.map { Double($0) }
         )
+    }
+
+    /// Whether what the guest writes to its memory while it is sent may get lost: QEMU before 9.0 misses writes of processors that it emulates
+    /// (TCG) after each pass over the memory. Those of KVM are not concerned, and a guest that is paused writes nothing.
+    ///
+    /// Source: `query-kvm`; QEMU's commit "physmem: Fix migration dirty bitmap coherency with TCG memory access".
+    public func losesWritesOfMovingGuests() async throws -> Bool {
+        guard let major = version.split(separator: ".").first.flatMap({ Int($0) }), major < 9 else { return false }
+        return try await execute("query-kvm")["enabled"]?.bool == false
     }
 
     /// Switches capabilities on or off (`migrate-set-capabilities`).

@@ -27,7 +27,7 @@ public struct CompressionChoice: Sendable {
     private var nextRest = CompressionChoice.leastRest
 
     /// Bytes per second up to which a line is so slow that a short measurement shows it, whatever else the processors do.
-    private static let slowLine = 60e6
+    public static let slowLine = 60e6
 
     /// Decides by what was asked for.
     ///
@@ -84,4 +84,7 @@ public struct CompressionChoice: Sendable {
         let rate = Double(bytes) / max(time / .seconds(1), 1e-9)
         line = line.map { $0 + (rate - $0) * Self.weight } ?? rate
     }
+
+    /// The line was seen to take so many bytes per second, while more were waiting; infinity for one on which nothing is to be compressed.
+    public mutating func measured(line rate: Double) { line = rate }
 }

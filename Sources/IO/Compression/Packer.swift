@@ -40,4 +40,7 @@ public struct Packer {
 
     /// The line has taken so many bytes in that time, and more were waiting.
     public mutating func sent(_ bytes: Int, in time: Duration) { choice.sent(bytes, in: time) }
+
+    /// The line was seen to take so many bytes per second, while more were waiting.
+    public mutating func measured(line rate: Double) { choice.measured(line: rate) }
 }

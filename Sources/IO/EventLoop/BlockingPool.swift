@@ -19,7 +19,7 @@ public final class BlockingPool: Sendable {
     /// access to a property over the wait on the condition.
     private nonisolated(unsafe) let shared: UnsafeMutablePointer<Shared>
     private let width: Int
-    private let isIdle: Bool
+    private let niceness: Int32
 
     /// The pool that the process shares.
     public static let shared = BlockingPool(width: 8)
@@ -35,16 +35,17 @@ public final class BlockingPool: Sendable {
     public static let names = BlockingPool(width: 16)
 
     /// A pool for what may as well be done later: its threads only get what processor time nobody else wants.
-    public static let idle = BlockingPool(width: 2, isIdle: true)
+    public static let idle = BlockingPool(width: 2, niceness: 19)
 
     /// Makes a pool; its threads start as work arrives.
     ///
     /// - Parameters:
     ///   - width: how many threads at most.
-    ///   - isIdle: whether its threads go after all others (`nice` 19). They must hold no lock that others wait for.
-    public init(width: Int, isIdle: Bool = false) {
+    ///   - niceness: how far its threads go after others when processors are busy, 0 to 19 (setpriority(2)). Those that do must hold no lock
+    ///     for long that others wait for, and start neither threads nor processes, which would inherit it.
+    public init(width: Int, niceness: Int32 = 0) {
         self.width = width
-        self.isIdle = isIdle
+        self.niceness = niceness
         lock = .allocate(capacity: 1)
         condition = .allocate(capacity: 1)
         shared = .allocate(capacity: 1)
@@ -96,7 +97,7 @@ public final class BlockingPool: Sendable {
 
     private func work() {
         xd_block_sigpipe()
-        if isIdle { xd_yield_to_others() }
+        if niceness > 0 { xd_yield_to_others(niceness) }
         pthread_mutex_lock(lock)
         while true {
             if shared.pointee.head < shared.pointee.work.count {

@@ -64,7 +64,11 @@ public final class NetworkListener: @unchecked Sendable {
             for listener in listeners {
                 group.addTask(executorPreference: loop) { [loop] in
                     while let channel = try? await listener.accept() {
-                        Task(executorPreference: loop) { await body(channel) }
+                        FreedMemory.shared.began()
+                        Task(executorPreference: loop) {
+                            await body(channel)
+                            FreedMemory.shared.ended(on: loop)
+                        }
                     }
                 }
             }

@@ -295,6 +295,9 @@ public final class SocketChannel: Channel, @unchecked Sendable {
         return process.map { $0 == found } ?? (user == geteuid() || user == 0)
     }
 
+    /// Whether the other end of a Unix socket has not taken all that was written.
+    public var hasUntaken: Bool { xd_has_untaken(fd) != 0 }
+
     /// Bounds what the kernel holds of this stream before it is on the wire, in bytes; without a bound a slow link has
     /// seconds of data queued. Has no effect on a Unix socket.
     public func limitUnsent(_ bytes: Int) {

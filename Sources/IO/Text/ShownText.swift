@@ -23,6 +23,20 @@ extension StringProtocol {
         }
         return String(shown)
     }
+
+    /// The same in whole words: what is left out at the end begins behind a space, unless a single word is longer than half of the limit.
+    ///
+    /// - Parameter limit: the most bytes of UTF-8, at least 3.
+    public func shown(wordsOf limit: Int) -> String {
+        let all = shown(most: .max)
+        guard all.utf8.count > limit else { return all }
+        let cut = all.shown(most: limit).dropLast(3)
+        let isWhole = all.utf8.dropFirst(cut.utf8.count).first == UInt8(ascii: " ")
+        guard !isWhole, let space = cut.lastIndex(of: " "), cut[..<space].utf8.count > limit / 2 else {
+            return "\(cut)..."
+        }
+        return "\(cut[..<space])..."
+    }
 }
 
 extension Unicode.Scalar {

@@ -55,6 +55,8 @@ public final class WebSocketChannel: Channel, @unchecked Sendable {
     public func setDelay(_ enabled: Bool) { base.setDelay(enabled) }
     /// The code with which the peer closed; nil as long as it has not, or when it gave none.
     public var peerCloseCode: UInt16? { received?.code }
+    /// What the peer said when it closed; empty when it said nothing.
+    public var peerCloseReason: String { received?.reason ?? "" }
 
     private init(_ base: any Channel, isServer: Bool) {
         self.base = base
@@ -85,26 +87,73 @@ public final class WebSocketChannel: Channel, @unchecked Sendable {
         return channel
     }
 
+    /// Answers a handshake whose request somebody else has read.
+    ///
+    /// - Parameters:
+    ///   - base: the channel that it came over. Closed when the handshake fails.
+    ///   - request: the request.
+    ///   - following: what was read behind it.
+    ///   - timeout: the time allowed.
+    /// - Throws: `ChannelError`; the client gets an HTTP error with the reason.
+    public static func accept(
+        over base: any Channel,
+        request: HTTPRequestHead,
+        following: [UInt8],
+        timeout: Duration = .seconds(10)
+    ) async throws -> WebSocketChannel {
+        let channel = WebSocketChannel(base, isServer: true)
+        following.withUnsafeBytes { channel.inbound.append($0) }
+        try await channel.negotiating(timeout) {
+            do { try await base.write(WebSocketHandshake.response(to: request)) } catch let failure as HTTPFailure {
+                try? await base.write(WebSocketHandshake.refusal(failure))
+                try? await base.finishWriting()
+                throw failure
+            }
+        }
+        return channel
+    }
+
     /// Performs the handshake as a client.
     ///
     /// - Parameters:
     ///   - base: a connected channel. Closed when the handshake fails.
     ///   - host: the server's name, with its port when it is not the usual one.
     ///   - path: the path, which begins with a slash.
+    ///   - fields: further fields of the request: "Origin", "Cookie".
     ///   - timeout: the time allowed.
+    /// - Throws: `HTTPRefusal` with the server's words when it opens none, `ChannelError`.
     public static func connect(
         over base: any Channel,
         host: String,
         path: String = "/",
+        fields: KeyValuePairs<String, String> = [:],
         timeout: Duration = .seconds(10)
     ) async throws -> WebSocketChannel {
         let channel = WebSocketChannel(base, isServer: false)
         try await channel.negotiating(timeout) {
             let key = WebSocketHandshake.newKey()
-            try await base.write(WebSocketHandshake.request(host: host, path: path, key: key))
-            try WebSocketHandshake.check(response: try await channel.readHead(), key: key)
+            try await base.write(WebSocketHandshake.request(host: host, path: path, key: key, fields: fields))
+            let answer = try await channel.readHead()
+            if let head = try? HTTPResponseHead(parsing: answer), head.status >= 400 {
+                throw HTTPRefusal(head, body: await channel.readBody(of: head))
+            }
+            try WebSocketHandshake.check(response: answer, key: key)
         }
         return channel
+    }
+
+    /// How long the words of a refusal are waited for.
+    private static let patience = Duration.seconds(2)
+
+    /// Reads what comes of a refusal's body: no more than a person is to read.
+    private func readBody(of head: HTTPResponseHead) async -> [UInt8] {
+        let length = min(head.fields["content-length"].flatMap { Int($0) } ?? 0, HTTPRefusal.mostBytes)
+        try? await base.withDeadline(Self.patience, for: "The words of a refusal") {
+            while inbound.count < length, !transportEnded {
+                if try !fill() { try await base.waitReadable() }
+            }
+        }
+        return Array(inbound.bytes.prefix(length))
     }
 
     private func negotiating(_ timeout: Duration, _ body: () async throws -> Void) async throws {
@@ -126,17 +175,13 @@ public final class WebSocketChannel: Channel, @unchecked Sendable {
 
     /// Reads the HTTP head; what follows it stays queued.
     private func readHead() async throws -> [UInt8] {
-        let end = Array("\r\n\r\n".utf8)
         var scanned = 0
         while true {
             let bytes = inbound.bytes
-            if bytes.count >= 4 {
-                for index in max(0, scanned - 3)..<(bytes.count - 3)
-                where bytes[index] == end[0] && bytes[(index + 1)..<(index + 4)].elementsEqual(end[1...]) {
-                    let head = Array(bytes[..<(index + 4)])
-                    inbound.remove(index + 4)
-                    return head
-                }
+            if let end = HTTPFields.endOfHead(in: bytes, from: scanned) {
+                let head = Array(bytes[..<end])
+                inbound.remove(end)
+                return head
             }
             scanned = bytes.count
             guard scanned < WebSocketHandshake.limit else {
@@ -359,9 +404,11 @@ public final class WebSocketChannel: Channel, @unchecked Sendable {
     /// Sends the gathered frames.
     public func flush() throws -> Bool { try base.drain(outbound) }
 
-    private func sendClose(_ code: CloseCode) {
+    private func sendClose(_ code: CloseCode) { sendClose(code.rawValue, "") }
+
+    private func sendClose(_ code: UInt16, _ reason: String) {
         guard !sentClose else { return }
-        append(.close, [UInt8(code.rawValue >> 8), UInt8(code.rawValue & 0xff)])
+        append(.close, [UInt8(code >> 8), UInt8(code & 0xff)] + Array(reason.utf8))
         sentClose = true
     }
 
@@ -386,6 +433,17 @@ public final class WebSocketChannel: Channel, @unchecked Sendable {
     public func finishWriting() async throws {
         if let failure { throw failure }
         sendClose(.normal)
+        try await flushAll()
+    }
+
+    /// The most bytes of a Close frame's reason.
+    public static let mostReason = 123
+
+    /// Sends a Close frame with a code of the application's, 4000 to 4999, and a reason, of which as many whole words are sent as a frame holds.
+    public func finishWriting(code: UInt16, reason: String) async throws {
+        precondition((4000...4999).contains(code), "\(code) is no code for applications")
+        if let failure { throw failure }
+        sendClose(code, reason.shown(wordsOf: Self.mostReason))
         try await flushAll()
     }
 

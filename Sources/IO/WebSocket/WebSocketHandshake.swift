@@ -1,6 +1,5 @@
 internal import CGcrypt
 internal import FoundationEssentials
-internal import Glibc
 
 /// The opening handshake of a websocket (RFC 6455, section 4): an HTTP request and its answer, as values.
 public enum WebSocketHandshake {
@@ -11,23 +10,7 @@ public enum WebSocketHandshake {
     private static let magic = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
     /// Why a handshake failed, and what to tell the peer.
-    public struct Failure: Error, Sendable {
-        /// The HTTP status for the peer.
-        public let status: Int
-        /// The sentence.
-        public let reason: String
-    }
-
-    struct Head {
-        var start: [Substring]
-        var fields: [String: String]
-
-        func has(_ field: String, token: String) -> Bool {
-            (fields[field] ?? "").split(separator: ",").contains {
-                $0.trimmed.lowercased() == token
-            }
-        }
-    }
+    public typealias Failure = HTTPFailure
 
     /// The value of Sec-WebSocket-Accept for a key (section 4.2.2).
     public static func accept(for key: String) -> String {
@@ -45,11 +28,23 @@ public enum WebSocketHandshake {
     }
 
     /// A client's request.
-    public static func request(host: String, path: String, key: String) -> [UInt8] {
-        Array(
+    ///
+    /// - Parameters:
+    ///   - host: the server's name, with its port when it is not the usual one.
+    ///   - path: the path, which begins with a slash.
+    ///   - key: of `newKey()`.
+    ///   - fields: further fields: "Origin", "Cookie".
+    public static func request(
+        host: String,
+        path: String,
+        key: String,
+        fields: KeyValuePairs<String, String> = [:]
+    ) -> [UInt8] {
+        let more = fields.map { "\($0): \($1)\r\n" }.joined()
+        return Array(
             ("GET \(path) HTTP/1.1\r\nHost: \(host)\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                 + "Sec-WebSocket-Key: \(key)\r\nSec-WebSocket-Version: 13\r\n"
-                + "Sec-WebSocket-Protocol: \(subprotocol)\r\n\r\n").utf8
+                + "Sec-WebSocket-Protocol: \(subprotocol)\r\n\(more)\r\n").utf8
         )
     }
 
@@ -59,37 +54,42 @@ public enum WebSocketHandshake {
     ///
     /// - Parameter bytes: the request with its final empty line.
     /// - Throws: `Failure`.
-    public static func response(to bytes: [UInt8]) throws -> [UInt8] {
-        let head = try parse(bytes)
-        guard head.start.count == 3, head.start[2] == "HTTP/1.1" else {
-            throw Failure(status: 400, reason: "it is no HTTP/1.1 request")
+    public static func response(to bytes: [UInt8]) throws(Failure) -> [UInt8] {
+        try response(to: HTTPRequestHead(parsing: bytes))
+    }
+
+    /// Judges a client's request that somebody has read already, and makes the answer.
+    ///
+    /// - Throws: `Failure`.
+    public static func response(to head: HTTPRequestHead) throws(Failure) -> [UInt8] {
+        let fields = head.fields
+        guard head.method == "GET" else {
+            throw Failure(status: 405, reason: "the method is \(head.method), not GET")
         }
-        guard head.start[0] == "GET" else {
-            throw Failure(status: 405, reason: "the method is \(head.start[0]), not GET")
-        }
-        guard head.start[1].hasPrefix("/") else {
-            throw Failure(status: 400, reason: "the path does not begin with a slash")
-        }
-        guard head.fields["host"] != nil else { throw Failure(status: 400, reason: "there is no Host") }
-        guard head.has("upgrade", token: "websocket"), head.has("connection", token: "upgrade") else {
+        guard isUpgrade(fields) else {
             throw Failure(status: 426, reason: "it does not ask for an upgrade to websocket")
         }
-        guard head.fields["sec-websocket-version"] == "13" else {
+        guard fields["sec-websocket-version"] == "13" else {
             throw Failure(status: 426, reason: "it wants another version of websocket than 13")
         }
-        guard let key = head.fields["sec-websocket-key"], Data(base64Encoded: key)?.count == 16 else {
+        guard let key = fields["sec-websocket-key"], Data(base64Encoded: key)?.count == 16 else {
             throw Failure(status: 400, reason: "Sec-WebSocket-Key does not have 16 bytes")
         }
         var answer =
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             + "Sec-WebSocket-Accept: \(accept(for: key))\r\n"
-        if head.fields["sec-websocket-protocol"] != nil {
-            guard head.has("sec-websocket-protocol", token: subprotocol) else {
+        if fields["sec-websocket-protocol"] != nil {
+            guard fields.has("sec-websocket-protocol", token: subprotocol) else {
                 throw Failure(status: 400, reason: "it does not offer the subprotocol '\(subprotocol)'")
             }
             answer += "Sec-WebSocket-Protocol: \(subprotocol)\r\n"
         }
         return Array((answer + "\r\n").utf8)
+    }
+
+    /// Whether a head asks for an upgrade to websocket, or grants it.
+    private static func isUpgrade(_ fields: HTTPFields) -> Bool {
+        fields.has("upgrade", token: "websocket") && fields.has("connection", token: "upgrade")
     }
 
     /// What a client that failed is told.
@@ -106,18 +106,12 @@ public enum WebSocketHandshake {
     /// Judges a server's answer to the request with `key`.
     ///
     /// - Throws: `Failure`.
-    public static func check(response bytes: [UInt8], key: String) throws {
-        let head = try parse(bytes)
-        guard head.start.count >= 2, head.start[0] == "HTTP/1.1" else {
-            throw Failure(status: 0, reason: "the answer is not HTTP/1.1")
+    public static func check(response bytes: [UInt8], key: String) throws(Failure) {
+        let head = try HTTPResponseHead(parsing: bytes)
+        guard head.status == 101 else {
+            throw Failure(status: 0, reason: "the answer is \(head.status) \(head.reason)")
         }
-        guard head.start[1] == "101" else {
-            throw Failure(
-                status: 0,
-                reason: "the answer is \(head.start.dropFirst().joined(separator: " ").prefix(100))"
-            )
-        }
-        guard head.has("upgrade", token: "websocket"), head.has("connection", token: "upgrade") else {
+        guard isUpgrade(head.fields) else {
             throw Failure(status: 0, reason: "the answer does not upgrade to websocket")
         }
         guard head.fields["sec-websocket-accept"] == accept(for: key) else {
@@ -129,45 +123,5 @@ public enum WebSocketHandshake {
         if let chosen = head.fields["sec-websocket-protocol"], chosen != subprotocol {
             throw Failure(status: 0, reason: "it chose a subprotocol that was not offered")
         }
-    }
-
-    private static func parse(_ bytes: [UInt8]) throws -> Head {
-        guard let text = String(validating: bytes, as: UTF8.self) else {
-            throw Failure(status: 400, reason: "it is not text")
-        }
-        // A CR LF is one character of a Swift string, which splits exactly where HTTP does.
-        var lines = text.split(separator: "\r\n", omittingEmptySubsequences: false)
-        guard lines.count >= 3, lines.popLast() == "", lines.popLast() == "" else {
-            throw Failure(status: 400, reason: "the head does not end")
-        }
-        let start = lines.removeFirst().split(separator: " ", maxSplits: 2, omittingEmptySubsequences: false)
-        var fields: [String: String] = [:]
-        for line in lines {
-            guard let colon = line.firstIndex(of: ":"), colon != line.startIndex, line.first?.isWhitespace == false
-            else {
-                throw Failure(status: 400, reason: "a line of the head is no field")
-            }
-            let name = line[..<colon].lowercased()
-            let value = line[line.index(after: colon)...].trimmed
-            if let earlier = fields[name] {
-                guard name != "sec-websocket-key", name != "sec-websocket-accept", name != "sec-websocket-version"
-                else {
-                    throw Failure(status: 400, reason: "\(name) comes twice")
-                }
-                fields[name] = "\(earlier),\(value)"
-            } else {
-                fields[name] = value
-            }
-        }
-        return Head(start: start, fields: fields)
-    }
-}
-
-extension Substring {
-    fileprivate var trimmed: String {
-        var text = self
-        while let first = text.first, first == " " || first == "\t" { text.removeFirst() }
-        while let last = text.last, last == " " || last == "\t" { text.removeLast() }
-        return String(text)
     }
 }

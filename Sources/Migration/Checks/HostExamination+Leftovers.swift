@@ -56,7 +56,7 @@ extension HostExamination {
 
     /// Sockets of this state directory that nobody listens on.
     private func staleSockets() -> [String] {
-        var paths = ["\(stateDirectory)/control.sock"]
+        var paths = ["control.sock", "console.sock"].map { "\(stateDirectory)/\($0)" }
         for name in guests.names() {
             // A QEMU that runs serves one client: nobody is to be in its way.
             guard let record = (try? guests.load(name)) ?? nil, record.process?.isRunning != true else { continue }

@@ -69,10 +69,11 @@ public struct Cordon: Sendable, Hashable, Codable {
         return text.replacing("T", with: " ").replacing("Z", with: " UTC")
     }
 
+    /// Who said so, when and why: `by root since 2025-11-29 03:31:07 UTC: a new kernel`.
+    public var words: String { "by \(by) since \(time)\(message.isEmpty ? "" : ": \(message)")" }
+
     /// What is said of the host: who, when and why, without a full stop.
-    public var sentence: String {
-        "cordoned by \(by) since \(time)\(message.isEmpty ? "" : ": \(message)")"
-    }
+    public var sentence: String { "cordoned \(words)" }
 
     /// What a source is told that would bring a guest.
     public var refusal: String {

@@ -107,8 +107,13 @@ public struct MigrationStore: Sendable {
     /// Whether a guest may be started on this host: nil when it may.
     ///
     /// - Throws: `JournalError` when a journal that may be about the guest cannot be understood.
-    public func startBar(of guest: String) throws -> StartBar? {
-        for (id, reading) in try readings(of: guest).reversed() {
+    public func startBar(of guest: String) throws -> StartBar? { Self.startBar(by: try readings(of: guest)) }
+
+    /// Whether a guest may be started by what its journals say: nil when it may.
+    ///
+    /// - Parameter readings: those of all its migrations, the earliest first.
+    public static func startBar(by readings: [(id: String, reading: JournalReading)]) -> StartBar? {
+        for (id, reading) in readings.reversed() {
             switch reading.standing {
             case .source(.released):
                 return .released(migration: id, destination: reading.peer, isConfirmed: false)

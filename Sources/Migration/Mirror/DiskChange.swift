@@ -14,7 +14,6 @@ final class DiskChange {
     var wasZero = false
     /// Whether the destination acknowledged it before and it is sent once more.
     var isRepeated = false
-    var onDone: ((NBDError?) -> Void)?
 
     init(_ id: UInt64, _ kind: Kind, _ range: Range<UInt64>, payload: Payload? = nil, mayDeallocate: Bool = true) {
         self.id = id

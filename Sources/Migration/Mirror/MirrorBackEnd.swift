@@ -117,13 +117,11 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
         lanes = []
         seed?.end()
         for lane in last { lane.connection.abort(ChannelError(.closed, error.message)) }
-        let lost = pending
         pending = [:]
         queue = []
         retained.removeAll()
         bytesPending = 0
         counters.inFlight(0)
-        for change in lost.values { change.onDone?(error) }
         changed.signal()
         onFailure?(error.message)
         onFailure = nil
@@ -259,6 +257,9 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
 
     // MARK: Changes
 
+    /// How many requests to zero or trim may wait for the destination.
+    private static let mostEmptying = 256
+
     private func overlaps(_ range: Range<UInt64>) -> Bool {
         for other in pending.values where other.range.overlaps(range) { return true }
         return false
@@ -277,12 +278,17 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
 
     /// How many bytes that may be on any line: a hundredth of what is copied in all, but enough for the disk to work on, and four times what
     /// is under way on a line that is just full.
-    private var doubtLimit: Int { min(max(shortDoubt, 4 * path.product), endurance.memory / 2) }
+    private var doubtLimit: Int {
+        // What is on its way is half of that on a long line, so both together fit.
+        min(max(shortDoubt, 4 * path.product), isLong ? endurance.memory / 3 * 2 : endurance.memory / 2)
+    }
+
+    private var isLong: Bool { path.roundTrip.map { $0 >= PathEstimate.long } ?? false }
 
     /// How many bytes may wait for the destination: what the line holds twice, so that it never runs dry.
     private var pendingLimit: Int {
         let limit = min(max(MirrorEndurance.leastPending, 2 * path.product), endurance.memory / 2)
-        guard let roundTrip = path.roundTrip, roundTrip >= PathEstimate.long else { return limit }
+        guard isLong else { return limit }
         // A FLUSH arrives after what was sent before it. Were that more than may be in doubt, all would wait for its answer, again and again.
         return min(limit, doubtLimit / 2)
     }
@@ -409,8 +415,6 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
             }
         }
         retained.append(change)
-        change.onDone?(nil)
-        change.onDone = nil
         makeDurable(now: false)
         if !queue.isEmpty { pump() }
         changed.signal()
@@ -596,21 +600,26 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
         while done < count {
             let part = min(count - done, 1 << 30)
             let range = (offset + done)..<(offset + done + part)
-            try await admit(range, bytes: 0)
-            try await perform(kind, range, mayDeallocate: mayDeallocate)
+            try await admitEmptying(range)
+            begin(kind, range, mayDeallocate: mayDeallocate)
             done += part
         }
     }
 
-    /// Carries out a change that was admitted.
-    private func perform(_ kind: DiskChange.Kind, _ range: Range<UInt64>, mayDeallocate: Bool) async throws {
-        if kind == .zero { sums.didZero(range) } else { sums.didForget(range) }
-        let change = DiskChange(makeID(), kind, range, mayDeallocate: mayDeallocate)
-        let error = await withUnsafeContinuation { (continuation: UnsafeContinuation<NBDError?, Never>) in
-            change.onDone = { continuation.resume(returning: $0) }
-            begin(change)
+    /// Waits until a range may be zeroed or trimmed: such a request is short on the line, and may be long at work.
+    private func admitEmptying(_ range: Range<UInt64>) async throws {
+        try await admit(range, bytes: 0)
+        while pending.values.count(where: { $0.kind != .write }) >= Self.mostEmptying {
+            await changed.wait()
+            try await admit(range, bytes: 0)
         }
-        if let error { throw error }
+    }
+
+    /// Begins a change that was admitted. QEMU 7.2 has all of an empty disk zeroed before it copies anything, two pieces of 32 MiB at a time: were each
+    /// waited for, a long line would do nothing else for minutes.
+    private func begin(_ kind: DiskChange.Kind, _ range: Range<UInt64>, mayDeallocate: Bool) {
+        if kind == .zero { sums.didZero(range) } else { sums.didForget(range) }
+        begin(DiskChange(makeID(), kind, range, mayDeallocate: mayDeallocate))
     }
 
     func zero(at offset: UInt64, count: UInt64, _ options: ZeroOptions) async throws {
@@ -626,15 +635,15 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
     private func zero(_ range: Range<UInt64>, _ seed: SeedFilter) async throws {
         await seed.reach(range)
         try check()
-        try await admit(range, bytes: 0)
+        try await admitEmptying(range)
         let parts = seed.splitZeroes(range)
         for part in parts where part.isThere {
             sums.didZero(part.range)
             counters.seeded(UInt64(part.range.count))
         }
         for part in parts where !part.isThere {
-            let length = UInt64(part.range.count)
-            try await perform(.zero, part.range.lowerBound, length, mayDeallocate: true)
+            try await admitEmptying(part.range)
+            begin(.zero, part.range, mayDeallocate: true)
         }
     }
 

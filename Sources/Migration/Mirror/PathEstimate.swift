@@ -18,6 +18,20 @@ struct PathEstimate {
     private var rates = [Double](repeating: 0, count: PathEstimate.periods)
     private var next = 0
     private var highest = 0.0
+    /// The rate of the last period, in bytes per second; nil before there was one.
+    private(set) var latest: Double?
+
+    /// Begins with nothing.
+    init() {}
+
+    /// How many periods what others have seen counts for: enough to see something better.
+    private static let trust = 3
+
+    /// Begins with what others have just seen of the same way.
+    init(rate: Double, roundTrip: Duration) {
+        self.roundTrip = roundTrip
+        (rates[Self.trust], highest) = (rate, rate)
+    }
 
     /// What the way holds: the bytes that are under way when it is just full. Zero as long as nothing is known.
     var product: Int {
@@ -40,7 +54,9 @@ struct PathEstimate {
         }
         let passed = now - began
         guard passed >= max(Self.period, roundTrip ?? .zero) else { return false }
-        rates[next] = Double(bytes) / (passed / .seconds(1))
+        let rate = Double(bytes) / (passed / .seconds(1))
+        rates[next] = rate
+        latest = rate
         next = (next + 1) % rates.count
         highest = rates.max() ?? 0
         bytes = 0

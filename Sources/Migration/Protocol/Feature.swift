@@ -19,6 +19,8 @@ public enum Feature: String, Sendable, Hashable, CaseIterable {
     case lanes = "memory-lanes"
     /// Those pieces may be compressed.
     case compressedPieces = "compressed-pieces"
+    /// The destination says on the second of those connections how many pieces it has passed on.
+    case acknowledgedPieces = "acknowledged-pieces"
     /// Writes to the exports of disks may be compressed.
     case compressedWrites = "compressed-writes"
     /// The destination makes taps in its bridges for networks that OFFER, or RECALL, maps.
@@ -27,6 +29,10 @@ public enum Feature: String, Sendable, Hashable, CaseIterable {
     case members
     /// RENEW asks the host of a fleet's authority for a certificate.
     case renewal
+    /// CONSOLE brings the end of what the guest has written to its console.
+    case consoles
+    /// GRANT lets the former host of a guest have its consoles, on connections with the role `console`.
+    case consoleRelays = "console-relays"
 
     /// What this version can do, as it is sent.
     public static var own: [String] { allCases.map(\.rawValue) }

@@ -113,9 +113,18 @@ public struct HostMessage: Sendable, Hashable {
         public var reason: String?
         /// Whether it may come when it is asked for again, after another one has arrived.
         public var isLater: Bool
+        /// Why it did not arrive when it was sent last, a sentence; nil when it was not sent, or nobody knows.
+        public var lastFailure: String?
 
         /// Makes an answer.
-        public init(guest: String, migration: String? = nil, reason: String? = nil, isLater: Bool = false) {
+        public init(
+            guest: String,
+            migration: String? = nil,
+            reason: String? = nil,
+            isLater: Bool = false,
+            lastFailure: String? = nil
+        ) {
+            self.lastFailure = lastFailure
             self.guest = guest
             self.migration = migration
             self.reason = reason

@@ -27,6 +27,8 @@ public struct HostState: Sendable, Hashable, Codable {
     public var groups: [String: Int]?
     /// Which host it is; see `HostMark`. Nil from agents that do not tell.
     public var mark: String?
+    /// Its clock, in milliseconds since 1970. Nil from agents that do not tell.
+    public var clock: Int64?
 
     /// What one identity's guests may take in addition to what they have; nil for no limit.
     public struct Allowance: Sendable, Hashable, Codable {
@@ -62,7 +64,8 @@ public struct HostState: Sendable, Hashable, Codable {
         cordon: String? = nil,
         allowance: Allowance = Allowance(),
         groups: [String: Int]? = nil,
-        mark: String? = nil
+        mark: String? = nil,
+        clock: Int64? = nil
     ) {
         self.memory = memory
         self.freeMemory = freeMemory
@@ -77,5 +80,6 @@ public struct HostState: Sendable, Hashable, Codable {
         self.allowance = allowance
         self.groups = groups
         self.mark = mark
+        self.clock = clock
     }
 }

@@ -42,6 +42,14 @@ public enum Message: Sendable, Hashable {
     case refused(String)
     /// Destination: OWNER is durable and the guest runs.
     case owned(Owned)
+    /// Source, after OWNED, without an answer: what the guest wrote to its console last. Needs `Feature.consoles`.
+    case console(ConsoleTail)
+    /// Source, after OWNED, without an answer: what it will show for the guest's consoles. Needs `Feature.consoleRelays`.
+    case grant(ConsoleGranting)
+    /// Source, on a connection with the role `console`: which one it wants.
+    case open(ConsoleOpening)
+    /// Destination, in answer: what follows is that console.
+    case opened
     /// Source: OWNED was received. Destination, in answer: this migration is over.
     case done
     /// Either side: give up, before RELEASE only.
@@ -69,12 +77,14 @@ public enum Message: Sendable, Hashable {
             /// The digests of what the destination has of a disk, the one with the number `index` in the offer, as data frames after
             /// `welcome`. Needs `Feature.seeds`.
             case seed
+            /// A guest's console, after `open` and `opened`. Needs `Feature.consoleRelays`.
+            case console
         }
         /// The protocol versions that the source speaks.
         public var versions: [Int]
         /// What the connection is for.
         public var role: Role
-        /// The migration's id; the evacuation's for the role `host`.
+        /// The migration's id; the evacuation's for the role `host`; any for `console`.
         public var migration: String
         /// Which of QEMU's connections a stream connection carries, in the order in which QEMU opened them; for `seed`, which disk.
         public var index: Int
@@ -431,6 +441,10 @@ public enum Message: Sendable, Hashable {
         case .release: "RELEASE"
         case .refused: "REFUSED"
         case .owned: "OWNED"
+        case .console: "CONSOLE"
+        case .grant: "GRANT"
+        case .open: "OPEN"
+        case .opened: "OPENED"
         case .done: "DONE"
         case .abort: "ABORT"
         case .overruled: "OVERRULED"
@@ -466,6 +480,10 @@ extension Message: Codable {
         case "RELEASE": self = .release(try container.decode(Release.self, forKey: .body))
         case "REFUSED": self = .refused(try Self.sentence(container))
         case "OWNED": self = .owned(try container.decode(Owned.self, forKey: .body))
+        case "CONSOLE": self = .console(try container.decode(ConsoleTail.self, forKey: .body))
+        case "GRANT": self = .grant(try container.decode(ConsoleGranting.self, forKey: .body))
+        case "OPEN": self = .open(try container.decode(ConsoleOpening.self, forKey: .body))
+        case "OPENED": self = .opened
         case "DONE": self = .done
         case "ABORT": self = .abort(try Self.sentence(container))
         case "OVERRULED": self = .overruled(try Self.sentence(container))
@@ -505,11 +523,14 @@ extension Message: Codable {
         case .file(let body): try container.encode(body, forKey: .body)
         case .ready(let body): try container.encode(body, forKey: .body)
         case .owned(let body): try container.encode(body, forKey: .body)
+        case .console(let body): try container.encode(body, forKey: .body)
+        case .grant(let body): try container.encode(body, forKey: .body)
+        case .open(let body): try container.encode(body, forKey: .body)
         case .abort(let body), .refused(let body), .overruled(let body): try container.encode(body, forKey: .body)
         case .prepared(let body): try container.encode(body, forKey: .body)
         case .release(let body): try container.encode(body, forKey: .body)
         case .host(let body): try container.encode(body, forKey: .body)
-        case .mirrored, .stream, .done, .ping, .pong: break
+        case .mirrored, .stream, .opened, .done, .ping, .pong: break
         }
     }
 }

@@ -31,6 +31,9 @@ public struct Log: Sendable {
     private let level: Level
     private let write: @Sendable (String) -> Void
 
+    /// Whether lines of a level are written.
+    public func shows(_ level: Level) -> Bool { level >= self.level }
+
     /// Makes a log.
     ///
     /// - Parameters:

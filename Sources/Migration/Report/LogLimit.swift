@@ -8,14 +8,18 @@ public struct LogLimit: Sendable {
     private var began = ContinuousClock.now
     private var count = 0
 
+    private let things: String
+
     /// Makes a limit that has let nothing through.
-    public init() {}
+    ///
+    /// - Parameter things: what the lines are about.
+    public init(of things: String = "refusals") { self.things = things }
 
     /// The line to log; nil when there were too many. The first one of a period tells how many the last one left out.
     public mutating func line(_ text: String, now: ContinuousClock.Instant = .now) -> String? {
         var text = text
         if now - began >= Self.period {
-            if count > Self.lines { text += " (and \(count - Self.lines) other refusals that were not logged)" }
+            if count > Self.lines { text += " (and \(count - Self.lines) other \(things) that were not logged)" }
             began = now
             count = 0
         }

@@ -19,6 +19,10 @@ public struct MigrationEvent: Sendable, Codable {
     public var rate: Double?
     /// Seconds until the phase is over, estimated.
     public var remaining: Double?
+    /// Bytes of memory that the guest changes in a second, in the phase "memory"; nil when it is not known.
+    public var dirtyRate: Double?
+    /// How long the guest would be paused now for its memory, in milliseconds, as QEMU estimates it; nil when it is not known.
+    public var expectedPauseMS: Double?
     /// Bytes of the disks that the destination had already, so far; nil when no disk was begun with an image.
     public var seededBytes: UInt64?
     /// Words for a person.
@@ -28,6 +32,8 @@ public struct MigrationEvent: Sendable, Codable {
 
     private enum CodingKeys: String, CodingKey {
         case event, migration, guest, ms, phase, percent, rate, remaining, message, report
+        case dirtyRate = "dirty_rate"
+        case expectedPauseMS = "expected_pause_ms"
         case seededBytes = "seeded_bytes"
     }
 

@@ -152,6 +152,8 @@ public struct MigrationReport: Sendable, Codable {
     public var ramBytesSent: UInt64
     /// What those bytes were on the line, where they might be compressed; nil where not.
     public var ramBytesOnLine: UInt64?
+    /// Bytes of memory that QEMU got to remember pages, of which it then sent what had changed (XBZRLE); nil when it sent them whole.
+    public var deltaCacheBytes: UInt64?
     /// How long each phase took, in milliseconds.
     public var phasesMS: [String: Double]
     /// From the source's STOP to the destination's OWNED, by the source's clock: an upper bound of the pause.
@@ -191,6 +193,7 @@ public struct MigrationReport: Sendable, Codable {
         case copiedBytes = "copied_bytes"
         case ramBytesSent = "ram_bytes_sent"
         case ramBytesOnLine = "ram_bytes_on_line"
+        case deltaCacheBytes = "delta_cache_bytes"
         case phasesMS = "phases_ms"
         case blackoutMS = "blackout_ms"
         case guestState = "guest_state"

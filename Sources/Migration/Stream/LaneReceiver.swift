@@ -10,7 +10,13 @@ public final class LaneReceiver: @unchecked Sendable {
     private let loop: EventLoop
     /// Which sending of the memory it carries.
     public let attempt: Int
+    private let acknowledges: Bool
+    private let count: @Sendable (Int) -> Void
     private var order = StreamOrder()
+    /// Whether QEMU was told that nothing more comes.
+    private var isFinished = false
+    /// Pieces were passed on, or the stream has failed.
+    private let advanced = AsyncCondition()
     private var turns: [UInt64: UnsafeContinuation<Void, Never>] = [:]
     private var channels: [any Channel] = []
     private var failure: ChannelError?
@@ -21,8 +27,16 @@ public final class LaneReceiver: @unchecked Sendable {
     /// - Parameters:
     ///   - near: where it goes; closed at the end. Its loop is the one that puts the pieces in order.
     ///   - attempt: which sending of the memory it is.
-    public init(to near: any Channel, attempt: Int) {
-        self.near = near
+    ///   - acknowledges: whether the source wants to know what was passed on: it is told on the second connection.
+    ///   - count: is told how many bytes were passed on.
+    public init(
+        to near: any Channel,
+        attempt: Int,
+        acknowledges: Bool = false,
+        count: @escaping @Sendable (Int) -> Void = { _ in }
+    ) {
+        (self.near, self.count) = (near, count)
+        self.acknowledges = acknowledges
         self.attempt = attempt
         loop = near.loop
     }
@@ -41,36 +55,70 @@ public final class LaneReceiver: @unchecked Sendable {
     ///
     /// - Parameters:
     ///   - channel: the connection. The caller closes it.
-    ///   - isFirst: whether it carries the answers; it then lasts as long as they do, and its loop is that of `near`.
+    ///   - number: which one it is. The first one, 0, carries the answers and lasts as long as they do, and its loop is that of `near`.
     /// - Throws: why the stream has failed, on whichever connection.
-    public func carry(_ channel: any Channel, isFirst: Bool) async throws {
+    public func carry(_ channel: any Channel, number: Int) async throws {
         try await loop.run {
             if let failure = self.failure { throw failure }
             self.channels.append(channel)
         }
         do {
-            if isFirst {
+            switch number {
+            case 0:
                 defer { near.close() }
-                try await withThrowingTaskGroup(of: Void.self) { group in
-                    group.addTask(executorPreference: channel.loop) { try await self.receive(channel) }
-                    group.addTask(executorPreference: channel.loop) {
-                        try await StreamRelay.copy(from: self.near, to: channel) { _ in }
-                    }
-                    do {
-                        try await group.next()
-                        try await group.next()
-                    } catch {
-                        await self.fail(error)
-                        throw error
-                    }
+                try await both(channel) { try await StreamRelay.copy(from: self.near, to: channel) { _ in } }
+                // QEMU may have said its last before the other connections have brought their ends.
+                while !isFinished {
+                    if let failure { throw failure }
+                    await advanced.wait()
                 }
-            } else {
-                try await receive(channel)
+            case 1 where acknowledges: try await both(channel) { try await self.acknowledge(on: channel) }
+            default: try await receive(channel)
             }
         } catch {
             await fail(error)
             throw error
         }
+    }
+
+    /// Receives, and sends something else meanwhile.
+    private func both(_ channel: any Channel, _ answer: @escaping @Sendable () async throws -> Void) async throws {
+        try await withThrowingTaskGroup(of: Void.self) { group in
+            group.addTask(executorPreference: channel.loop) { try await self.receive(channel) }
+            group.addTask(executorPreference: channel.loop) { try await answer() }
+            do {
+                try await group.next()
+                try await group.next()
+            } catch {
+                await self.fail(error)
+                throw error
+            }
+        }
+    }
+
+    /// Tells how many pieces were passed on, until all of them were.
+    private func acknowledge(on channel: any Channel) async throws {
+        let number = IOBuffer(capacity: StreamPiece.acknowledgementSize)
+        let bytes = number.mutable(0..<StreamPiece.acknowledgementSize)
+        var told: UInt64 = 0
+        while true {
+            let (passed, isOver) = try await loop.run { [told] in try await self.progress(beyond: told) }
+            if passed > told {
+                told = passed
+                StreamPiece.acknowledge(passed, into: bytes)
+                try await channel.writeAll(UnsafeRawBufferPointer(bytes))
+            }
+            if isOver { return try await channel.finishWriting() }
+        }
+    }
+
+    private func progress(beyond told: UInt64) async throws -> (UInt64, Bool) {
+        while order.next <= told, !order.isOver {
+            if let failure { throw failure }
+            await advanced.wait()
+        }
+        if let failure { throw failure }
+        return (order.next, order.isOver)
     }
 
     /// Breaks the stream. From any thread.
@@ -120,17 +168,25 @@ public final class LaneReceiver: @unchecked Sendable {
             if let failure { throw failure }
         }
         try await near.writeAll(buffer.bytes(0..<count))
+        self.count(count)
         if let due = try order.passed() { turns.removeValue(forKey: due)?.resume() }
+        advanced.signal()
         try await finish()
     }
 
     private func ended(_ count: UInt64) async throws {
         if let failure { throw failure }
         try order.ended(count)
+        advanced.signal()
         try await finish()
     }
 
-    private func finish() async throws { if order.isOver { try await near.finishWriting() } }
+    private func finish() async throws {
+        guard order.isOver else { return }
+        try await near.finishWriting()
+        isFinished = true
+        advanced.signal()
+    }
 
     private func fail(_ error: any Error) async {
         try? await loop.run { self.end(ChannelError(.closed, "The migration stream broke: \(error)")) }
@@ -143,5 +199,6 @@ public final class LaneReceiver: @unchecked Sendable {
         for channel in channels { channel.abort(reason) }
         for turn in turns.values { turn.resume() }
         turns = [:]
+        advanced.signal()
     }
 }

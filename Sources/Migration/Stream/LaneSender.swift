@@ -4,6 +4,7 @@ public import IO
 /// it has sent the one before, and what comes back on the first one is QEMU's answer.
 ///
 /// So a connection that is slow gets less to carry, and none waits for another here. It holds a piece for each connection and one more.
+/// Where the other end says on the second connection how many pieces it has passed on, no more is under way than `PieceWindow` allows.
 public final class LaneSender: @unchecked Sendable {
     // Unchecked: confined to `loop`.
     private struct Piece: @unchecked Sendable {
@@ -20,6 +21,9 @@ public final class LaneSender: @unchecked Sendable {
     private let lineRate: Double?
     private let count: @Sendable (Int, Int) -> Void
     private var waiting: [Piece] = []
+    /// What may be under way; nil where the other end does not say what has arrived.
+    private var window: PieceWindow?
+    private let isWindowed: Bool
     private var next: UInt64 = 0
     private var hasEnded = false
     private var failure: ChannelError?
@@ -34,12 +38,16 @@ public final class LaneSender: @unchecked Sendable {
     ///   - lanes: the connections, at most `StreamPiece.mostLanes`; closed at the end. The first one has the loop of `near`, the others any.
     ///   - compression: whether pieces are compressed, each on its connection's loop; the other end has to know that.
     ///   - lineRate: what the line was measured to take, in bytes per second; nil when it was not.
+    ///   - seen: what others have just seen of the line: the bytes per second that arrived, and the round trip; nil when they have not.
+    ///   - isAcknowledged: whether the other end says what it has passed on, on the second connection.
     ///   - count: is told how many bytes of the stream were sent, and what they were on the line, from any loop.
     public init(
         from near: any Channel,
         over lanes: [any Channel],
         compression: Compression = .off,
         lineRate: Double? = nil,
+        seen: (rate: Double, roundTrip: Duration)? = nil,
+        isAcknowledged: Bool = false,
         count: @escaping @Sendable (_ bytes: Int, _ onLine: Int) -> Void
     ) {
         self.compression = compression
@@ -48,6 +56,9 @@ public final class LaneSender: @unchecked Sendable {
         self.lanes = lanes
         self.count = count
         loop = near.loop
+        isWindowed = isAcknowledged && lanes.count > 1
+        let path = seen.map { PathEstimate(rate: $0.rate, roundTrip: $0.roundTrip) }
+        window = isWindowed ? PieceWindow(path ?? PathEstimate()) : nil
     }
 
     /// Carries both directions until both have ended. Called on the loop of `near`.
@@ -65,6 +76,10 @@ public final class LaneSender: @unchecked Sendable {
             group.addTask(executorPreference: loop) { try await self.read() }
             group.addTask(executorPreference: loop) { try await StreamRelay.copy(from: first, to: self.near) { _ in } }
             for lane in lanes { group.addTask(executorPreference: lane.loop) { try await self.send(over: lane) } }
+            if window != nil {
+                let second = lanes[1]
+                group.addTask(executorPreference: second.loop) { try await self.readAcknowledgements(on: second) }
+            }
             do {
                 while try await group.next() != nil {}
             } catch {
@@ -98,7 +113,11 @@ public final class LaneSender: @unchecked Sendable {
                 filled += read
             }
             if filled > 0 {
-                while waiting.count > 0, failure == nil { await taken.wait() }
+                if waiting.count > 0 {
+                    let began = ContinuousClock.now
+                    while waiting.count > 0, failure == nil { await taken.wait() }
+                    window?.waited(.now - began)
+                }
                 waiting.append(Piece(number: next, count: filled, buffer: buffer))
                 next += 1
                 changed.signal()
@@ -111,29 +130,68 @@ public final class LaneSender: @unchecked Sendable {
         }
     }
 
-    private func take() async throws -> Piece? {
-        while waiting.isEmpty {
+    /// Waits for the next piece and for room for it.
+    ///
+    /// - Parameter shrunk: the one before of the same connection, when it is less on the line than it was: so much is what fills the line.
+    /// - Returns: the piece, and the bytes per second that the line was seen to take; nil at the end.
+    private func take(after shrunk: (number: UInt64, count: Int)?) async throws -> (Piece, Double?)? {
+        if let shrunk {
+            window?.shrink(shrunk.number, to: shrunk.count)
+            changed.signal()
+        }
+        while true {
             if let failure { throw failure }
-            if hasEnded { return nil }
+            if waiting.isEmpty, hasEnded { return nil }
+            if let piece = waiting.first, window?.hasRoom(piece.count) ?? true { break }
             await changed.wait()
         }
         defer { taken.signal() }
-        return waiting.removeFirst()
+        let piece = waiting.removeFirst()
+        window?.send(piece.count)
+        return (piece, window?.lineRate)
+    }
+
+    /// Learns what has arrived. Called on the loop of the connection.
+    private func readAcknowledgements(on lane: any Channel) async throws {
+        let number = IOBuffer(capacity: StreamPiece.acknowledgementSize)
+        let bytes = number.mutable(0..<StreamPiece.acknowledgementSize)
+        while try await lane.readFull(into: bytes) {
+            let passed = StreamPiece.acknowledged(parsing: UnsafeRawBufferPointer(bytes))
+            try await loop.run {
+                try self.window?.pass(passed)
+                self.changed.signal()
+            }
+        }
+        try await loop.run {
+            guard self.hasEnded, self.window?.passed == self.next else {
+                throw ChannelError(
+                    .truncated,
+                    "\(lane.peerName) does not say any more what of the migration stream has arrived"
+                )
+            }
+        }
     }
 
     private func send(over lane: any Channel) async throws {
         let header = IOBuffer(capacity: StreamPiece.headerSize)
         let frame = header.mutable(0..<StreamPiece.headerSize)
         var packer = PiecePacker(compression, line: lineRate.map { $0 / Double(lanes.count) })
-        while let piece = try await loop.run({ try await self.take() }) {
+        var shrunk: (number: UInt64, count: Int)?
+        while let (piece, rate) = try await loop.run({ [shrunk] in try await self.take(after: shrunk) }) {
+            // Connections that share a fast line would each believe it to be slow.
+            if let rate {
+                packer.measured(line: rate > CompressionChoice.fastLine ? .infinity : rate / Double(lanes.count))
+            }
             let packed = packer.pack(piece.buffer.bytes(0..<piece.count))
+            shrunk = packed.isCompressed ? (piece.number, packed.count) : nil
             StreamPiece(number: piece.number, count: packed.count, isCompressed: packed.isCompressed).write(into: frame)
             let began = ContinuousClock.now
             try await lane.writeAll(
                 UnsafeRawBufferPointer(frame),
                 packed.isCompressed ? packer.result.bytes(0..<packed.count) : piece.buffer.bytes(0..<piece.count)
             )
-            packer.sent(packed.count, in: .now - began)
+            // Where the window is waited for, the buffers of the connections take all that it lets through.
+            if !isWindowed { packer.sent(packed.count, in: .now - began) }
             count(piece.count, packed.count)
         }
         let total = try await loop.run { self.next }

@@ -21,4 +21,7 @@ struct PiecePacker {
 
     /// The line has taken what was packed.
     mutating func sent(_ count: Int, in time: Duration) { packer.sent(count, in: time) }
+
+    /// The line was seen to take so many bytes per second, while more were waiting.
+    mutating func measured(line rate: Double) { packer.measured(line: rate) }
 }

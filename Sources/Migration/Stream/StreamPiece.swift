@@ -13,6 +13,19 @@ public struct StreamPiece: Sendable, Hashable {
     /// Connections that share a stream at most.
     public static let mostLanes = 16
 
+    /// Bytes of an acknowledgement: how many pieces were passed on in all, in network order.
+    static let acknowledgementSize = 8
+
+    /// Reads an acknowledgement.
+    static func acknowledged(parsing bytes: UnsafeRawBufferPointer) -> UInt64 {
+        bytes.loadUnaligned(as: UInt64.self).bigEndian
+    }
+
+    /// Writes an acknowledgement.
+    static func acknowledge(_ number: UInt64, into bytes: UnsafeMutableRawBufferPointer) {
+        bytes.storeBytes(of: number.bigEndian, as: UInt64.self)
+    }
+
     /// Which piece it is.
     public var number: UInt64
     /// The bytes that follow; 0 for the end.

@@ -15,10 +15,12 @@ public enum StreamRelay {
     ///   - near: one channel; closed at the end.
     ///   - far: the other one; closed at the end.
     ///   - count: is told how many bytes went from `near` to `far`.
+    ///   - countBack: is told how many bytes went from `far` to `near`.
     public static func run(
         _ near: any Channel,
         _ far: any Channel,
-        count: @escaping @Sendable (Int) -> Void = { _ in }
+        count: @escaping @Sendable (Int) -> Void = { _ in },
+        countBack: @escaping @Sendable (Int) -> Void = { _ in }
     ) async throws {
         defer {
             near.close()
@@ -26,7 +28,7 @@ public enum StreamRelay {
         }
         try await withThrowingTaskGroup(of: Void.self) { group in
             group.addTask(executorPreference: near.loop) { try await copy(from: near, to: far, count: count) }
-            group.addTask(executorPreference: near.loop) { try await copy(from: far, to: near) { _ in } }
+            group.addTask(executorPreference: near.loop) { try await copy(from: far, to: near, count: countBack) }
             do {
                 try await group.next()
                 try await group.next()

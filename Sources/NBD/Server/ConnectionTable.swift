@@ -13,6 +13,10 @@ final class ConnectionTable: Sendable {
         /// Negotiation is where strangers are.
         var pending: UnprovenConnections
         var waiting: [UnsafeContinuation<Void, Never>] = []
+        /// How many that used an export have gone, and who waits for the next one.
+        var departures: UInt64 = 0
+        var hopeful: [UInt64: UnsafeContinuation<Void, Never>] = [:]
+        var latestHopeful: UInt64 = 0
     }
     private let state: Guarded<State>
     private let limits: NBDServer.Limits
@@ -31,7 +35,7 @@ final class ConnectionTable: Sendable {
     /// Adds a connection that begins to negotiate; false when there are too many that do more than that.
     func add(_ channel: any Channel) -> Bool {
         let (isAdmitted, victim) = state.withLock { state -> (Bool, (any Channel)?) in
-            if state.settled.count >= limits.connections { return (false, nil) }
+            if limits.patience == .zero, state.settled.count >= limits.connections { return (false, nil) }
             state.channels[ObjectIdentifier(channel)] = channel
             return (true, state.pending.add(channel))
         }
@@ -72,16 +76,45 @@ final class ConnectionTable: Sendable {
         let waiting = state.withLock { state in
             state.channels[ObjectIdentifier(channel)] = nil
             state.pending.remove(channel)
-            if let peer = state.settled.removeValue(forKey: ObjectIdentifier(channel)) ?? nil {
-                let rest = state.counts[peer, default: 1] - 1
-                state.counts[peer] = rest == 0 ? nil : rest
-                if rest == 0 { state.accounts[peer] = nil }
+            var woken: [UnsafeContinuation<Void, Never>] = []
+            if let settled = state.settled.removeValue(forKey: ObjectIdentifier(channel)) {
+                if let peer = settled {
+                    let rest = state.counts[peer, default: 1] - 1
+                    state.counts[peer] = rest == 0 ? nil : rest
+                    if rest == 0 { state.accounts[peer] = nil }
+                }
+                state.departures += 1
+                woken = Array(state.hopeful.values)
+                state.hopeful = [:]
             }
-            guard state.channels.isEmpty else { return [UnsafeContinuation<Void, Never>]() }
+            guard state.channels.isEmpty else { return woken }
             defer { state.waiting = [] }
-            return state.waiting
+            return woken + state.waiting
         }
         for continuation in waiting { continuation.resume() }
+    }
+
+    /// How many connections that used an export have gone.
+    var departures: UInt64 { state.withLock { $0.departures } }
+
+    /// Returns when there were more departures than that, or the time is over. Called on the loop.
+    func waitForDeparture(after known: UInt64, within limit: Duration, on loop: EventLoop) async {
+        let number = state.withLock { state in
+            state.latestHopeful += 1
+            return state.latestHopeful
+        }
+        let timer = loop.schedule(after: limit) {
+            self.state.withLock { $0.hopeful.removeValue(forKey: number) }?.resume()
+        }
+        await withUnsafeContinuation { continuation in
+            let hasMissed = state.withLock { state in
+                if state.departures > known { return true }
+                state.hopeful[number] = continuation
+                return false
+            }
+            if hasMissed { continuation.resume() }
+        }
+        timer.cancel()
     }
 
     func abortAll(_ reason: ChannelError) {

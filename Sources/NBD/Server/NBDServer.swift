@@ -7,8 +7,11 @@ public import TLS
 public final class NBDServer: Sendable {
     /// What bounds a server.
     public struct Limits: Sendable {
-        /// How many connections may use exports at once; further ones are closed at once.
+        /// How many connections may use exports at once; further ones are closed at once, unless there is `patience`.
         public var connections = 1024
+        /// How long a connection for which there is no place waits for one before it is told why: within `handshake`. A client that goes is there
+        /// still until the server has heard of it.
+        public var patience = Duration.zero
         /// How many of them one peer may have, by the name that it proved; nil for as many as there are places.
         public var connectionsForPeer: Int?
         /// How many bytes of payload the requests of one peer may hold, over all its connections; further ones wait for its own. Nil for
@@ -38,6 +41,7 @@ public final class NBDServer: Sendable {
     private let onDisconnect: @Sendable (Int) -> Void
     private let connections: ConnectionTable
     private let draining = Atomic<Bool>(false)
+    private let received = Atomic<UInt64>(0)
 
     /// Makes a server.
     ///
@@ -74,6 +78,13 @@ public final class NBDServer: Sendable {
         self.onDisconnect = onDisconnect
         connections = ConnectionTable(limits: limits)
     }
+
+    /// How many connections use an export.
+    public var exportConnectionCount: Int { connections.settledCount }
+
+    /// How many bytes clients have sent to be written, as they are written: what was compressed on its way counts as what it stands for, and zeroes that
+    /// were only named do not count.
+    public var receivedBytes: UInt64 { received.load(ordering: .relaxed) }
 
     /// How many connections there are, those in the negotiation included.
     public var connectionCount: Int { connections.count }
@@ -147,6 +158,7 @@ public final class NBDServer: Sendable {
             channel: channel,
             negotiated,
             account: connections.account(of: base),
+            received: { self.received.wrappingAdd(UInt64($0), ordering: .relaxed) },
             draining: { self.draining.load(ordering: .relaxed) }
         )
         defer {
@@ -221,7 +233,7 @@ public final class NBDServer: Sendable {
                 handshake.startedTLS(secure.session.peer, denial: denial(secure.session.peer, channel))
             case .transmit(let bytes, let negotiated):
                 let peer = (channel as? TLSChannel)?.session.peer.name
-                if let reason = admit(base, peer, to: negotiated.export) {
+                if let reason = await admitInTime(base, peer, to: negotiated.export) {
                     guard option == NBDOption.go.rawValue else { throw dropped(channel, reason) }
                     try await channel.write(OptionReply.error(option: option, type: NBDOptionReply.policy, reason))
                     continue
@@ -237,6 +249,18 @@ public final class NBDServer: Sendable {
             }
         }
         throw dropped(channel, "too many options")
+    }
+
+    /// The same as `admit`, and a connection for which there is no place waits for one.
+    private func admitInTime(_ base: any Channel, _ peer: String?, to export: Export) async -> String? {
+        let end = ContinuousClock.now + limits.patience
+        while true {
+            let departures = connections.departures
+            guard let reason = admit(base, peer, to: export) else { return nil }
+            let left = end - .now
+            guard left > .zero, !draining.load(ordering: .relaxed) else { return reason }
+            await connections.waitForDeparture(after: departures, within: left, on: base.loop)
+        }
     }
 
     /// Counts a connection among those that use an export; the reason when there is no place for it.

@@ -9,7 +9,8 @@ internal import TLS
 /// become child tasks, a bounded number of them. Replies are gathered while more requests are there to be read.
 final class Transmission: @unchecked Sendable {
     // Unchecked: confined to the channel's loop.
-    private static let pool = BufferPool(keep: 8 << 20)
+    /// A back end may keep payloads until they are durable elsewhere, and give them all back at once.
+    private static let pool = BufferPool(keep: 8 << 20, atWork: 64 << 20)
     /// How many requests of a connection may wait for slow work, and how many bytes of payload they may hold.
     private static let slowRequests = 32
     private static let slowBytes = 64 << 20
@@ -20,6 +21,8 @@ final class Transmission: @unchecked Sendable {
     /// How much is done for a connection before others of its loop have a turn.
     private static let requestsInTurn = 128
     private static let bytesInTurn = 8 << 20
+    /// How much longer than its content a compressed payload may be, in bytes.
+    private static let frameOverhead: UInt64 = 1024
     /// The most extents in one reply to BLOCK_STATUS.
     private static let extents = 8192
 
@@ -30,6 +33,8 @@ final class Transmission: @unchecked Sendable {
     private let terms: NBDRequest.Terms
     private let takesCompressed: Bool
     private var decompressor: ZstdDecompressor?
+    /// Is told the length of each payload that has come.
+    private let received: (Int) -> Void
     private let draining: () -> Bool
     /// What the requests of this peer hold, over all its connections; nil when nobody counts.
     private let account: PayloadAccount?
@@ -54,11 +59,12 @@ final class Transmission: @unchecked Sendable {
         channel: any Channel,
         _ negotiated: NegotiatedExport,
         account: PayloadAccount?,
+        received: @escaping (Int) -> Void,
         draining: @escaping () -> Bool
     ) {
         self.channel = channel
         self.account = account
-        self.draining = draining
+        (self.received, self.draining) = (received, draining)
         backEnd = negotiated.export.backEnd
         form = negotiated.form
         takesCompressed = negotiated.export.takesCompressed && form == .extended
@@ -120,7 +126,11 @@ final class Transmission: @unchecked Sendable {
     /// A client whose requests never run out must not keep the loop from its other work.
     private func giveWay(_ request: NBDRequest) async throws {
         turn += 1
-        turnBytes += Int(min(request.length, UInt64(Self.bytesInTurn)))
+        try await giveWay(bytes: request.length)
+    }
+
+    private func giveWay(bytes: UInt64) async throws {
+        turnBytes += Int(min(bytes, UInt64(Self.bytesInTurn)))
         guard turn >= Self.requestsInTurn || turnBytes >= Self.bytesInTurn else { return }
         (turn, turnBytes) = (0, 0)
         try await flushReplies()
@@ -245,6 +255,7 @@ final class Transmission: @unchecked Sendable {
                 throw error
             }
             work.payload = Payload(buffer, 0..<count)
+            received(count)
         }
         return work
     }
@@ -257,26 +268,34 @@ final class Transmission: @unchecked Sendable {
         else {
             throw violation("a compressed write of \(request.length) bytes with the flags \(request.flags.rawValue)")
         }
-        let packed = Self.pool.buffer(Int(request.length))
-        try await readPayload(packed.mutable(0..<prefix))
-        let size: UInt32 = packed.bytes(0..<prefix).bigEndian(0)
+        try await readPayload(header.mutable(0..<prefix))
+        let size: UInt32 = header.bytes(0..<prefix).bigEndian(0)
+        // What does not shrink is sent as it is: what is longer by more than a frame's own bytes has something else in it.
+        guard request.length <= UInt64(size) + Self.frameOverhead else {
+            throw violation("a compressed write of \(request.length) bytes for \(size)")
+        }
         let write = NBDRequest(.write, cookie: request.cookie, offset: request.offset, length: UInt64(size))
         if let fault = write.fault(terms) {
             try await dropPayload(request.length - UInt64(prefix))
             try await reply(write, error: fault)
             return nil
         }
+        // It becomes more than was counted, and takes as long as that.
+        try await giveWay(bytes: UInt64(size))
         var work = Work(request: write, payload: nil, contexts: [])
-        work.held = try await hold(work.cost)
+        let count = Int(request.length) - prefix
+        work.held = try await hold(work.cost + count)
         do {
-            try await readPayload(packed.mutable(prefix..<Int(request.length)))
+            let packed = Self.pool.buffer(count)
+            try await readPayload(packed.mutable(0..<count))
             guard let used = decompressor ?? ZstdDecompressor() else {
                 throw ChannelError(.system, "There is no memory to decompress what \(channel.peerName) writes")
             }
             decompressor = used
             let buffer = buffer(Int(size))
-            try used.decompress(packed.bytes(prefix..<Int(request.length)), into: buffer.mutable(0..<Int(size)))
+            try used.decompress(packed.bytes(0..<count), into: buffer.mutable(0..<Int(size)))
             work.payload = Payload(buffer, 0..<Int(size))
+            received(Int(size))
         } catch {
             giveBack(work)
             throw error

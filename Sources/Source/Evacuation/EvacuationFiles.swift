@@ -13,8 +13,13 @@ public struct EvacuationFiles: Sendable {
 
     /// The ids, the earliest first.
     public var ids: [String] { DurableFile.list(directory).filter { DurableFile.exists(plan(of: $0)) } }
-    /// The latest; nil when there was none.
-    public var latest: String? { ids.last }
+    /// The one that was begun or gone on with last; nil when there was none. Its id need not be the highest: that says when the look before it
+    /// began, and ids of one second are in any order.
+    public var latest: String? {
+        let noted = ((try? DurableFile.read(note, limit: 64)) ?? nil).map { String(decoding: $0, as: UTF8.self) }
+        if let noted, MigrationStore.isID(noted), DurableFile.exists(plan(of: noted)) { return noted }
+        return ids.last
+    }
 
     /// An evacuation's directory.
     public func directory(of id: String) -> String { "\(directory)/\(id)" }
@@ -35,6 +40,8 @@ public struct EvacuationFiles: Sendable {
     private var lock: String { "\(directory)/lock" }
     /// Who that is.
     private var coordinator: String { "\(directory)/coordinator.json" }
+    /// Which one was begun or gone on with last.
+    private var note: String { "\(directory)/latest" }
     /// Held by the source agent of the guest whose turn it is to switch over.
     private var turn: String { "\(directory)/turn" }
 
@@ -83,6 +90,11 @@ public struct EvacuationFiles: Sendable {
         try DurableFile.makeDirectory(directory)
         return try PauseBeacon("\(directory)/pause")
     }
+
+    /// Notes durably that an evacuation is begun or gone on with.
+    ///
+    /// - Throws: `FileError`.
+    func noteLatest(_ id: String) throws { try DurableFile.write(Array(id.utf8), to: note) }
 
     /// The plan of an evacuation.
     ///

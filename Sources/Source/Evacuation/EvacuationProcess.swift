@@ -15,6 +15,7 @@ public enum EvacuationProcess {
         let files = EvacuationFiles(stateDirectory: evacuation.order.migration.stateDirectory)
         try refuseSecond(files)
         try files.save(evacuation)
+        try files.noteLatest(evacuation.id)
         try launch(evacuation.id, files, evacuation.order.migration.stateDirectory)
     }
 
@@ -31,6 +32,7 @@ public enum EvacuationProcess {
             )
         }
         try refuseSecond(files)
+        try files.noteLatest(id)
         try launch(id, files, stateDirectory)
     }
 
@@ -64,7 +66,8 @@ public enum EvacuationProcess {
 
     private static func refuseSecond(_ files: EvacuationFiles) throws {
         guard files.isCoordinated else { return }
-        let known = files.ids.last { !DurableFile.exists(files.report(of: $0)) }.map { " \($0)" } ?? ""
+        let open = (files.latest.map { [$0] } ?? []) + files.ids.reversed()
+        let known = open.first { !DurableFile.exists(files.report(of: $0)) }.map { " \($0)" } ?? ""
         throw MigrationError(
             .busy,
             "An evacuation\(known) of this host is under way; 'crossdock evacuate --watch\(known)' shows it, '--cancel\(known)' ends it"

@@ -47,8 +47,10 @@ public struct EvacuationSurvey: Sendable {
     /// Whether the evacuation may begin.
     public var mayBegin: Bool { obstacles.isEmpty || evacuation.order.startsAnyway }
 
-    /// How many guests are rehearsed at once.
+    /// How many blank copies are under way at once.
     private static let rehearsals = 3
+    /// How many guests are looked at at once; each is watched for a second, which takes next to nothing.
+    private static let looks = 12
 
     /// Looks at this host and at the targets.
     ///
@@ -152,6 +154,7 @@ public struct EvacuationSurvey: Sendable {
         _ say: @escaping @Sendable (String) -> Void
     ) async throws -> [String: [Finding]] {
         /// Rehearses a guest with every target. The lines to them need be measured once, and the guest watched once.
+        let places = KeyedSemaphore(limit: rehearsals)
         @Sendable func look(_ guest: Inventory.Guest, _ lines: [RehearsedFigures]) async throws -> [Finding] {
             var found: [Finding] = []
             for (index, target) in targets.enumerated() {
@@ -166,7 +169,8 @@ public struct EvacuationSurvey: Sendable {
                     credentials: credentials,
                     loop: loops.control,
                     dataLoops: loops.data,
-                    known: known
+                    known: known,
+                    rehearsalTurn: try await loops.control.run { places.request("") }
                 ) { _ in }
                 found.append(Finding(target: index, report: try await migration.start()))
             }
@@ -184,7 +188,7 @@ public struct EvacuationSurvey: Sendable {
                 guard let guest = waiting.popFirst() else { return }
                 group.addTask { (guest.name, try await look(guest, lines)) }
             }
-            for _ in 0..<rehearsals { next() }
+            for _ in 0..<looks { next() }
             while let (name, found) = try await group.next() {
                 findings[name] = found
                 next()
@@ -274,7 +278,29 @@ public struct EvacuationSurvey: Sendable {
         {
             rows.append(Row(guest: name, reason: reason, isWanted: selection.wanted.contains(name)))
         }
+        warnings += Self.refusals(of: targets, of: guests.map(\.name), found)
         evacuation = Evacuation(id: id, began: began, order: order, guests: guests, staying: staying)
+    }
+
+    /// Which targets do not take guests that go to another one, and why.
+    private static func refusals(of targets: [Target], of guests: [String], _ found: [String: [Finding]]) -> [String] {
+        targets.enumerated().flatMap { index, target in
+            var reasons: [(reason: String, guests: [String])] = []
+            for guest in guests {
+                guard let finding = found[guest]?.first(where: { $0.target == index }),
+                    finding.report.outcome != .rehearsed,
+                    // The sentence names the guest; what was found against it is the same of many.
+                    let reason = finding.report.obstacles?.map(\.reason).joined(separator: "; ")
+                        ?? finding.report.reason
+                else { continue }
+                if let known = reasons.firstIndex(where: { $0.reason == reason }) {
+                    reasons[known].guests.append(guest)
+                } else {
+                    reasons.append((reason, [guest]))
+                }
+            }
+            return reasons.map { "\(target.target) does not take \($0.guests.joined(separator: ", ")): \($0.reason)" }
+        }
     }
 
     private static func distinct(_ texts: [String]) -> [String] {

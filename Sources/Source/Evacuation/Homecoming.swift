@@ -13,6 +13,8 @@ public struct Homecoming: Sendable {
         public enum State: String, Sendable, Codable {
             /// It may come: only asked about.
             case mayCome = "may-come"
+            /// It may come later: its host says why not now.
+            case waiting
             /// It was asked for and is on its way.
             case coming
             /// It is here.
@@ -26,7 +28,7 @@ public struct Homecoming: Sendable {
         public var host: String
         /// Where it stands.
         public var state: State
-        /// Why it stays away.
+        /// Why it stays away, or waits.
         public var reason: String?
 
         init(name: String, host: String, state: State, reason: String?) {
@@ -52,6 +54,8 @@ public struct Homecoming: Sendable {
 
     /// How often is looked for what comes.
     private static let interval = Duration.seconds(1)
+    /// For how long guests are asked for that may come later only, when nothing happens; and when it is told that they wait.
+    private static let (patience, quiet) = (Duration.seconds(600), Duration.seconds(5))
 
     /// Describes a homecoming.
     ///
@@ -156,9 +160,27 @@ public struct Homecoming: Sendable {
         }
         if onlyAsks { return found.values.sorted { $0.name < $1.name } }
         var coming: Set<String> = []
+        var changed = ContinuousClock.now
         while !waiting.isEmpty || !coming.isEmpty {
             if !waiting.isEmpty {
-                for answer in try await ask(target, host, waiting, isQuestion: false) where !answer.isLater {
+                for answer in try await ask(target, host, waiting, isQuestion: false) {
+                    if answer.isLater {
+                        let time = ContinuousClock.now - changed
+                        if !coming.isEmpty || time < Self.quiet { continue }
+                        guard time >= Self.patience else {
+                            set(answer.guest, .waiting, answer.reason)
+                            continue
+                        }
+                        waiting.removeAll { $0 == answer.guest }
+                        let reason = answer.reason ?? "its host said nothing of why"
+                        set(
+                            answer.guest,
+                            .away,
+                            "it was asked for for \(Self.patience.components.seconds / 60) minutes: \(reason)"
+                        )
+                        continue
+                    }
+                    changed = .now
                     waiting.removeAll { $0 == answer.guest }
                     if let reason = answer.reason {
                         set(answer.guest, .away, reason)
@@ -171,6 +193,7 @@ public struct Homecoming: Sendable {
             try await Task.sleep(for: Self.interval)
             for guest in coming where try isHere(guest) {
                 coming.remove(guest)
+                changed = .now
                 set(guest, .home)
             }
             if coming.isEmpty { continue }
@@ -178,10 +201,12 @@ public struct Homecoming: Sendable {
             for answer in try await ask(target, host, coming.sorted(), isQuestion: true) where !answer.isLater {
                 guard try !isHere(answer.guest) else { continue }
                 coming.remove(answer.guest)
+                changed = .now
+                let failure = answer.lastFailure.map { "it was sent and did not arrive: \($0)" }
                 set(
                     answer.guest,
                     .away,
-                    answer.reason
+                    answer.reason ?? failure
                         ?? "it was sent and did not arrive; the log of the agent on \(host), or 'crossdock status' there, says why"
                 )
             }

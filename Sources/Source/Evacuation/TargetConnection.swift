@@ -183,5 +183,13 @@ final class TargetConnection: @unchecked Sendable {
         for continuation in left.values { continuation.resume(throwing: error) }
     }
 
+    /// Says good-bye, so that the other host has nothing to log, and closes.
+    func end() async {
+        _ = try? await connection.channel.withDeadline(.seconds(1), for: "The end") {
+            try await connection.channel.finishWriting()
+        }
+        close()
+    }
+
     func close() { fail(MigrationError(.failed, "The connection to \(host) was closed")) }
 }

@@ -90,6 +90,15 @@ public final class TargetHost: @unchecked Sendable {
         try await loop.run { try await self.open()?.session.peer.name }
     }
 
+    /// Says good-bye, and ends the connection, and with it the turns: for who has asked, and has nothing under way.
+    public func leave() async {
+        try? await loop.run {
+            let connection = self.connection
+            self.connection = nil
+            await connection?.end()
+        }
+    }
+
     /// Ends the connection, and with it the turns. What is reserved stays reserved for its time.
     public func close() {
         loop.execute {
@@ -252,6 +261,7 @@ public final class TargetHost: @unchecked Sendable {
                 var guest = guest
                 guest.guest = guest.guest.shown(most: 48)
                 guest.reason = guest.reason.map(MigrationContext.said)
+                guest.lastFailure = guest.lastFailure.map(MigrationContext.said)
                 return guest
             }
         }

@@ -130,6 +130,17 @@ public final class ObjectStore: Sendable {
         }
     }
 
+    /// Sees that there is an authorisation with the id that an option was given.
+    ///
+    /// - Throws: `CredentialError` that names the option, and how such an object is made.
+    public func checkAuthorizer(_ id: String, of option: String) throws {
+        do { _ = try authorizer(id) } catch let error as CredentialError {
+            throw CredentialError(
+                "\(option) \(id): \(error.message); make one with --object authz-list,id=\(id),... or another of the authz objects"
+            )
+        }
+    }
+
     /// The credentials with this id for one end.
     ///
     /// - Parameters:

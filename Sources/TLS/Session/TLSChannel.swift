@@ -40,15 +40,21 @@ public final class TLSChannel: Channel, @unchecked Sendable {
     ///     the handshake fails.
     ///   - credentials: whose endpoint decides the role.
     ///   - hostname: the name that the server's certificate must be for.
+    ///   - clientCertificate: whether a server insists on a certificate.
     ///   - timeout: the time allowed for the handshake.
     public static func handshake(
         over base: any Channel,
         credentials: any TLSCredentials,
         hostname: String? = nil,
+        clientCertificate: TLSSession.ClientCertificate = .asCredentials,
         timeout: Duration = .seconds(10)
     ) async throws -> TLSChannel {
         do {
-            let session = try TLSSession(credentials: credentials, hostname: hostname)
+            let session = try TLSSession(
+                credentials: credentials,
+                hostname: hostname,
+                clientCertificate: clientCertificate
+            )
             let channel = TLSChannel(session: session, base: base)
             try await base.withCancellation {
                 try await base.withDeadline(timeout, for: "The TLS handshake") {
@@ -64,8 +70,10 @@ public final class TLSChannel: Channel, @unchecked Sendable {
                     try await channel.flushAll()
                 }
             }
+            if credentials.endpoint == .server { ServerHandshakes.count(isAccepted: true) }
             return channel
         } catch {
+            if credentials.endpoint == .server { ServerHandshakes.count(isAccepted: false) }
             base.close()
             throw error
         }

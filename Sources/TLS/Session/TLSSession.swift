@@ -34,16 +34,31 @@ public final class TLSSession: @unchecked Sendable {
     let inbound: ByteFIFO
     let outbound: ByteFIFO
     private var isCounted = false
+    /// Whether a certificate that the client shows is still to be judged.
+    private var judgesShownCertificate = false
     /// Whether the transport has ended, so that an empty inbound queue means end of file.
     var transportEnded = false
+
+    /// Whether the client of a server has to show a certificate.
+    public enum ClientCertificate: Sendable {
+        /// As the credentials say.
+        case asCredentials
+        /// It is asked for one and may have none; one that it shows has to be good. For credentials that verify their peers.
+        case optional
+    }
 
     /// Makes a session.
     ///
     /// - Parameters:
     ///   - credentials: which also decide the end.
     ///   - hostname: the name that a server's certificate must be for; required of a client that verifies certificates.
+    ///   - clientCertificate: whether a server insists on a certificate.
     /// - Throws: `CredentialError`.
-    public init(credentials: any TLSCredentials, hostname: String? = nil) throws {
+    public init(
+        credentials: any TLSCredentials,
+        hostname: String? = nil,
+        clientCertificate: ClientCertificate = .asCredentials
+    ) throws {
         self.credentials = credentials
         let isServer = credentials.endpoint == .server
         var session: gnutls_session_t?
@@ -73,7 +88,13 @@ public final class TLSSession: @unchecked Sendable {
             throw CredentialError("The TLS priority string is invalid at '\(rest)': \(GnuTLS.message(code))")
         }
         gnutls_session_set_ptr(handle, Unmanaged.passUnretained(self).toOpaque())
-        if credentials.usesCertificates, credentials.verifiesPeer { try requireVerification(isServer) }
+        if credentials.usesCertificates, credentials.verifiesPeer {
+            if isServer, clientCertificate == .optional {
+                requestCertificate()
+            } else {
+                try requireVerification(isServer)
+            }
+        }
         if let hostname, !isServer, !Self.isAddress(hostname) {
             gnutls_server_name_set(handle, GNUTLS_NAME_DNS, hostname, hostname.utf8.count)
         }
@@ -118,6 +139,29 @@ public final class TLSSession: @unchecked Sendable {
             count = 2
         }
         gnutls_session_set_verify_cert2(handle, verification, count, 0)
+    }
+
+    /// Asks the client for a certificate and does without: GnuTLS's own verification would refuse who has none.
+    private func requestCertificate() {
+        gnutls_certificate_server_set_request(handle, GNUTLS_CERT_REQUEST)
+        verification[0].type = GNUTLS_DT_KEY_PURPOSE_OID
+        verification[0].data = UnsafeMutableRawPointer(purpose).assumingMemoryBound(to: UInt8.self)
+        judgesShownCertificate = true
+    }
+
+    /// Judges the certificate that the client has shown, if it has shown one, with the same rules as those of others.
+    private func judgeShownCertificate(_ peer: String) throws {
+        judgesShownCertificate = false
+        var (count, status): (UInt32, UInt32) = (0, 0)
+        guard gnutls_certificate_get_peers(handle, &count) != nil, count > 0 else { return }
+        let code = gnutls_certificate_verify_peers(handle, verification, 1, &status)
+        guard code < 0 || status != 0 else { return }
+        gnutls_alert_send(handle, GNUTLS_AL_FATAL, GNUTLS_A_BAD_CERTIFICATE)
+        let reasons = code < 0 ? GnuTLS.message(code) : GnuTLS.reasons(status).joined(separator: ", ")
+        throw ChannelError(
+            .tls,
+            "TLS handshake with \(peer) failed: its certificate was rejected: \(reasons)\(advice(status))"
+        )
     }
 
     private func installTransport() {
@@ -202,7 +246,10 @@ public final class TLSSession: @unchecked Sendable {
     func handshake(peer: String) throws -> Bool {
         while true {
             let code = gnutls_handshake(handle)
-            if code == GNUTLS_E_SUCCESS { return true }
+            if code == GNUTLS_E_SUCCESS {
+                if judgesShownCertificate { try judgeShownCertificate(peer) }
+                return true
+            }
             if code == GNUTLS_E_AGAIN { return false }
             if code == GNUTLS_E_INTERRUPTED || gnutls_error_is_fatal(code) == 0 { continue }
             // The peer should learn the reason, so the alert goes out before the error does.

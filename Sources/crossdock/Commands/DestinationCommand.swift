@@ -8,6 +8,7 @@ import Migration
 import NBD
 import Source
 import TLS
+import Web
 
 struct DestinationCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
@@ -17,7 +18,8 @@ struct DestinationCommand: AsyncParsableCommand {
             Ends on SIGTERM or SIGINT; guests that run on this host go on running. SIGHUP loads the credentials again. \
             Objects are added, listed and removed while it runs with 'crossdock object'. What guests may have can also be said in a file \
             (--policy): the rules are --allow-directory, --allow-bridge, --allow-listen, --allow-seed, --most-memory, --most-processors, \
-            --most-disk, --most-guests, --most-incoming, --allow-recall and --guest-network, without their dashes, 'rule = value' in each line.
+            --most-disk, --most-guests, --most-incoming, --allow-recall, --allow-console and --guest-network, without their dashes, \
+            'rule = value' in each line.
             """
     )
 
@@ -86,6 +88,7 @@ struct DestinationCommand: AsyncParsableCommand {
     var guestUsers = "\(GuestUsers.defaultRange.lowerBound)-\(GuestUsers.defaultRange.upperBound)"
 
     @OptionGroup var rules: PolicyOptions
+    @OptionGroup var face: WebOptions
 
     private func userRange() throws -> ClosedRange<UInt32>? {
         if guestUsers == "none" { return nil }
@@ -118,9 +121,7 @@ struct DestinationCommand: AsyncParsableCommand {
 
     /// What moves guests away, with a source agent that has the agent's own credentials.
     private func sendAway() -> SendAway {
-        let (state, selection, directory, log) = (
-            common.stateDirectory, security.selection, currentDirectory, common.log
-        )
+        let (state, start) = (common.stateDirectory, startMove())
         return { departure, ended in
             var plan = MigrationPlan(
                 id: MigrationStore.makeID(),
@@ -131,11 +132,21 @@ struct DestinationCommand: AsyncParsableCommand {
             )
             plan.identity = departure.identity
             plan.networks = departure.networks.map { NetworkMap($0, isForMany: true) }
+            return try start(plan, ended)
+        }
+    }
+
+    /// Starts a source agent and logs what becomes of its migration. It returns the migration's id, and says when it has ended, with the reason when the
+    /// guest has not left.
+    private func startMove() -> @Sendable (MigrationPlan, @escaping @Sendable (String?) -> Void) throws -> String {
+        let (selection, directory, log) = (security.selection, currentDirectory, common.log)
+        return { plan, ended in
             let agent = try SourceAgent.start(
                 SourceAgentOrder(plan: plan, credentials: selection, directory: directory)
             )
             Task.detached {
-                defer { ended() }
+                var failure: String? = "its source agent said nothing of the end"
+                defer { ended(failure) }
                 do {
                     for try await event in agent.events {
                         guard let report = event.report else { continue }
@@ -144,11 +155,40 @@ struct DestinationCommand: AsyncParsableCommand {
                             report.outcome == .migrated ? .info : .warning,
                             "Migration \(agent.migration): guest '\(report.guest)' \(report.outcome.rawValue)\(reason)"
                         )
+                        failure = report.outcome == .migrated ? nil : report.reason ?? report.outcome.rawValue
                     }
-                } catch { log(.warning, "Migration \(agent.migration): \(error)") }
+                } catch {
+                    log(.warning, "Migration \(agent.migration): \(error)")
+                    failure = "\(error)"
+                }
             }
             return agent.migration
         }
+    }
+
+    /// Starts the consoles, and the page and the figures, if they were asked for.
+    private func startWeb(
+        _ agent: DestinationAgent,
+        _ configuration: DestinationAgent.Configuration
+    ) async throws -> WebServer {
+        let (state, start) = (common.stateDirectory, startMove())
+        let host = WebHost(agent, configuration, selection: security.selection) { guest, target in
+            let plan = MigrationPlan(
+                id: MigrationStore.makeID(),
+                guest: guest,
+                host: target.host,
+                port: target.port,
+                stateDirectory: state
+            )
+            return try start(plan) { _ in }
+        }
+        return try await face.start(
+            host,
+            credentials: configuration.credentials,
+            objects: configuration.objects,
+            authorization: configuration.authorization,
+            log: common.log
+        )
     }
 
     /// The authorisation that a pairing has written, for an agent that was told neither credentials nor who may send; nil without one.
@@ -201,7 +241,7 @@ struct DestinationCommand: AsyncParsableCommand {
             try security.selection.checkAuthority(authorization: authorization, allowsAll: allowAllOfAuthority) {
                 common.log(.warning, $0)
             }
-            if let authorization { _ = try objects.authorizer(authorization) }
+            if let authorization { try objects.checkAuthorizer(authorization, of: "--tls-authz") }
             var configuration = DestinationAgent.Configuration(
                 listen: try SocketAddress(parsing: listen, defaultPort: MessageConnection.port),
                 nbdListen: try SocketAddress(parsing: nbdListen, defaultPort: NBDWire.port),
@@ -237,17 +277,51 @@ struct DestinationCommand: AsyncParsableCommand {
                 }
             }
             configuration.examineHost = examineHost(imageDirectory: configuration.imageDirectory)
+            let server = Guarded<WebServer?>(nil)
+            configuration.commands[ConsoleQuery.name] = ConsoleQuery.answering { server.withLock { $0 } }
+            configuration.commands[ConsoleQuery.tailName] = ConsoleQuery.answeringTail { server.withLock { $0 } }
+            configuration.commands[ConsoleQuery.releaseName] = ConsoleQuery.answeringRelease { server.withLock { $0 } }
+            configuration.followConsole = { guest, tail in
+                await server.withLock { $0 }?.followConsole(of: guest, tail)
+            }
+            let running = Guarded<DestinationAgent?>(nil)
+            configuration.commands[ConsoleQuery.leftName] = ConsoleQuery.answeringLeft({ server.withLock { $0 } }) {
+                running.withLock { $0 }
+            }
+            configuration.commands[ConsoleQuery.stillName] = ConsoleQuery.answeringStill { server.withLock { $0 } }
+            configuration.expectConsole = { guest in await server.withLock { $0 }?.expectConsole(of: guest) }
+            configuration.openConsole = { request in
+                await server.withLock { $0 }?.console(
+                    for: request.opening,
+                    identity: request.identity,
+                    mayWrite: request.mayWrite,
+                    mayStay: request.mayStay
+                )
+            }
+            configuration.consoleAbsence = { opening in await server.withLock { $0 }?.absence(of: opening) }
+            configuration.commands[WebTicketCommand.name] = WebTicketCommand.answering { server.withLock { $0 } }
             let agent = try await DestinationAgent.start(configuration)
+            running.withLock { $0 = agent }
+            let web: WebServer
+            do { web = try await startWeb(agent, configuration) } catch {
+                await agent.stop()
+                throw error
+            }
+            server.withLock { $0 = web }
             for path in FencedImages.purge(common.migrations) {
                 common.log(.info, "deleted \(path), whose time is over")
             }
-            output("crossdock destination: listening on \(agent.address), NBD port \(agent.nbdPort)\n")
+            var words = "crossdock destination: listening on \(agent.address), NBD port \(agent.nbdPort)\n"
+            for address in web.addresses { words += "crossdock destination: page at \(address)\n" }
+            for address in web.metricsAddresses { words += "crossdock destination: figures at \(address)\n" }
+            output(words)
             for await signal in signals.stream {
                 guard signal == SIGHUP else { break }
                 let result = try objects.reload()
                 for id in result.reloaded { common.log(.info, "reloaded '\(id)'") }
                 for failure in result.failures { common.log(.error, "\(failure)") }
             }
+            await web.stop()
             await agent.stop()
         }
     }

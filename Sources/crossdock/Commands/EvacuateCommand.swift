@@ -109,7 +109,7 @@ struct EvacuateCommand: AsyncParsableCommand {
     @Flag(help: "Begin, and do not watch.")
     var detach = false
 
-    @Flag(help: "Show an evacuation, by its id; the latest without one.")
+    @Flag(help: "Show an evacuation, by its id; the one that was begun or gone on with last without one.")
     var status = false
     @Flag(help: "Watch one that is under way.")
     var watch = false

@@ -143,6 +143,9 @@ struct GuestCommand: AsyncParsableCommand {
                 let loop = EventLoop(name: "guest")
                 var view = try await loop.run { try await GuestView.look(record, store, migrations, on: loop) }
                 await view.judgeFence(record, store, migrations)
+                if record.placement?.console != nil {
+                    view.console = await ConsoleQuery.ask(name, common.stateDirectory)
+                }
                 output(
                     json
                         ? String(decoding: try JSONText.encode(view, pretty: true), as: UTF8.self) + "\n"

@@ -57,6 +57,24 @@ extension GuestCommand {
         )
         var autostart: Switch?
 
+        @Option(
+            help: ArgumentHelp(
+                "The serial socket that the agent of its host holds as its console, for 'crossdock console' and the page: serial0 is the first "
+                    + "-serial, any other name a -chardev; it has to be a Unix socket with server=on. Nobody else can use it then. 'none' gives it back.",
+                valueName: "serial"
+            )
+        )
+        var console: String?
+
+        @Option(
+            help: ArgumentHelp(
+                "The port at which the agent of its host gives its screen to viewers of VNC by TLS, when it runs with --vnc-tls: 5900 to "
+                    + "6899; 'none' takes it back.",
+                valueName: "port"
+            )
+        )
+        var vncPort: String?
+
         private func applied(to placement: GuestPlacement) throws -> GuestPlacement {
             var placement = placement
             for label in labels {
@@ -69,6 +87,15 @@ extension GuestCommand {
             if let evacuate { placement.evacuation = evacuate }
             if let antiAffinity { placement.antiAffinity = antiAffinity.isEmpty ? nil : antiAffinity }
             if let priority { placement.priority = priority }
+            if let console { placement.console = console == "none" || console.isEmpty ? nil : console }
+            if let vncPort, vncPort != "none", !vncPort.isEmpty {
+                guard let port = UInt16(vncPort) else {
+                    throw ValidationError("--vnc-port takes a port, not '\(vncPort)'")
+                }
+                placement.vncPort = port
+            } else if vncPort != nil {
+                placement.vncPort = nil
+            }
             if let autostart { placement.autostart = autostart == .on ? true : nil }
             do { try placement.judge() } catch { throw ValidationError("\(error)") }
             return placement
@@ -76,10 +103,12 @@ extension GuestCommand {
 
         func validate() throws {
             _ = try applied(to: GuestPlacement())
-            guard !labels.isEmpty || evacuate != nil || antiAffinity != nil || priority != nil || autostart != nil
+            guard
+                !labels.isEmpty || evacuate != nil || antiAffinity != nil || priority != nil || autostart != nil
+                    || console != nil || vncPort != nil
             else {
                 throw ValidationError(
-                    "Nothing is said about the guest: give --label, --evacuate, --anti-affinity, --priority or --autostart"
+                    "Nothing is said about the guest: give --label, --evacuate, --anti-affinity, --priority, --autostart, --console or --vnc-port"
                 )
             }
         }
@@ -94,6 +123,8 @@ extension GuestCommand {
                 guard var record = try common.guests.load(name) else { throw common.guests.unknown(name) }
                 if let bar = try common.migrations.startBar(of: name) { throw GuestError(bar.sentence(guest: name)) }
                 let placement = try applied(to: record.placement ?? GuestPlacement())
+                if console != nil, let wanted = placement.console { _ = try record.commandLine.serialSocket(wanted) }
+                if vncPort != nil, placement.vncPort != nil { _ = try record.commandLine.display() }
                 record.placement = placement.isEmpty ? nil : placement
                 try common.guests.save(record)
                 output("Guest '\(name)': \(placement.isEmpty ? "nothing is said" : placement.summary).\n")
@@ -109,6 +140,8 @@ extension GuestPlacement {
         if let evacuation { parts.append("evacuate \(evacuation.rawValue)") }
         if let antiAffinity { parts.append("apart from others of '\(antiAffinity)'") }
         if let priority { parts.append("priority \(priority)") }
+        if let console { parts.append("console \(console)") }
+        if let vncPort { parts.append("screen at port \(vncPort)") }
         if autostart == true { parts.append("starts with its host") }
         return parts.joined(separator: ", ")
     }

@@ -17,7 +17,7 @@ struct MigrateCommand: AsyncParsableCommand {
             """
     )
 
-    private static let usualMemory = ByteCount(256 << 20)
+    private static let usualMemory = ByteCount(UInt64(MigrationPlan.usualMirrorMemory))
 
     @Argument(help: "The guest's name; see 'crossdock guest list'.")
     var guest: String

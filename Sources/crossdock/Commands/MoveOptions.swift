@@ -31,6 +31,14 @@ struct MoveOptions: ParsableArguments {
 
     @Option(
         help: ArgumentHelp(
+            "By how much the guest may be slowed down so that its memory gets through, in percent of its time: 0 to 99.",
+            valueName: "percent"
+        )
+    )
+    var slowDown = MigrationPlan.mostSlowDown
+
+    @Option(
+        help: ArgumentHelp(
             "A pause that is given up: the guest resumes here.",
             default: MoveOptions.longestPause,
             valueName: "ms"
@@ -77,6 +85,9 @@ struct MoveOptions: ParsableArguments {
         guard (1...2_000_000).contains(downtimeLimit.count) else {
             throw ValidationError("--downtime-limit takes 1 to 2000000 milliseconds")
         }
+        guard (0...MigrationPlan.mostSlowDown).contains(slowDown) else {
+            throw ValidationError("--slow-down takes 0 to \(MigrationPlan.mostSlowDown) percent")
+        }
         guard (100...3_600_000).contains(blackoutDeadline.count), blackoutDeadline.count >= downtimeLimit.count else {
             throw ValidationError(
                 "--blackout-deadline takes 100 to 3600000 milliseconds, and not less than --downtime-limit"
@@ -90,6 +101,7 @@ struct MoveOptions: ParsableArguments {
         plan.connections = connections
         plan.compression = compress
         plan.downtimeLimit = downtimeLimit.count
+        plan.slowDownLimit = slowDown
         plan.blackoutDeadline = blackoutDeadline.count
         plan.keepSource = keepSource.seconds
         plan.patience = patience.seconds

@@ -74,6 +74,16 @@ struct PolicyOptions: ParsableArguments {
     var recallers: [String] = []
 
     @Option(
+        name: .customLong("allow-console"),
+        help: ArgumentHelp(
+            "An identity, as it is in its certificate, whose agent may have the consoles of guests here also when it was given no grant; "
+                + "with ' view' behind it only to read. May be repeated; without it only former hosts of a guest may.",
+            valueName: "identity[ view]"
+        )
+    )
+    var consoleReaders: [String] = []
+
+    @Option(
         help: ArgumentHelp(
             "What guests reach with networks and disks that connect to others: 'filtered' keeps them from loopback and link-local "
                 + "addresses of this host (the default), 'host' does not.",
@@ -86,6 +96,7 @@ struct PolicyOptions: ParsableArguments {
     func apply(to policy: inout GuestPolicy) throws {
         var said = bridges.map { ("allow-bridge", $0) } + listenAddresses.map { ("allow-listen", $0) }
         said += recallers.map { ("allow-recall", $0) }
+        said += consoleReaders.map { ("allow-console", $0) }
         said += seedDirectories.map { ("allow-seed", $0) }
         let single = [
             ("most-memory", mostMemory), ("most-processors", mostProcessors), ("most-disk", mostDisk),

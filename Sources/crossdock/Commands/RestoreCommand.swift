@@ -120,6 +120,7 @@ struct RestoreCommand: AsyncParsableCommand {
         let words =
             switch guest.state {
             case .mayCome: "\(guest.host) would send it; whether it fits here is rehearsed when it comes"
+            case .waiting: "waits on \(guest.host): \(guest.reason ?? "it may come later")"
             case .coming: "comes from \(guest.host)"
             case .home: "is home"
             case .away: "does not come from \(guest.host): \(guest.reason ?? "")"

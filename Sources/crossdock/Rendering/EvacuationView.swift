@@ -80,13 +80,14 @@ enum EvacuationView {
                 }
             )
         )
+        let began = "Evacuation \(plan.id), begun \(UTCTime.text(plan.began))"
         if let report {
-            output("\(report.sentence).\n")
+            output("\(began), ended \(UTCTime.text(report.ended)). \(report.sentence).\n")
         } else if files.isCoordinated {
-            output("Evacuation \(plan.id) is under way.\n")
+            output("\(began), is under way.\n")
         } else {
             output(
-                "Evacuation \(plan.id) was interrupted: nobody begins another guest. 'crossdock evacuate --resume \(plan.id)' goes on "
+                "\(began), was interrupted: nobody begins another guest. 'crossdock evacuate --resume \(plan.id)' goes on "
                     + "with it.\n"
             )
         }

@@ -1,6 +1,7 @@
 import CLinux
 import Emulator
 import Glibc
+import IO
 import Migration
 
 /// Shows a migration's events.
@@ -172,10 +173,5 @@ struct ProgressRenderer: EventRenderer {
         return ""
     }
 
-    static func time(_ seconds: Double) -> String {
-        if seconds < 10 { return "\((seconds * 10).rounded() / 10) s" }
-        let whole = Int(seconds.rounded())
-        if whole < 60 { return "\(whole) s" }
-        return "\(whole / 60) min \(whole % 60) s"
-    }
+    static func time(_ seconds: Double) -> String { SpanText.of(seconds) }
 }

@@ -2,6 +2,7 @@ import Emulator
 import IO
 import Migration
 import Source
+import Web
 
 /// What `crossdock guest list` and `crossdock guest show` tell about a guest.
 struct GuestView: Codable {
@@ -38,6 +39,9 @@ struct GuestView: Codable {
     var detail: String
     var kept: [KeptImage]?
     var listeners: [GuestListener]?
+    var console: ConsoleStanding?
+    /// The host that the guest has gone to.
+    var movedTo: String?
 
     /// A guest whose record cannot be read.
     init(damaged name: String) {
@@ -60,6 +64,7 @@ struct GuestView: Codable {
         monitor = record.adopted
         placement = record.placement
         origin = record.origin
+        movedTo = record.released?.destination
         let release = record.released.map { "released to \($0.destination), migration \($0.migration)" }
         detail = isRunning ? record.commandLine.program : release ?? ""
     }
@@ -217,6 +222,9 @@ struct GuestView: Codable {
         }
         for image in kept ?? [] {
             lines.append("  kept       \(image.path), \(ProgressRenderer.bytes(Double(image.bytes)))")
+        }
+        if let name = placement?.console {
+            lines.append("  console    \(name): \(ConsoleQuery.words(console, of: self.name, on: movedTo))")
         }
         if let placement { lines.append("  set        \(placement.summary)") }
         if let origin {

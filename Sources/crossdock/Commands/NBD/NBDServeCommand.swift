@@ -35,7 +35,7 @@ struct NBDServeCommand: AsyncParsableCommand {
 
     @Option(
         name: [.customShort("e", allowingJoined: true), .long],
-        help: "How many clients at once; 0 for no bound but the server's own."
+        help: "How many clients at once, one more waits two seconds for a place; 0 for no bound but the server's own."
     )
     var shared = 0
     @Flag(name: [.customShort("t"), .long], help: "Go on when the last client has gone.")
@@ -89,6 +89,8 @@ struct NBDServeCommand: AsyncParsableCommand {
             var limits = NBDServer.Limits()
             if shared > 0 { limits.connections = shared }
             limits.handshake = .seconds(handshakeLimit)
+            // Half of the handshake at most, so that who gets no place is told why.
+            limits.patience = min(.seconds(2), limits.handshake / 2)
             let endsWithLast = !persistent
             let server = NBDServer(
                 exports: exports,

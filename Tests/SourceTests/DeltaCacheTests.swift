@@ -1,0 +1,29 @@
+import Testing
+
+@testable import Source
+
+/// When QEMU sends what has changed of a page.
+struct DeltaCacheTests {
+    @Test(
+        arguments: [
+            // A guest that changes little, on any line.
+            (1e6, 10e6, 1 << 30, nil),
+            (0, 10e6, 1 << 30, nil),
+            // A line that was not measured, and one that is fast.
+            (50e6, 0, 1 << 30, nil),
+            (300e6, 1e9, 8 << 30, nil),
+            // What is changed in a second, and half of it again.
+            (5e6, 10e6, 1 << 30, 16 << 20),
+            (16_777_216, 25e6, 1 << 30, 32 << 20),
+            (100e6, 100e6, 4 << 30, 256 << 20),
+            // More than a quarter of the memory, or than the most.
+            (100e6, 100e6, 512 << 20, nil),
+            (500e6, 100e6, 64 << 30, nil),
+            (12e6, 10e6, 32 << 20, nil),
+            (1e300, 10e6, 1 << 40, nil),
+        ] as [(Double, Double, UInt64, UInt64?)]
+    )
+    func itIsAsLargeAsWhatTheGuestChanges(dirty: Double, line: Double, memory: UInt64, bytes: UInt64?) {
+        #expect(DeltaCache(dirtyRate: dirty, lineRate: line, memory: memory)?.bytes == bytes)
+    }
+}
