@@ -16,7 +16,7 @@ struct ConvergenceEndToEnd {
     }
 
     @Test func aGuestThatFillsItsDiskFasterThanTheLinkStaysAndKeepsWriting() async throws {
-        let lab = try Lab()
+        let lab = try Lab(emulators: Lab.whole)
         try await lab.throttle("160mbit")
         try await lab.startDestination()
         let disk = try await lab.makeImage("disk.raw", megabytes: 128, data: 1)
@@ -29,7 +29,7 @@ struct ConvergenceEndToEnd {
     }
 
     @Test func aGuestThatDirtiesItsMemoryFasterThanTheLinkStaysAndKeepsWriting() async throws {
-        let lab = try Lab()
+        let lab = try Lab(emulators: Lab.whole)
         // Half of the guest's time is enough to write ten times as much as this link carries. What it goes through is more than QEMU
         // remembers the translation of, so that it learns of each page.
         try await lab.throttle("80mbit")
@@ -45,7 +45,7 @@ struct ConvergenceEndToEnd {
     }
 
     @Test func whatShrinksTakesLessOfASlowLine() async throws {
-        let lab = try Lab()
+        let lab = try Lab(emulators: Lab.whole)
         try await lab.throttle("80mbit")
         try await lab.startDestination()
         let disk = try await lab.makeImage("disk.raw", megabytes: 64, data: 1)
@@ -68,7 +68,7 @@ struct ConvergenceEndToEnd {
     }
 
     @Test func aGuestThatChangesTheSamePagesAgainAndAgainGetsThrough() async throws {
-        let lab = try Lab()
+        let lab = try Lab(emulators: Lab.whole)
         try await lab.throttle("80mbit")
         try await lab.startDestination()
         let disk = try await lab.makeImage("disk.raw", megabytes: 32, data: 16)

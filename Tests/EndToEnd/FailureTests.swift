@@ -333,7 +333,7 @@ struct FailureTests {
     }
 
     @Test func aDestinationWhoseQEMUTakesNoMemoryGetsItAgain() async throws {
-        let lab = try Lab()
+        let lab = try Lab(emulators: Lab.whole)
         try await lab.startDestination()
         try await lab.startLinuxGuest(disks: [try await lab.makeImage("disk.raw", megabytes: 32, data: 4)])
         let migration = try lab.beginMigration(more: ["--bandwidth", "8M", "--patience", "3s"])

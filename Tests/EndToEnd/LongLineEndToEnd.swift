@@ -8,7 +8,7 @@ import Testing
 struct LongLineEndToEnd {
     /// Two hosts with a line of 20 ms there and back, and a Linux guest that writes.
     private func makeLab() async throws -> (lab: Lab, line: LongLine, credentials: [String]) {
-        let lab = try Lab()
+        let lab = try Lab(emulators: Lab.whole)
         let directory = try lab.pki.issue("far", hosts: ["127.0.0.1", "127.0.0.3", "localhost"])
         let credentials = lab.credentials(directory)
         let control = try await lab.startDestination(credentials: credentials)

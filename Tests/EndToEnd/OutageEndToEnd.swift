@@ -111,7 +111,7 @@ struct OutageEndToEnd {
     }
 
     @Test func theMemoryIsSentAgainWithoutTheDisk() async throws {
-        let lab = try Lab()
+        let lab = try Lab(emulators: Lab.whole)
         try await lab.throttle("160mbit")
         let disk = try await lab.makeImage("disk.raw", megabytes: 32, data: 8)
         try await lab.startLinuxGuest(disks: [disk], workload: "xd.dirty=96")

@@ -16,7 +16,7 @@ struct SwitchoverEndToEnd {
 
     /// A migration whose guest is paused for seconds: that long the link takes for what is always dirty.
     func pause(deadline: Int, seconds: Int = 2) async throws -> Paused {
-        let lab = try Lab()
+        let lab = try Lab(emulators: Lab.whole)
         try await lab.startDestination()
         let disk = try await lab.makeImage("disk.raw", megabytes: 64, data: 4)
         try await lab.startLinuxGuest(disks: [disk], workload: "xd.dirty=12")
@@ -59,7 +59,7 @@ struct SwitchoverEndToEnd {
     }
 
     @Test func aGuestThatSomebodyElsePausedStaysPausedWhenTheSourceAgentDies() async throws {
-        let lab = try Lab()
+        let lab = try Lab(emulators: Lab.whole)
         try await lab.startDestination()
         let disk = try await lab.makeImage("disk.raw", megabytes: 64, data: 16)
         try await lab.startLinuxGuest(disks: [disk])
@@ -79,7 +79,7 @@ struct SwitchoverEndToEnd {
 
     /// The copy was damaged after it was written and before it was read back.
     @Test func aDamagedCopyIsNotRun() async throws {
-        let lab = try Lab()
+        let lab = try Lab(emulators: Lab.whole)
         try await lab.startDestination()
         let disk = try await lab.makeImage("disk.raw", megabytes: 64, data: 16)
         try await lab.startLinuxGuest(disks: [disk])
@@ -106,7 +106,7 @@ struct SwitchoverEndToEnd {
     }
 
     @Test func aFullVerificationReadsBothImagesBeforeTheGuestMoves() async throws {
-        let lab = try Lab()
+        let lab = try Lab(emulators: Lab.whole)
         try await lab.startDestination()
         let disk = try await lab.makeImage("disk.raw", megabytes: 64, data: 16)
         try await lab.startLinuxGuest(disks: [disk])

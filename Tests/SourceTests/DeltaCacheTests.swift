@@ -27,3 +27,16 @@ struct DeltaCacheTests {
         #expect(DeltaCache(dirtyRate: dirty, lineRate: line, memory: memory)?.bytes == bytes)
     }
 }
+
+/// At how many pages QEMU looks to tell how fast a guest changes its memory.
+struct DirtyRateTests {
+    @Test(
+        arguments: [
+            // A GiB's share of two thousand pages, within what QEMU takes.
+            (0, 4096), (256 << 20, 4096), (1 << 30, 2048), (2 << 30, 1024), (4 << 30, 512), (1 << 40, 512), (.max, 512),
+        ] as [(UInt64, Int)]
+    )
+    func aSmallGuestIsLookedAtMoreClosely(_ memory: UInt64, _ pages: Int) {
+        #expect(DirtyRate.samples(memory: memory) == pages)
+    }
+}
