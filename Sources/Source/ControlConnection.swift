@@ -20,6 +20,8 @@ final class ControlConnection: @unchecked Sendable {
     /// When the message came that `next` has returned last, which may have been long before somebody asked for it.
     private(set) var arrival = ContinuousClock.now
     private let arrived = AsyncCondition()
+    /// How many questions of `ask` have no answer yet.
+    private var asked = 0
     private var isPinging = false
     private var lastHeard = ContinuousClock.now
     private(set) var failure: MigrationError?
@@ -278,9 +280,6 @@ final class ControlConnection: @unchecked Sendable {
         }
     }
 
-    /// Whether it has said what nobody has asked for yet.
-    var hasUnread: Bool { !inbox.isEmpty }
-
     func send(data: [UInt8]) async throws { try await connection.send(data: data) }
 
     /// The next message that is no answer to a ping.
@@ -300,7 +299,15 @@ final class ControlConnection: @unchecked Sendable {
     }
 
     /// Sends a message and waits for the answer.
+    ///
+    /// - Throws: also when something was said already that nobody asked for, which would be taken for the answer: no word of such a destination
+    ///   can be trusted any more.
     func ask(_ message: Message, timeout: Duration) async throws -> Message {
+        if asked == 0, let early = inbox.first {
+            fail(MigrationError(.failed, "The destination said \(early.message.name) before it was asked for anything"))
+        }
+        asked += 1
+        defer { asked -= 1 }
         try await send(message)
         return try await next(timeout: timeout)
     }

@@ -122,6 +122,16 @@ final class DestinationLink: @unchecked Sendable {
         context.warn("Connected to \(plan.host) again")
     }
 
+    /// What is wrong with an answer that is none to the question.
+    func unexpected(_ answer: Message, to question: Message) -> MigrationError {
+        switch answer {
+        case .refused(let reason):
+            MigrationError(.failed, "\(plan.host) refuses \(question.name): \(MigrationContext.said(reason))")
+        case .overruled(let by): Self.overruled(plan, by)
+        default: MigrationError(.failed, "\(plan.host) answered \(question.name) with \(answer.name)")
+        }
+    }
+
     static func overruled(_ plan: MigrationPlan, _ by: String) -> MigrationError {
         MigrationError(
             .failed,
@@ -195,9 +205,6 @@ final class DestinationLink: @unchecked Sendable {
                     _ = try await connect()
                 }
                 guard let control else { continue }
-                guard !control.hasUnread else {
-                    throw MigrationError(.failed, "it said something before it was asked")
-                }
                 let answer = try await control.ask(.release(release), timeout: patience)
                 switch answer {
                 case .owned, .refused: return answer

@@ -364,9 +364,7 @@ final class DiskMirrors: @unchecked Sendable {
         }
         defer { link.onReadBack = nil }
         let answer = try await link.ask(.mirrored, timeout: .seconds(60 + Int(bytes >> 26)))
-        guard case .mirrored = answer else {
-            throw MigrationError(.failed, "The destination answered MIRRORED with \(answer.name)")
-        }
+        guard case .mirrored = answer else { throw link.unexpected(answer, to: .mirrored) }
         verifiedReconnects = context.report.reconnects
         try context.checkFault()
     }

@@ -109,9 +109,8 @@ final class MemoryTransfer: @unchecked Sendable {
         attemptBegan = .now
         let attempt = attempt
         let socket = context.files.streamSocket(attempt: attempt)
-        guard case .stream = try await link.ask(.stream, timeout: .seconds(30)) else {
-            throw MigrationError(.failed, "The destination does not wait for the memory")
-        }
+        let answer = try await link.ask(.stream, timeout: .seconds(30))
+        guard case .stream = answer else { throw link.unexpected(answer, to: .stream) }
         let stream = try await OutgoingStream.start(
             socket: socket,
             plan: plan,
@@ -202,8 +201,33 @@ final class MemoryTransfer: @unchecked Sendable {
         context.report.deltaCacheBytes = cache.bytes
     }
 
+    /// Why QEMU's stream broke in this attempt, as far as its carrier knows.
+    private var streamReason: String?
+    /// For how long that is waited for, in milliseconds, after QEMU has said that it failed.
+    private static let reasonTime = 200
+
+    private var failing: Task<Void, Never>?
+    /// What QEMU says of that.
+    private var emulatorReason: String?
+
+    /// QEMU has failed. It knows that its stream broke; why, its carrier knows, or is about to. A guest that is paused does not wait for that.
+    func loseInQEMU(_ watch: GuestWatch, _ error: String?) {
+        if let error { emulatorReason = error }
+        var reason: String {
+            streamReason ?? "QEMU could not send the memory\(emulatorReason.map { ": \($0)" } ?? "")"
+        }
+        if streamReason != nil || watch.isAtSwitchover || watch.stoppedAt != nil { return lose(reason) }
+        guard failing == nil else { return }
+        let attempt = attempt
+        failing = Task(executorPreference: context.loop) {
+            await context.loop.sleep(for: .milliseconds(Self.reasonTime))
+            if attempt == self.attempt { lose(reason) }
+        }
+    }
+
     /// A stream that breaks after QEMU has finished is how streams end.
     private func streamEnded(_ monitor: QMPClient, _ reason: String, _ attempt: Int) {
+        if attempt == self.attempt, streamReason == nil { streamReason = reason }
         Task(executorPreference: context.loop) {
             if let state = try? await monitor.migrationState(), state.status == "completed" { return }
             if attempt == self.attempt { self.lose(reason) }
@@ -248,7 +272,7 @@ final class MemoryTransfer: @unchecked Sendable {
                 )
             }
             if state.status == "failed" || state.status == "cancelled" {
-                lose("QEMU could not send the memory: \(state.error ?? state.status)")
+                loseInQEMU(watch, state.error ?? state.status)
             }
             try context.check()
             try await mirrors.refreshJobs(monitor)
@@ -323,6 +347,7 @@ final class MemoryTransfer: @unchecked Sendable {
     /// The guest goes on as if nothing had been tried, and the disks are still mirrored.
     func prepareRetry(_ monitor: QMPClient, _ watch: GuestWatch, _ reason: String) async throws {
         attempt += 1
+        (failing, streamReason, emulatorReason) = (nil, nil, nil)
         announcements = Announcements()
         stream?.abort(reason)
         // Before that QEMU reports how the guest came to this host.
@@ -354,7 +379,8 @@ final class MemoryTransfer: @unchecked Sendable {
             let state = try await monitor.migrationState()
             if state.status == "completed" { break }
             if state.status == "failed" || state.status == "cancelled" {
-                throw MigrationError(.failed, "QEMU could not finish the migration: \(state.error ?? state.status)")
+                let reason = streamReason ?? state.error ?? state.status
+                throw MigrationError(.failed, "QEMU could not finish the migration: \(reason)")
             }
             try await context.wait(.milliseconds(5))
         }

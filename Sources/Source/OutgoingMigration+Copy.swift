@@ -18,7 +18,7 @@ extension OutgoingMigration {
             self?.watch?.handle(event)
             self?.mirrors.handle(event)
             if event.name == "MIGRATION", event.data["status"]?.string == "failed", case .sending? = self?.handover {
-                self?.memory.lose("QEMU reports that the migration failed")
+                self?.memory.loseInQEMU(watch, nil)
             }
             self?.context.wake()
         }

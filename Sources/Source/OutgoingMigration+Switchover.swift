@@ -21,9 +21,9 @@ extension OutgoingMigration {
         resumesAtCompletion = watch.resumes
         // What QEMU sends travels beside the question and its answer: neither waits for the other, the release waits for both.
         try await memory.proceed(monitor)
-        let prepared = Message.Prepared(proofs: try await mirrors.proofs(), isFull: plan.verifiesFully)
-        let answer = try await link.ask(.prepared(prepared), timeout: .milliseconds(plan.blackoutDeadline))
-        guard case .prepared = answer else { throw MigrationError(.failed, "The destination is not prepared") }
+        let question = Message.prepared(.init(proofs: try await mirrors.proofs(), isFull: plan.verifiesFully))
+        let answer = try await link.ask(question, timeout: .milliseconds(plan.blackoutDeadline))
+        guard case .prepared = answer else { throw link.unexpected(answer, to: question) }
         return .prepared
     }
 

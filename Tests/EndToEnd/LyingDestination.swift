@@ -1,0 +1,89 @@
+import IO
+import Migration
+import TLS
+
+/// Somebody with the destination's key between a source and a real destination agent: what the destination says is put into other words, or
+/// said before its time. All else is passed on.
+final class LyingDestination: Sendable {
+    /// What the source is told in the place of something that the destination has said.
+    typealias Words = @Sendable (Message) -> [Message]
+
+    let port: UInt16
+    private let loop: EventLoop
+
+    private init(_ loop: EventLoop, _ port: UInt16) { (self.loop, self.port) = (loop, port) }
+
+    /// Begins to listen.
+    ///
+    /// - Parameters:
+    ///   - lab: whose destination agent it stands before.
+    ///   - words: what becomes of a message on the first connection for messages; later ones are honest.
+    static func start(_ lab: Lab, words: @escaping Words) async throws -> LyingDestination {
+        let (server, client) = (try lab.pki.credentials(.server), try lab.pki.credentials(.client))
+        let destination = lab.controlPort
+        let loop = EventLoop(name: "liar")
+        let port = try await loop.run {
+            let listener = try await Listener.listen(on: .inet(host: "127.0.0.1", port: 0), loop: loop)
+            let words = Once(words)
+            Task(executorPreference: loop) {
+                while let socket = try? await listener.accept() {
+                    Task(executorPreference: loop) {
+                        defer { socket.close() }
+                        let near = try await TLSChannel.handshake(over: socket, credentials: server)
+                        let inner = try await SocketChannel.connect(
+                            to: .inet(host: "127.0.0.1", port: destination),
+                            on: loop
+                        )
+                        defer { inner.close() }
+                        let far = try await TLSChannel.handshake(over: inner, credentials: client, hostname: "localhost")
+                        try await pass(near, far, words)
+                    }
+                }
+            }
+            return listener.address.port ?? 0
+        }
+        return LyingDestination(loop, port)
+    }
+
+    func stop() { loop.stop() }
+
+    /// Words for one connection. Confined to the loop.
+    private final class Once: @unchecked Sendable {
+        private var words: Words?
+        init(_ words: @escaping Words) { self.words = words }
+        func take() -> Words? {
+            defer { words = nil }
+            return words
+        }
+    }
+
+    private static func pass(_ near: TLSChannel, _ far: TLSChannel, _ words: Once) async throws {
+        let hello = try await MessageConnection(near).receiveMessage()
+        try await MessageConnection(far).send(hello)
+        guard case .hello(let content) = hello, content.role == .control, let words = words.take() else {
+            async let back: Void = pump(far, near)
+            try await pump(near, far)
+            return try await back
+        }
+        let questions = Task(executorPreference: near.loop) { try await pump(near, far) }
+        defer { questions.cancel() }
+        let (source, destination) = (MessageConnection(near), MessageConnection(far))
+        while true {
+            switch try await destination.receive() {
+            case .data(let data): try await source.send(data: data)
+            case .message(let message): for word in words(message) { try await source.send(word) }
+            }
+        }
+    }
+
+    private static func pump(_ from: TLSChannel, _ to: TLSChannel) async throws {
+        let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 64 << 10, alignment: 16)
+        defer { buffer.deallocate() }
+        while true {
+            let count = try await from.readSome(into: buffer)
+            guard count > 0 else { break }
+            try await to.write(Array(buffer[..<count]))
+        }
+        try await to.finishWriting()
+    }
+}
