@@ -135,6 +135,11 @@ extension IncomingMigration {
         guard handover.isOpen, let target = shadow?.incomingSocket ?? guest?.streamSocket else {
             return try await connection.send(.abort("No stream is due"))
         }
+        if let lane, !(0..<StreamPiece.mostLanes).contains(lane.number) {
+            return try await connection.send(
+                .abort("A stream has at most \(StreamPiece.mostLanes) connections, numbered from 0")
+            )
+        }
         let loop = agent.dataLoops.next()
         if let lane, lane.number != 0 {
             guard let lanes, lanes.attempt == lane.attempt else {
@@ -165,8 +170,11 @@ extension IncomingMigration {
         _ connection: MessageConnection,
         on loop: EventLoop
     ) async throws {
+        do { try await lanes.join() } catch {
+            if lane.number == 0 { lanes.abort("\(error)") }
+            return try await connection.send(.abort("\(error)"))
+        }
         do {
-            try await lanes.join()
             try await connection.send(.welcome(.init(state: handover.onWire)))
             try await Self.carry(channel, on: loop) { try await lanes.carry($0, number: lane.number) }
         } catch {

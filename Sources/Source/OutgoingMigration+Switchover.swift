@@ -129,6 +129,31 @@ extension OutgoingMigration {
             watchdog.dismiss()
             context.warn("The watchdog of this migration has ended; starting another one")
         }
-        watchdog = try SwitchoverWatchdog(plan, monitor: monitor.descriptor, beating: context.loop)
+        try startWatchdog(monitor, number: 0)
+    }
+
+    private func startWatchdog(_ monitor: QMPClient, number: Int) throws {
+        let next = try SwitchoverWatchdog(plan, monitor: monitor.descriptor, beating: context.loop, number: number)
+        next.onEnd = { [weak self, unowned next] in self?.hasEnded(next, monitor) }
+        watchdog = next
+    }
+
+    /// How often another one is started.
+    private static let mostWatchdogs = 4
+
+    /// Somebody has killed it: nobody would look after the guest if this agent died, too.
+    private func hasEnded(_ last: SwitchoverWatchdog, _ monitor: QMPClient) {
+        guard handover.mayBeInterrupted, last === watchdog else { return }
+        last.dismiss()
+        guard last.number + 1 < Self.mostWatchdogs else {
+            return context.warn(
+                "The watchdog of this migration has ended for the \(Self.mostWatchdogs)th time; there is none now"
+            )
+        }
+        context.warn("The watchdog of this migration has ended; starting another one")
+        do {
+            try startWatchdog(monitor, number: last.number + 1)
+            if let since = watch?.stoppedAt { watchdog?.guestStopped(at: since) }
+        } catch { context.warn("It could not be started: \(error)") }
     }
 }

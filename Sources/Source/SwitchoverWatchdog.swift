@@ -17,6 +17,10 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
     private let loop: EventLoop
     private var pausedSince: UInt64 = 0
     private var isDismissed = false
+    /// The how many'th of its migration, from 0.
+    let number: Int
+    /// Is told when it has ended although nobody dismissed it.
+    var onEnd: (() -> Void)?
 
     /// What goes through the pipe.
     private struct Beat {
@@ -42,7 +46,8 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
     ///   - plan: the migration.
     ///   - monitor: the descriptor of the agent's connection to QEMU's monitor.
     ///   - loop: the loop.
-    init(_ plan: MigrationPlan, monitor: Int32, beating loop: EventLoop) throws {
+    ///   - number: the how many'th of its migration it is.
+    init(_ plan: MigrationPlan, monitor: Int32, beating loop: EventLoop, number: Int) throws {
         var ends: [Int32] = [-1, -1]
         guard xd_pipe(&ends) == 0 else { throw ChannelError.system("make a pipe", errno) }
         defer { close(ends[0]) }
@@ -64,19 +69,25 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
         pipe = ends[1]
         _ = fcntl(pipe, F_SETFL, O_NONBLOCK)
         self.loop = loop
+        self.number = number
         beat()
     }
 
     private func beat() {
         guard !isDismissed else { return }
-        send()
+        guard send() else {
+            onEnd?()
+            onEnd = nil
+            return
+        }
         _ = loop.schedule(after: Self.interval) { self.beat() }
     }
 
-    private func send() {
+    /// Returns whether there is anybody who might hear it.
+    @discardableResult private func send() -> Bool {
         var beat = Beat(now: Self.clock, pausedSince: pausedSince)
         // Less than what a pipe takes at once, so a beat is never torn; one that does not fit is not missed.
-        _ = write(pipe, &beat, MemoryLayout<Beat>.size)
+        return write(pipe, &beat, MemoryLayout<Beat>.size) >= 0 || errno != EPIPE
     }
 
     func guestStopped(at instant: ContinuousClock.Instant) {
@@ -100,6 +111,7 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
     func dismiss() {
         guard !isDismissed else { return }
         isDismissed = true
+        onEnd = nil
         process.signal(SIGKILL)
         close(pipe)
     }

@@ -359,6 +359,32 @@ struct FailureTests {
         try await eventually("the destination has cleaned up") { try lab.leftAtDestination() == [] }
     }
 
+    @Test func aWatchdogThatIsKilledDuringTheCopyIsReplacedAndTheNextOneCleansUp() async throws {
+        let lab = try await makeLab(data: 32)
+        try await lab.startDestination(more: ["--patience", "1s"])
+        let migration = try lab.beginMigration(more: ["--bandwidth", "1000000"])
+        try await migration.wait(for: "the copy") { try await lab.monitor("a") { try await $0.hasJobs } }
+        func watchdogs() -> [Int32] {
+            Lab.processes(containing: "source-watchdog").filter { $0.line.contains(lab.state("a")) }.map(\.pid)
+        }
+        let first = watchdogs()
+        #expect(first.count == 1)
+        for pid in first { kill(pid, SIGKILL) }
+        try await migration.wait(for: "another watchdog") {
+            migration.errors.contains("starting another one") && watchdogs().contains { !first.contains($0) }
+        }
+        try lab.sourceAgent().signal(SIGKILL)
+        let result = try await migration.finish()
+        #expect(result.code == MigrationError.Code.failed.rawValue, "\(result.all)")
+        try await eventually("the second watchdog has rolled back") {
+            try await lab.crossdock(["status", "--state-dir", lab.state("a")]).output.contains("rolled back")
+        }
+        #expect(try await lab.leftAtSource() == [])
+        // Nobody knows what the agent had counted.
+        let id = DurableFile.list("\(lab.state("a"))/migrations").first ?? ""
+        #expect(try lab.report("\(lab.state("a"))/migrations/\(id)/report.json").isRecovered == true)
+    }
+
     /// Both processes that know of the migration die; only the journal is left.
     @Test func theSourceAgentAndItsWatchdogAreKilledDuringTheCopyAndRecoverCleansUp() async throws {
         let lab = try await makeLab(data: 32)
@@ -367,8 +393,11 @@ struct FailureTests {
         try await migration.wait(for: "the copy") { try await lab.monitor("a") { try await $0.hasJobs } }
         let watchdogs = Lab.processes(containing: "source-watchdog").filter { $0.line.contains(lab.state("a")) }
         #expect(watchdogs.count == 1)
+        // An agent that is awake starts another one at once.
+        let agent = try lab.sourceAgent()
+        agent.signal(SIGSTOP)
         for watchdog in watchdogs { kill(watchdog.pid, SIGKILL) }
-        try lab.sourceAgent().signal(SIGKILL)
+        agent.signal(SIGKILL)
         let result = try await migration.finish()
         #expect(result.code == MigrationError.Code.failed.rawValue, "\(result.all)")
         #expect(result.errors.contains("The guest belongs to this host; 'crossdock recover"), "\(result.all)")

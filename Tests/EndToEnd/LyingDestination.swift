@@ -35,7 +35,11 @@ final class LyingDestination: Sendable {
                             on: loop
                         )
                         defer { inner.close() }
-                        let far = try await TLSChannel.handshake(over: inner, credentials: client, hostname: "localhost")
+                        let far = try await TLSChannel.handshake(
+                            over: inner,
+                            credentials: client,
+                            hostname: "localhost"
+                        )
                         try await pass(near, far, words)
                     }
                 }

@@ -261,6 +261,7 @@ struct SwitchoverEndToEnd {
         try await eventually("the destination is prepared") {
             try Journal.read(store.journal(of: id)).contains(.prepared)
         }
+        agent.signal(SIGSTOP)
         for process in watchdogs { kill(process.pid, SIGKILL) }
         agent.signal(SIGKILL)
         emulator.signal(SIGKILL)

@@ -173,6 +173,10 @@ public struct MigrationReport: Sendable, Codable {
     /// Bytes that were sent twice because of that.
     public var bytesResent: UInt64
 
+    /// Whether it was ended by the watchdog or by `crossdock recover` after its source agent had died, which took with it what it had counted
+    /// and measured: counts and times of before are 0 or missing. Nil when the source agent has ended it.
+    public var isRecovered: Bool?
+
     /// Makes a report of a migration that has just begun.
     public init(migration: String, guest: String, destination: String) {
         self.migration = migration
@@ -200,6 +204,7 @@ public struct MigrationReport: Sendable, Codable {
         case isOff = "off"
         case totalMS = "total_ms"
         case bytesResent = "bytes_resent"
+        case isRecovered = "recovered"
     }
 
     /// The report as JSON text.

@@ -58,6 +58,7 @@ extension OutgoingMigration {
             files.leave(.recovery)
             guestLock = nil
         }
+        context.report.isRecovered = true
         guard let reading = try context.migrations.reading(of: plan.id), case .source(let standing) = reading.standing,
             Self.isUnfinished(plan.id, reading, context.migrations, context.guests)
         else { throw nothingToRecover }

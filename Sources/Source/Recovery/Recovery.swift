@@ -140,6 +140,7 @@ public struct Recovery: Sendable {
     /// What a migration has come to, as far as its journal says.
     static func report(_ reading: JournalReading, _ plan: MigrationPlan) -> MigrationReport {
         var report = MigrationReport(migration: plan.id, guest: plan.guest, destination: "\(plan.address)")
+        report.isRecovered = true
         guard case .source(let standing) = reading.standing else { return report }
         switch standing {
         case .confirmed: report.outcome = .migrated

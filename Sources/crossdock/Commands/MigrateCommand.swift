@@ -68,7 +68,7 @@ struct MigrateCommand: AsyncParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "The most that the copy of a disk keeps in memory: what is under way, and what is not yet durable there.",
+            "The most that the copy of a disk keeps in memory, 16M to 16G: what is under way, and what is not yet durable there.",
             default: MigrateCommand.usualMemory,
             valueName: "size"
         ),

@@ -4,6 +4,8 @@ import ArgumentParser
 struct Milliseconds: Hashable, CustomStringConvertible {
     let count: Int
 
+    private static let limit = 1_000_000_000
+
     init(_ count: Int) { self.count = count }
 
     /// Reads what follows an option.
@@ -12,9 +14,13 @@ struct Milliseconds: Hashable, CustomStringConvertible {
     @Sendable static func parse(_ text: String) throws -> Milliseconds {
         let digits = text.prefix { $0.isNumber }
         let factors = ["": 1, "ms": 1, "s": 1000, "m": 60_000]
-        guard let count = Int(digits), count <= 1_000_000_000,
+        guard let count = Int(digits), count <= limit,
             let factor = factors[String(text.dropFirst(digits.count))]
-        else { throw ValidationError("it takes milliseconds, or a whole number with ms, s or m: 300, 300ms, 10s") }
+        else {
+            throw ValidationError(
+                "it takes milliseconds, or a whole number up to \(limit) with ms, s or m: 300, 300ms, 10s"
+            )
+        }
         return Milliseconds(count * factor)
     }
 

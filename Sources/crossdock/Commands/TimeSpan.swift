@@ -14,7 +14,7 @@ struct TimeSpan: Hashable, CustomStringConvertible {
         if text == "0" { return TimeSpan(seconds: 0) }
         guard let factor = text.last.flatMap({ factors[$0] }), let count = Int(text.dropLast()),
             (0...limit).contains(count)
-        else { throw ValidationError("it takes a whole number with s, m, h or d: 90s, 10m, 12h, 7d") }
+        else { throw ValidationError("it takes a whole number up to \(limit) with s, m, h or d: 90s, 10m, 12h, 7d") }
         return TimeSpan(seconds: count * factor)
     }
 

@@ -18,7 +18,7 @@ struct ByteCount: Hashable, CustomStringConvertible {
     @Sendable static func parse(_ text: String) throws -> ByteCount {
         guard let count = ByteCount(argument: text) else {
             throw ValidationError(
-                "it takes bytes, or a number with K, M, G or T, which are powers of 1024: 512, 64K, 1.5G"
+                "it takes less than 16E bytes, or a number with K, M, G, T, P or E, which are powers of 1024: 512, 64K, 1.5G"
             )
         }
         return count
