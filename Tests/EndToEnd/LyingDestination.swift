@@ -17,8 +17,13 @@ final class LyingDestination: Sendable {
     ///
     /// - Parameters:
     ///   - lab: whose destination agent it stands before.
+    ///   - spoils: from which byte on it changes what is sent to the destination's QEMU; nil for not at all.
     ///   - words: what becomes of a message on the first connection for messages; later ones are honest.
-    static func start(_ lab: Lab, words: @escaping Words) async throws -> LyingDestination {
+    static func start(
+        _ lab: Lab,
+        spoils: Int? = nil,
+        words: @escaping Words = { [$0] }
+    ) async throws -> LyingDestination {
         let (server, client) = (try lab.pki.credentials(.server), try lab.pki.credentials(.client))
         let destination = lab.controlPort
         let loop = EventLoop(name: "liar")
@@ -40,7 +45,7 @@ final class LyingDestination: Sendable {
                             credentials: client,
                             hostname: "localhost"
                         )
-                        try await pass(near, far, words)
+                        try await pass(near, far, words, spoils)
                     }
                 }
             }
@@ -61,12 +66,13 @@ final class LyingDestination: Sendable {
         }
     }
 
-    private static func pass(_ near: TLSChannel, _ far: TLSChannel, _ words: Once) async throws {
+    private static func pass(_ near: TLSChannel, _ far: TLSChannel, _ words: Once, _ spoils: Int?) async throws {
         let hello = try await MessageConnection(near).receiveMessage()
         try await MessageConnection(far).send(hello)
-        guard case .hello(let content) = hello, content.role == .control, let words = words.take() else {
+        guard case .hello(let content) = hello else { return }
+        guard content.role == .control, let words = words.take() else {
             async let back: Void = pump(far, near)
-            try await pump(near, far)
+            try await pump(near, far, spoils: content.role == .stream ? spoils : nil)
             return try await back
         }
         let questions = Task(executorPreference: near.loop) { try await pump(near, far) }
@@ -80,13 +86,19 @@ final class LyingDestination: Sendable {
         }
     }
 
-    private static func pump(_ from: TLSChannel, _ to: TLSChannel) async throws {
+    private static func pump(_ from: TLSChannel, _ to: TLSChannel, spoils: Int? = nil) async throws {
+        var passed = 0
         let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 64 << 10, alignment: 16)
         defer { buffer.deallocate() }
         while true {
             let count = try await from.readSome(into: buffer)
             guard count > 0 else { break }
-            try await to.write(Array(buffer[..<count]))
+            var bytes = Array(buffer[..<count])
+            if let spoils, passed + count > spoils {
+                for index in max(0, spoils - passed)..<count { bytes[index] ^= 0x5a }
+            }
+            passed += count
+            try await to.write(bytes)
         }
         try await to.finishWriting()
     }

@@ -51,4 +51,16 @@ struct LyingDestinationEndToEnd {
         #expect(result.errors.contains("said OWNED before it was asked"), "\(result.all)")
         #expect(try await lab.monitor("b") { try await $0.status() } == "running")
     }
+
+    /// What is wrong with a stream only the QEMU that reads it can tell.
+    @Test func whyTheDestinationsQEMURefusesTheMemoryIsTold() async throws {
+        let lab = try Lab()
+        try await lab.startDestination()
+        try await lab.startIdleGuest(disks: [try await lab.makeImage("disk.raw", megabytes: 16, data: 4)])
+        let liar = try await LyingDestination.start(lab, spoils: 64 << 10)
+        defer { liar.stop() }
+        let result = try await lab.migrate(port: liar.port, more: ["--patience", "1s", "--compress", "off"])
+        try await expectTheGuestOnTheSource(lab, result, "sending it again")
+        #expect(result.errors.contains("localhost says: "), "\(result.all)")
+    }
 }
