@@ -209,19 +209,19 @@ final class MemoryTransfer: @unchecked Sendable {
     private var failing: Task<Void, Never>?
     /// What QEMU says of that.
     private var emulatorReason: String?
+    private var failureReason: String {
+        streamReason ?? "QEMU could not send the memory\(emulatorReason.map { ": \($0)" } ?? "")"
+    }
 
     /// QEMU has failed. It knows that its stream broke; why, its carrier knows, or is about to. A guest that is paused does not wait for that.
     func loseInQEMU(_ watch: GuestWatch, _ error: String?) {
         if let error { emulatorReason = error }
-        var reason: String {
-            streamReason ?? "QEMU could not send the memory\(emulatorReason.map { ": \($0)" } ?? "")"
-        }
-        if streamReason != nil || watch.isAtSwitchover || watch.stoppedAt != nil { return lose(reason) }
+        if streamReason != nil || watch.isAtSwitchover || watch.stoppedAt != nil { return lose(failureReason) }
         guard failing == nil else { return }
         let attempt = attempt
         failing = Task(executorPreference: context.loop) {
-            await context.loop.sleep(for: .milliseconds(Self.reasonTime))
-            if attempt == self.attempt { lose(reason) }
+            await self.context.loop.sleep(for: .milliseconds(Self.reasonTime))
+            if attempt == self.attempt { self.lose(self.failureReason) }
         }
     }
 
