@@ -1,6 +1,7 @@
 import IO
 import Migration
 import TLS
+import TestSupport
 
 /// Somebody with the destination's key between a source and a real destination agent: what the destination says is put into other words, or
 /// said before its time. All else is passed on.

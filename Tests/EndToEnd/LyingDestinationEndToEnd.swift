@@ -1,3 +1,4 @@
+import Emulator
 import IO
 import Migration
 import TestSupport
