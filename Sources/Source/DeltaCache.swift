@@ -8,6 +8,9 @@ struct DeltaCache: Hashable {
     static let fastLine = 200e6
     /// The bounds of what QEMU gets, in bytes. It takes powers of two.
     private static let (least, most): (UInt64, UInt64) = (16 << 20, 512 << 20)
+    /// Each page has one place, by its address, and the one that comes later takes it: with room for as many pages as are changed, a third of
+    /// them is sent whole all the same, with eight times as much room every eighth. What stays empty takes no memory.
+    private static let roominess = 8.0
 
     /// Bytes, a power of two.
     let bytes: UInt64
@@ -20,10 +23,10 @@ struct DeltaCache: Hashable {
     ///   - memory: bytes of memory that the guest has.
     init?(dirtyRate: Double, lineRate: Double, memory: UInt64) {
         guard lineRate > 0, lineRate <= Self.fastLine, dirtyRate >= lineRate / 4 else { return nil }
-        let limit = min(Self.most, max(memory / 4, Self.least))
+        guard 1.5 * dirtyRate <= Double(min(Self.most, max(memory / 4, Self.least))) else { return nil }
+        let limit = min(Self.most, max(memory / 2, Self.least))
         var size = Self.least
-        while Double(size) < 1.5 * dirtyRate, size <= limit { size *= 2 }
-        guard size <= limit else { return nil }
+        while Double(size) < Self.roominess * dirtyRate, size * 2 <= limit { size *= 2 }
         bytes = size
     }
 }

@@ -60,6 +60,8 @@ final class LyingDestination: Sendable {
     /// Words for one connection. Confined to the loop.
     private final class Once: @unchecked Sendable {
         private var words: Words?
+        /// Whether the rehearsal, which has a stream of its own, is over.
+        var isCopied = false
         init(_ words: @escaping Words) { self.words = words }
         func take() -> Words? {
             defer { words = nil }
@@ -71,9 +73,9 @@ final class LyingDestination: Sendable {
         let hello = try await MessageConnection(near).receiveMessage()
         try await MessageConnection(far).send(hello)
         guard case .hello(let content) = hello else { return }
-        guard content.role == .control, let words = words.take() else {
+        guard content.role == .control, let say = words.take() else {
             async let back: Void = pump(far, near)
-            try await pump(near, far, spoils: content.role == .stream ? spoils : nil)
+            try await pump(near, far, spoils: content.role == .stream && words.isCopied ? spoils : nil)
             return try await back
         }
         let questions = Task(executorPreference: near.loop) { try await pump(near, far) }
@@ -82,7 +84,9 @@ final class LyingDestination: Sendable {
         while true {
             switch try await destination.receive() {
             case .data(let data): try await source.send(data: data)
-            case .message(let message): for word in words(message) { try await source.send(word) }
+            case .message(let message):
+                if case .mirrored = message { words.isCopied = true }
+                for word in say(message) { try await source.send(word) }
             }
         }
     }

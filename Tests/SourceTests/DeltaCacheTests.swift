@@ -12,11 +12,13 @@ struct DeltaCacheTests {
             // A line that was not measured, and one that is fast.
             (50e6, 0, 1 << 30, nil),
             (300e6, 1e9, 8 << 30, nil),
-            // What is changed in a second, and half of it again.
-            (5e6, 10e6, 1 << 30, 16 << 20),
-            (16_777_216, 25e6, 1 << 30, 32 << 20),
-            (100e6, 100e6, 4 << 30, 256 << 20),
-            // More than a quarter of the memory, or than the most.
+            // Eight times what is changed in a second, up to half of the memory and the most.
+            (2e6, 5e6, 1 << 30, 16 << 20),
+            (5e6, 10e6, 1 << 30, 64 << 20),
+            (16_777_216, 25e6, 1 << 30, 128 << 20),
+            (12e6, 10e6, 256 << 20, 128 << 20),
+            (100e6, 100e6, 4 << 30, 512 << 20),
+            // What is changed would take more than a quarter of the memory, or than the most.
             (100e6, 100e6, 512 << 20, nil),
             (500e6, 100e6, 64 << 30, nil),
             (12e6, 10e6, 32 << 20, nil),
