@@ -349,7 +349,7 @@ final class Lab: @unchecked Sendable {
 
     /// Starts a migration and leaves it running.
     func beginMigration(more: [String]) throws -> ChildProcess {
-        let child = try ChildProcess(prefix + [Self.crossdock] + migrateCommand(more: more))
+        let child = try ChildProcess(prefix + versionPrefix(false) + [Self.crossdock] + migrateCommand(more: more))
         children.append(child)
         return child
     }
