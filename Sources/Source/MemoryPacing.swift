@@ -21,6 +21,10 @@ struct MemoryPacing {
         var rate: Double
         /// The same over about a second; 0 when it is not known yet.
         var steadyRate: Double
+        /// Bytes that are sent for each byte of memory that has changed: less than 1 where QEMU sends differences.
+        var yield = 1.0
+        /// Bytes of memory a second that QEMU gets through with.
+        var memoryRate: Double { rate / yield }
         /// Bytes of memory a second that the guest changes; 0 when QEMU does not know yet.
         var dirtyRate: Double
         /// Bytes of the disks that are left.
@@ -33,7 +37,7 @@ struct MemoryPacing {
 
     /// What QEMU is to be told.
     enum Order: Hashable {
-        /// How much of the plan's longest pause QEMU may use; with 0 it does not pause the guest.
+        /// How much of the plan's longest pause QEMU may use, as it reckons; with 0 it does not pause the guest.
         case gate(share: Double)
         /// How many bytes a second of memory may be sent; nil for as many as the plan says.
         case speed(UInt64?)
@@ -91,7 +95,8 @@ struct MemoryPacing {
         let orders = share(look, now) + judge(look)
         if rates.count == Self.looks { rates.removeFirst() }
         rates.append(look.rate)
-        let allowed = gateIsOpen ? share * steadiness(look) : 0
+        // QEMU reckons with whole pages.
+        let allowed = gateIsOpen ? share * steadiness(look) / look.yield : 0
         guard (allowed == 0) != (told == 0) || abs(allowed - told) > told * Self.tellingChange else { return orders }
         told = allowed
         return [.gate(share: allowed)] + orders
@@ -160,6 +165,6 @@ struct MemoryPacing {
     /// How much of the guest's time has to go so that it changes its memory more slowly than that is sent, with something to spare.
     private static func throttle(_ look: Look) -> Int {
         guard look.dirtyRate > 0 else { return 20 }
-        return Int(min(max(100 * (1 - 0.8 * look.rate / look.dirtyRate), 20), 90))
+        return Int(min(max(100 * (1 - 0.8 * look.memoryRate / look.dirtyRate), 20), 90))
     }
 }

@@ -259,6 +259,7 @@ final class MemoryTransfer: @unchecked Sendable {
         var disksMeter = RateMeter()
         var diskConvergence = Convergence()
         var (sent, processed) = (RateMeter(), RateMeter())
+        var yield = DeltaYield()
         var yielded = 0
         var progress = (bytes: UInt64(0), at: ContinuousClock.now)
         while !watch.isAtSwitchover {
@@ -287,6 +288,7 @@ final class MemoryTransfer: @unchecked Sendable {
             // Empty pages count as memory and cost nothing.
             sent.add(state.transferred)
             processed.add(state.processed)
+            if context.report.deltaCacheBytes != nil { yield.add(state) }
             let seconds = processed.rate > 0 ? Double(state.remaining) / processed.rate : nil
             context.progress(percent: percent, rate: sent.rate, remaining: seconds, memory: state)
             let look = MemoryPacing.Look(
@@ -294,6 +296,7 @@ final class MemoryTransfer: @unchecked Sendable {
                 rounds: state.rounds,
                 rate: state.megabitsPerSecond * 1e6 / 8,
                 steadyRate: sent.rate,
+                yield: yield.share,
                 dirtyRate: state.dirtyRate ?? 0,
                 disks: mirrors.remaining,
                 disksFit: disksFit,
@@ -324,7 +327,7 @@ final class MemoryTransfer: @unchecked Sendable {
             try await monitor.setMigrationParameters(["max-bandwidth": .integer(Int64(speed))])
         case .slowDown(let percent):
             context.warn(
-                "The guest writes its memory faster than it can be sent (\(Self.text(look.dirtyRate)) against \(Self.text(look.rate))); slowing "
+                "The guest writes its memory faster than it can be sent (\(Self.text(look.dirtyRate)) against \(Self.text(look.memoryRate))); slowing "
                     + "the guest down"
             )
             try await monitor.setMigrationParameters([
@@ -333,7 +336,7 @@ final class MemoryTransfer: @unchecked Sendable {
                 "cpu-throttle-increment": 10, "throttle-trigger-threshold": 25,
             ])
         case .giveUp:
-            throw mirrors.notConverged("memory", look.remaining, look.rate, writes: look.dirtyRate)
+            throw mirrors.notConverged("memory", look.remaining, look.memoryRate, writes: look.dirtyRate)
         }
     }
 

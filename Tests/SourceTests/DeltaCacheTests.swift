@@ -1,3 +1,4 @@
+@testable import Emulator
 import Testing
 
 @testable import Source
@@ -40,5 +41,48 @@ struct DirtyRateTests {
     )
     func aSmallGuestIsLookedAtMoreClosely(_ memory: UInt64, _ pages: Int) {
         #expect(DirtyRate.samples(memory: memory) == pages)
+    }
+}
+
+/// How much less is sent than the pages have.
+struct DeltaYieldTests {
+    private func state(_ rounds: Int, sent: UInt64, processed: UInt64) -> MigrationState {
+        .init(
+            status: "active",
+            transferred: sent,
+            remaining: 0,
+            total: 0,
+            processed: processed,
+            rounds: rounds,
+            megabitsPerSecond: 0,
+            throttle: 0
+        )
+    }
+
+    @Test func itIsTheWorseOfTheLastTwoPassesAndSomethingToSpare() {
+        var yield = DeltaYield()
+        #expect(yield.share == 1)
+        yield.add(state(1, sent: 0, processed: 0))
+        // Of the first pass most was empty.
+        yield.add(state(2, sent: 100 << 20, processed: 1 << 30))
+        yield.add(state(2, sent: 101 << 20, processed: 1 << 30))
+        #expect(yield.share == 1)
+        yield.add(state(3, sent: 110 << 20, processed: (1 << 30) + 10 << 20))
+        #expect(yield.share == 1)
+        yield.add(state(5, sent: 111 << 20, processed: (1 << 30) + 20 << 20))
+        #expect(yield.share == 1)
+        yield.add(state(6, sent: 113 << 20, processed: (1 << 30) + 30 << 20))
+        #expect(yield.share == 0.25)
+        yield.add(state(7, sent: 113 << 20, processed: (1 << 30) + 40 << 20))
+        yield.add(state(8, sent: 113 << 20, processed: (1 << 30) + 50 << 20))
+        #expect(yield.share == 1.0 / 32)
+    }
+
+    @Test func aPassOverNothingAndAnotherMigrationTellNothing() {
+        var yield = DeltaYield()
+        yield.add(state(2, sent: 10 << 20, processed: 10 << 20))
+        for round in 3..<9 { yield.add(state(round, sent: 10 << 20, processed: 10 << 20 + 4096)) }
+        yield.add(state(9, sent: 0, processed: 20 << 20))
+        #expect(yield.share == 1)
     }
 }

@@ -13,13 +13,15 @@ struct MemoryPacingTests {
         remaining: UInt64 = 1000,
         rounds: Int = 1,
         dirty: Double = 0,
-        rate: Double = 16_000_000
+        rate: Double = 16_000_000,
+        yield: Double = 1
     ) -> MemoryPacing.Look {
         .init(
             remaining: remaining,
             rounds: rounds,
             rate: rate,
             steadyRate: 16_000_000,
+            yield: yield,
             dirtyRate: dirty,
             disks: disks,
             disksFit: fit,
@@ -52,6 +54,14 @@ struct MemoryPacingTests {
         // What was not enough is not tried again after an outage.
         orders = pacing.take(look(away: true, rounds: 6), now: start) + pacing.take(look(rounds: 6), now: start)
         #expect(orders == [.gate(share: 0), .gate(share: 1)])
+    }
+
+    @Test func aGuestOfWhichDifferencesAreSentIsPausedByWhatTheyTake() {
+        var pacing = MemoryPacing(mostSlowDown: 0, hasFewPasses: true)
+        #expect(pacing.take(look(), now: start) == [.gate(share: 1)])
+        #expect(pacing.take(look(yield: 0.25), now: start) == [.gate(share: 4)])
+        #expect(pacing.take(look(yield: 0.24), now: start) == [])
+        #expect(pacing.take(look(fit: false, yield: 0.25), now: start) == [.gate(share: 0)])
     }
 
     @Test func disksThatFallBehindGetTheLine() {

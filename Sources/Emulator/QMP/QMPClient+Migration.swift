@@ -8,7 +8,7 @@ public struct MigrationState: Sendable {
     public var remaining: UInt64
     /// Bytes of memory the guest has.
     public var total: UInt64
-    /// Bytes of memory that QEMU is through with: what was sent, and what was empty and only named.
+    /// Bytes of memory that QEMU is through with: pages that were sent, that were empty and only named, or of which what has changed was sent.
     public var processed: UInt64
     /// How many times the memory was gone through.
     public var rounds: Int
@@ -35,6 +35,7 @@ extension QMPClient {
         let state = try await execute("query-migrate", timeout: timeout)
         let ram = state["ram"]
         func number(_ key: String) -> UInt64 { UInt64(clamping: ram?[key]?.integer ?? 0) }
+        let deltas = UInt64(clamping: state["xbzrle-cache"]?["pages"]?.integer ?? 0)
         var rate = 0.0
         switch ram?["mbps"] {
         case .number(let value): rate = value
@@ -46,7 +47,7 @@ extension QMPClient {
             transferred: number("transferred"),
             remaining: number("remaining"),
             total: number("total"),
-            processed: (number("normal") + number("duplicate")) * number("page-size"),
+            processed: (number("normal") + number("duplicate") + deltas) * number("page-size"),
             rounds: Int(ram?["dirty-sync-count"]?.integer ?? 0),
             megabitsPerSecond: rate,
             error: state["error-desc"]?.string,
