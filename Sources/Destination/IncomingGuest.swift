@@ -26,7 +26,7 @@ final class IncomingGuest: @unchecked Sendable {
     /// Is told, in QEMU's words, when QEMU ends, and whether that is what a broken stream makes of it.
     var onEnd: ((String, Bool) -> Void)?
     /// Why QEMU ended last, in its words, when that is nothing that a broken stream makes of it.
-    private(set) var lastRefusal: String?
+    private var lastRefusal: String?
     private let store: GuestStore
     private let loop: EventLoop
     private let log: (Log.Level, String) -> Void
@@ -168,9 +168,20 @@ final class IncomingGuest: @unchecked Sendable {
         return try await startEmulator()
     }
 
+    /// What QEMU has against the stream that it took last, also where it has said so and not ended yet; nil when it said nothing of the kind.
+    var refusal: String? {
+        if let lastRefusal { return lastRefusal }
+        let words = words
+        return hasListened && words.contains("load of migration failed") ? Self.ended(words) : nil
+    }
+
+    private static func ended(_ words: String) -> String {
+        "QEMU on the destination ended: \(words.isEmpty ? "it said nothing" : words)"
+    }
+
     private func emulatorEnded() {
         let words = words
-        let reason = "QEMU on the destination ended: \(words.isEmpty ? "it said nothing" : words)"
+        let reason = Self.ended(words)
         log(.warning, reason)
         // A QEMU whose stream was cut ends with EIO, and one that was killed without a word.
         let isCut = words.isEmpty || words.contains("Input/output error")

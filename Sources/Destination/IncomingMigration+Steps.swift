@@ -30,7 +30,7 @@ extension IncomingMigration {
                     await agent.configuration.expectConsole?(guest.name)
                 }
             case .settle:
-                guard guest?.isRunning == true else { throw GuestError(guest?.lastRefusal ?? "QEMU does not run any more") }
+                guard guest?.isRunning == true else { throw GuestError(guest?.refusal ?? "QEMU does not run any more") }
                 try await disks?.complete(prepared)
             case .examine(let claim): return try await examine(claim)
             case .note: try await save(isReady: true, runState: guest?.standsAs, isOff: guest?.isOff ?? false)

@@ -1,6 +1,6 @@
-@testable import Emulator
 import Testing
 
+@testable import Emulator
 @testable import Source
 
 /// When QEMU sends what has changed of a page.
