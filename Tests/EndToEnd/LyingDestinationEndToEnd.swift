@@ -62,6 +62,6 @@ struct LyingDestinationEndToEnd {
         defer { liar.stop() }
         let result = try await lab.migrate(port: liar.port, more: ["--patience", "1s", "--compress", "off"])
         try await expectTheGuestOnTheSource(lab, result, "localhost says: QEMU on the destination ended: ")
-        #expect(result.errors.contains("load of migration failed"), "\(result.all)")
+        #expect(result.errors.contains("load of migration failed"), "\(result.all)\(lab.destinationErrors())")
     }
 }
