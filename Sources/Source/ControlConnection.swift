@@ -25,6 +25,8 @@ final class ControlConnection: @unchecked Sendable {
     private var isPinging = false
     private var lastHeard = ContinuousClock.now
     private(set) var failure: MigrationError?
+    /// With which words the destination has given up.
+    private(set) var lastWords: String?
     /// Whether it ended because of the link, or of a destination that was silent: another one may go on where it stopped.
     private(set) var isLost = false
     /// Is told how far the destination is with reading back the disks.
@@ -217,6 +219,7 @@ final class ControlConnection: @unchecked Sendable {
                 case .readBack(let readBack): onReadBack?(readBack)
                 case .abort(let reason):
                     inbox.append((message, lastHeard))
+                    lastWords = reason
                     fail(MigrationError(.failed, "The destination gave up: \(reason)"))
                     return
                 default:

@@ -237,6 +237,7 @@ final class DestinationLink: @unchecked Sendable {
     func tell(_ reason: String, patience: Duration?) async -> Farewell {
         // Its answer is no failure.
         control?.onFailure = nil
+        let lastWords = control?.lastWords
         if let control, control.failure == nil {
             try? await control.send(.abort(reason))
             // Answers to what was asked before may still be on their way.
@@ -254,7 +255,7 @@ final class DestinationLink: @unchecked Sendable {
             ) {
                 defer { control.close() }
                 // It has never heard of this migration, and cannot become the owner.
-                if welcome.state == .new { return .acknowledged() }
+                if welcome.state == .new { return Self.acknowledged(lastWords, reason) }
                 if let by = welcome.takenBy { return .overruled(by: by) }
                 try? await control.send(.abort(reason))
                 if let answer = try? await control.next(timeout: .seconds(5)), case .abort(let words) = answer {
@@ -266,9 +267,10 @@ final class DestinationLink: @unchecked Sendable {
         return .silent
     }
 
-    /// Most destinations repeat what they were told.
-    private static func acknowledged(_ words: String, _ reason: String) -> Farewell {
-        .acknowledged(words: words.hasPrefix(reason.prefix(60)) ? nil : words)
+    /// Most destinations repeat what they were told, and of some it is known already why they gave up.
+    private static func acknowledged(_ words: String?, _ reason: String) -> Farewell {
+        guard let words, !words.hasPrefix(reason.prefix(60)), !reason.contains(words) else { return .acknowledged() }
+        return .acknowledged(words: words)
     }
 
     func close() {
