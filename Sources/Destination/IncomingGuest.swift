@@ -349,6 +349,8 @@ final class IncomingGuest: @unchecked Sendable {
         let known = (try? store.load(name)) ?? nil
         await record?.process?.terminate()
         await known?.process?.terminate()
+        // Its source asks after that, and the words go with the rest.
+        lastRefusal = refusal
         store.remove(name)
         if let previous { try? store.save(previous) }
     }

@@ -61,7 +61,7 @@ struct LyingDestinationEndToEnd {
         let liar = try await LyingDestination.start(lab, spoils: 64 << 10)
         defer { liar.stop() }
         let result = try await lab.migrate(port: liar.port, more: ["--patience", "1s", "--compress", "off"])
-        try await expectTheGuestOnTheSource(lab, result, "localhost says: QEMU on the destination ended: ")
+        try await expectTheGuestOnTheSource(lab, result, "QEMU on the destination ended: ")
         #expect(result.errors.contains("load of migration failed"), "\(result.all)\(lab.destinationErrors())")
     }
 }
