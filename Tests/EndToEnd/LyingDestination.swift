@@ -79,15 +79,20 @@ final class LyingDestination: Sendable {
             return try await back
         }
         let questions = Task(executorPreference: near.loop) { try await pump(near, far) }
-        defer { questions.cancel() }
         let (source, destination) = (MessageConnection(near), MessageConnection(far))
-        while true {
-            switch try await destination.receive() {
-            case .data(let data): try await source.send(data: data)
-            case .message(let message):
-                if case .mirrored = message { words.isCopied = true }
-                for word in say(message) { try await source.send(word) }
+        do {
+            while true {
+                switch try await destination.receive() {
+                case .data(let data): try await source.send(data: data)
+                case .message(let message):
+                    if case .mirrored = message { words.isCopied = true }
+                    for word in say(message) { try await source.send(word) }
+                }
             }
+        } catch {
+            // What the source has not read yet would go with a socket that is closed while it still speaks.
+            try await near.finishWriting()
+            try? await questions.value
         }
     }
 
