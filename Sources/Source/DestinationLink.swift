@@ -235,9 +235,10 @@ final class DestinationLink: @unchecked Sendable {
     ///
     /// - Parameter patience: how long new connections are tried; nil for the one that there is.
     func tell(_ reason: String, patience: Duration?) async -> Farewell {
-        // Its answer is no failure.
+        // Its answer is no failure, and is waited for although there is a reason to stop.
         control?.onFailure = nil
-        let lastWords = control?.lastWords
+        control?.interruption = nil
+        let last = control
         if let control, control.failure == nil {
             try? await control.send(.abort(reason))
             // Answers to what was asked before may still be on their way.
@@ -255,7 +256,7 @@ final class DestinationLink: @unchecked Sendable {
             ) {
                 defer { control.close() }
                 // It has never heard of this migration, and cannot become the owner.
-                if welcome.state == .new { return Self.acknowledged(lastWords, reason) }
+                if welcome.state == .new { return Self.acknowledged(last?.lastWords, reason) }
                 if let by = welcome.takenBy { return .overruled(by: by) }
                 try? await control.send(.abort(reason))
                 if let answer = try? await control.next(timeout: .seconds(5)), case .abort(let words) = answer {
