@@ -232,7 +232,7 @@ extension IncomingMigration {
         case .refused(let reason): return .refused(reason)
         case .done: return .done
         // A source whose stream broke cannot know why.
-        case .abort(let reason): return .abort(guest?.refusal ?? reason)
+        case .abort(let reason): return .abort(guest?.refusal ?? refusal ?? reason)
         case .overruled(let by): return .overruled(by)
         }
     }

@@ -315,6 +315,7 @@ extension IncomingMigration {
         // Without the lock nothing here is this migration's.
         if let offer, journal != nil, guestLock != nil {
             await guest?.remove(restoring: previous)
+            refusal = guest?.refusal
             if disks?.images.images.isEmpty == true { try? adopt(isWhole: false) }
             // Of files only those that came with this migration.
             let store = fileStore(offer)

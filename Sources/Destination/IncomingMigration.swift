@@ -20,6 +20,8 @@ final class IncomingMigration: @unchecked Sendable {
     var offer: Message.Offer?
     var disks: IncomingDisks?
     var guest: IncomingGuest?
+    /// What the QEMU of a guest that is given up had against the stream.
+    var refusal: String?
     /// What this host knew of a guest of the same name, which had left it earlier.
     var previous: GuestRecord?
     var journal: Journal?
