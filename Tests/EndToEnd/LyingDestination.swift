@@ -74,9 +74,16 @@ final class LyingDestination: Sendable {
         try await MessageConnection(far).send(hello)
         guard case .hello(let content) = hello else { return }
         guard content.role == .control, let say = words.take() else {
-            async let back: Void = pump(far, near)
-            try await pump(near, far, spoils: content.role == .stream && words.isCopied ? spoils : nil)
-            return try await back
+            let spoils = content.role == .stream && words.isCopied ? spoils : nil
+            return try await withThrowingTaskGroup(of: Void.self) { group in
+                group.addTask(executorPreference: near.loop) { try await pump(far, near) }
+                group.addTask(executorPreference: near.loop) { try await pump(near, far, spoils: spoils) }
+                do { for try await _ in group {} } catch {
+                    // Neither side may wait for what the other has left.
+                    (near.close(), far.close())
+                    throw error
+                }
+            }
         }
         let questions = Task(executorPreference: near.loop) { try await pump(near, far) }
         let (source, destination) = (MessageConnection(near), MessageConnection(far))
