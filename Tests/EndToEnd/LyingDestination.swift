@@ -80,7 +80,8 @@ final class LyingDestination: Sendable {
                 group.addTask(executorPreference: near.loop) { try await pump(near, far, spoils: spoils) }
                 do { for try await _ in group {} } catch {
                     // Neither side may wait for what the other has left.
-                    (near.close(), far.close())
+                    near.close()
+                    far.close()
                     throw error
                 }
             }
