@@ -243,7 +243,7 @@ final class DestinationLink: @unchecked Sendable {
             try? await control.send(.abort(reason))
             // Answers to what was asked before may still be on their way.
             while let answer = try? await control.next(timeout: .seconds(10)) {
-                if case .abort(let words) = answer { return Self.acknowledged(words, reason) }
+                if case .abort(let words) = answer { return Self.acknowledged([words], reason) }
             }
         }
         guard let patience else { return .silent }
@@ -256,11 +256,11 @@ final class DestinationLink: @unchecked Sendable {
             ) {
                 defer { control.close() }
                 // It has never heard of this migration, and cannot become the owner.
-                if welcome.state == .new { return Self.acknowledged(last?.lastWords, reason) }
+                if welcome.state == .new { return Self.acknowledged([last?.lastWords], reason) }
                 if let by = welcome.takenBy { return .overruled(by: by) }
                 try? await control.send(.abort(reason))
                 if let answer = try? await control.next(timeout: .seconds(5)), case .abort(let words) = answer {
-                    return Self.acknowledged(words, reason)
+                    return Self.acknowledged([words, last?.lastWords], reason)
                 }
             }
             await loop.sleep(for: .milliseconds(500))
@@ -269,9 +269,8 @@ final class DestinationLink: @unchecked Sendable {
     }
 
     /// Most destinations repeat what they were told, and of some it is known already why they gave up.
-    private static func acknowledged(_ words: String?, _ reason: String) -> Farewell {
-        guard let words, !words.hasPrefix(reason.prefix(60)), !reason.contains(words) else { return .acknowledged() }
-        return .acknowledged(words: words)
+    private static func acknowledged(_ words: [String?], _ reason: String) -> Farewell {
+        .acknowledged(words: words.compactMap(\.self).first { !$0.hasPrefix(reason.prefix(60)) && !reason.contains($0) })
     }
 
     func close() {
