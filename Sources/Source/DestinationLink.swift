@@ -270,7 +270,9 @@ final class DestinationLink: @unchecked Sendable {
 
     /// Most destinations repeat what they were told, and of some it is known already why they gave up.
     private static func acknowledged(_ words: [String?], _ reason: String) -> Farewell {
-        .acknowledged(words: words.compactMap(\.self).first { !$0.hasPrefix(reason.prefix(60)) && !reason.contains($0) })
+        .acknowledged(
+            words: words.compactMap(\.self).first { !$0.hasPrefix(reason.prefix(60)) && !reason.contains($0) }
+        )
     }
 
     func close() {

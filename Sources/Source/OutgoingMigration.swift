@@ -118,7 +118,8 @@ public final class OutgoingMigration: @unchecked Sendable {
                 event = try await perform(duty)
                 if handover.mayBeInterrupted { try context.checkFault() }
             } catch let lost as MemoryLost {
-                handover.take(mirrors.areWhole ? .memoryLost(lost.reason) : .failed(.init(.failed, lost.reason)))
+                let isAgain = mirrors.areWhole && handover.maySendAgain
+                handover.take(isAgain ? .memoryLost(lost.reason) : .failed(.init(.failed, lost.reason)))
                 continue
             } catch {
                 handover.take(.failed(context.fault ?? Self.reason(of: error)))

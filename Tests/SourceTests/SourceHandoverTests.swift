@@ -165,10 +165,19 @@ struct SourceHandoverTests {
             }()
         else { return }
         #expect(attempt == 1)
+        // The loss may be noticed when the guest is paused already.
+        #expect(
+            kinds(.sending(attempt: 3), [.stopped(Self.pause), lost, .mayRetry]) == [.paused, .retrying, .sending]
+        )
         // From PREPARED on another attempt would be another migration.
         var asking = Self.example(.asking)
         asking.take(lost)
         #expect(asking.kind == .asking)
+        for kind in SourceHandover.Kind.allCases {
+            var next = Self.example(kind)
+            next.take(lost)
+            #expect((next.kind == .retrying) == Self.example(kind).maySendAgain, "\(kind)")
+        }
     }
 
     @Test func whatTheGuestWasDoingComesWithTheRelease() {

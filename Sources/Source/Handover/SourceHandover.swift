@@ -60,6 +60,8 @@ enum SourceHandover: Sendable {
         var since: ContinuousClock.Instant?
         /// What it was doing before that.
         var guest: RunState
+        /// How often the memory was sent in vain before.
+        var attempt = 0
     }
 
     /// The way back.
@@ -209,6 +211,14 @@ enum SourceHandover: Sendable {
         }
     }
 
+    /// Whether memory that did not get through can be sent again: once the mirrors are ended, another attempt would be another migration.
+    var maySendAgain: Bool {
+        switch self {
+        case .sending, .retrying, .paused: true
+        default: false
+        }
+    }
+
     /// Whether QEMU may pause the guest at any moment, or has.
     var mayPause: Bool {
         switch self {
@@ -269,9 +279,12 @@ enum SourceHandover: Sendable {
         case (.offering, .rehearsalIsOver): return .over(.rehearsed)
         case (.readying, .ready): return .copying
         case (.copying, .inSync): return .sending(attempt: 0)
-        case (.sending, .stopped(let pause)): return .paused(pause)
+        case (.sending(let attempt), .stopped(var pause)):
+            pause.attempt = attempt
+            return .paused(pause)
         case (.sending(let attempt), .memoryLost(let reason)), (.retrying(let attempt, _), .memoryLost(let reason)):
             return .retrying(attempt: attempt, reason: reason)
+        case (.paused(let pause), .memoryLost(let reason)): return .retrying(attempt: pause.attempt, reason: reason)
         case (.retrying(let attempt, _), .mayRetry): return .sending(attempt: attempt + 1)
         case (.paused(let pause), .mirrorsEnded): return .asking(pause)
         case (.asking(let pause), .prepared): return .continuing(pause)
