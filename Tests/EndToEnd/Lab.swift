@@ -347,9 +347,12 @@ final class Lab: @unchecked Sendable {
         )
     }
 
+    /// Crossdock on host a, with that host's QEMU.
+    var crossdockOfA: [String] { prefix + versionPrefix(false) + [Self.crossdock] }
+
     /// Starts a migration and leaves it running.
     func beginMigration(more: [String]) throws -> ChildProcess {
-        let child = try ChildProcess(prefix + versionPrefix(false) + [Self.crossdock] + migrateCommand(more: more))
+        let child = try ChildProcess(crossdockOfA + migrateCommand(more: more))
         children.append(child)
         return child
     }

@@ -49,7 +49,7 @@ struct LongLineEndToEnd {
         defer { line.stop() }
         let report = lab.directory.file("report.json")
         let child = try ChildProcess(
-            [Lab.crossdock]
+            lab.crossdockOfA
                 + lab.migrateCommand(
                     host: "127.0.0.3",
                     credentials: credentials,
