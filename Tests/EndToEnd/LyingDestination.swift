@@ -19,10 +19,12 @@ final class LyingDestination: Sendable {
     /// - Parameters:
     ///   - lab: whose destination agent it stands before.
     ///   - spoils: from which byte on it changes what is sent to the destination's QEMU; nil for not at all.
+    ///   - lane: what becomes of the number of a connection that brings a share of the memory.
     ///   - words: what becomes of a message on the first connection for messages; later ones are honest.
     static func start(
         _ lab: Lab,
         spoils: Int? = nil,
+        lane: @escaping @Sendable (Int) -> Int = { $0 },
         words: @escaping Words = { [$0] }
     ) async throws -> LyingDestination {
         let (server, client) = (try lab.pki.credentials(.server), try lab.pki.credentials(.client))
@@ -46,7 +48,7 @@ final class LyingDestination: Sendable {
                             credentials: client,
                             hostname: "localhost"
                         )
-                        try await pass(near, far, words, spoils)
+                        try await pass(near, far, words, spoils, lane)
                     }
                 }
             }
@@ -69,10 +71,12 @@ final class LyingDestination: Sendable {
         }
     }
 
-    private static func pass(_ near: TLSChannel, _ far: TLSChannel, _ words: Once, _ spoils: Int?) async throws {
-        let hello = try await MessageConnection(near).receiveMessage()
-        try await MessageConnection(far).send(hello)
-        guard case .hello(let content) = hello else { return }
+    private static func pass(_ near: TLSChannel, _ far: TLSChannel, _ words: Once, _ spoils: Int?, _ lane: (Int) -> Int)
+        async throws
+    {
+        guard case .hello(var content) = try await MessageConnection(near).receiveMessage() else { return }
+        if words.isCopied, let number = content.lane?.number { content.lane?.number = lane(number) }
+        try await MessageConnection(far).send(.hello(content))
         guard content.role == .control, let say = words.take() else {
             let spoils = content.role == .stream && words.isCopied ? spoils : nil
             return try await withThrowingTaskGroup(of: Void.self) { group in

@@ -64,4 +64,17 @@ struct LyingDestinationEndToEnd {
         try await expectTheGuestOnTheSource(lab, result, "QEMU on the destination ended: ")
         #expect(result.errors.contains("load of migration failed"), "\(result.all)\(lab.destinationErrors())")
     }
+
+    @Test(arguments: [-1, 16, Int.max]) func aConnectionOfTheMemoryThatNobodyKnowsIsRefusedInWords(_ number: Int)
+        async throws
+    {
+        let lab = try Lab()
+        try await lab.startDestination()
+        try await lab.startIdleGuest(disks: [try await lab.makeImage("disk.raw", megabytes: 16, data: 4)])
+        let liar = try await LyingDestination.start(lab, lane: { _ in number })
+        defer { liar.stop() }
+        // Compressed memory goes in pieces.
+        let result = try await lab.migrate(port: liar.port, more: ["--patience", "1s", "--compress", "1"])
+        try await expectTheGuestOnTheSource(lab, result, "A stream has at most 16 connections, numbered from 0")
+    }
 }
