@@ -127,7 +127,8 @@ final class DestinationLink: @unchecked Sendable {
         switch answer {
         case .refused(let reason):
             MigrationError(.failed, "\(plan.host) refuses \(question.name): \(MigrationContext.said(reason))")
-        case .overruled(let by): Self.overruled(plan, by)
+        // Before that nobody can have taken the guest, whatever the destination says.
+        case .overruled(let by) where mayBePrepared(): Self.overruled(plan, by)
         default: MigrationError(.failed, "\(plan.host) answered \(question.name) with \(answer.name)")
         }
     }

@@ -33,6 +33,7 @@ struct LyingDestinationEndToEnd {
     @Test(arguments: [
         (Message.mirrored, Message.refused("not today"), "localhost refuses MIRRORED: not today"),
         (.stream, .mirrored, "localhost answered STREAM with MIRRORED"),
+        (.mirrored, .overruled("root"), "localhost answered MIRRORED with OVERRULED"),
         (.prepared(.init()), .refused("not\u{1b}[2J today"), "localhost refuses PREPARED: not"),
         (.prepared(.init()), .overruled("root"), "was taken for localhost by root, without this host's word"),
     ])
