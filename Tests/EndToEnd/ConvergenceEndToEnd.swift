@@ -30,12 +30,12 @@ struct ConvergenceEndToEnd {
 
     @Test func aGuestThatDirtiesItsMemoryFasterThanTheLinkStaysAndKeepsWriting() async throws {
         let lab = try Lab(emulators: Lab.whole)
-        // Half of the guest's time is enough to write ten times as much as this link carries. What it goes through is more than QEMU
-        // remembers the translation of, so that it learns of each page.
+        // Half of the guest's time is enough to write ten times as much as this link carries, and of each page so much that what has changed
+        // of them is more than fits the pause as well.
         try await lab.throttle("80mbit")
         try await lab.startDestination()
         let disk = try await lab.makeImage("disk.raw", megabytes: 16, data: 1)
-        try await lab.startLinuxGuest(disks: [disk], workload: "xd.pages=32 xd.interval=200000")
+        try await lab.startLinuxGuest(disks: [disk], workload: "xd.dirty=32 xd.interval=200000")
         let result = try await lab.migrate(more: ["--slow-down", "50", "--compress", "off"])
         try await expectNotConverged(lab, result, "writes to its memory faster")
         #expect(result.errors.contains("slowing the guest down"), "\(result.all)")
