@@ -60,7 +60,7 @@ class Kind:
 
 
 LINES = {
-    "open": Kind("no limit but the processors", (0, 1, 20, 50, 100, 200), 4096, 3072),
+    "open": Kind("no limit but the processors", (0, 1, 20, 50, 100, 200), 4096, 1024),
     "1gbit": Kind("1 Gbit/s, windows of 4 MiB", (0, 100), 512, 256, 4096, 1000),
     "100mbit": Kind("100 Mbit/s, windows of 4 MiB", (0, 100), 512, 256, 4096, 100),
     "resets": Kind("a connection is reset every 2 s", (0, 100), 4096, 512, resets=2),
