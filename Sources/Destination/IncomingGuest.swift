@@ -172,7 +172,14 @@ final class IncomingGuest: @unchecked Sendable {
     var refusal: String? {
         if let lastRefusal { return lastRefusal }
         let words = words
-        return hasListened && words.contains("load of migration failed") ? Self.ended(words) : nil
+        return hasListened && words.contains("load of migration failed") && !Self.isOfCut(words)
+            ? Self.ended(words) : nil
+    }
+
+    /// Whether a QEMU ends with such words whose stream was cut: with EIO, or with the flags of a page that it read beyond the end; one that
+    /// was killed says nothing.
+    private static func isOfCut(_ words: String) -> Bool {
+        words.isEmpty || words.contains("Input/output error") || words.contains("migration flags: 0x0")
     }
 
     private static func ended(_ words: String) -> String {
@@ -183,8 +190,7 @@ final class IncomingGuest: @unchecked Sendable {
         let words = words
         let reason = Self.ended(words)
         log(.warning, reason)
-        // A QEMU whose stream was cut ends with EIO, and one that was killed without a word.
-        let isCut = words.isEmpty || words.contains("Input/output error")
+        let isCut = Self.isOfCut(words)
         // A stream that was damaged looks like one of another machine, but only once.
         if !isCut {
             unexplainedEnds += 1
