@@ -74,7 +74,8 @@ final class DestinationLink: @unchecked Sendable {
                 self.isReconnecting = false
                 self.context.wake()
             }
-            let end = ContinuousClock.now + .seconds(self.plan.patience)
+            let began = ContinuousClock.now
+            let end = began + .seconds(self.plan.patience)
             var last = error
             var pause = Duration.milliseconds(100)
             while self.context.fault == nil, self.context.mayBeInterrupted() {
@@ -87,10 +88,12 @@ final class DestinationLink: @unchecked Sendable {
                     if ![.unreachable, .security, .refused].contains(error.code) { return self.context.fail(error) }
                 } catch { last = MigrationError(.failed, "\(error)") }
                 guard ContinuousClock.now < end else {
+                    // The last attempt may have begun right before the end.
+                    let seconds = Int(Double((ContinuousClock.now - began) / .seconds(1)).rounded())
                     return self.context.fail(
                         MigrationError(
                             .failed,
-                            "\(self.plan.host) was lost and could not be reached again within \(self.plan.patience) s: \(last.message)"
+                            "\(self.plan.host) was lost and could not be reached again within \(seconds) s: \(last.message)"
                         )
                     )
                 }

@@ -18,6 +18,12 @@ final class MemoryTransfer: @unchecked Sendable {
     private(set) var stream: OutgoingStream?
     /// How often the memory was sent in vain.
     private var attempt = 0
+    /// Bytes of the streams of these attempts, as QEMU made them and on the line.
+    private var earlier = (sent: UInt64(0), onLine: UInt64(0))
+    /// Bytes of QEMU's streams that were sent, in all attempts.
+    var bytesSent: UInt64 { earlier.sent + (stream?.bytesSent ?? 0) }
+    /// What they were on the line; nil when the last ones could not be compressed.
+    var bytesOnLine: UInt64? { stream?.bytesOnLine.map { earlier.onLine + $0 } }
     private var attemptBegan: ContinuousClock.Instant?
     /// When it did not get through for the first time.
     private var troubleBegan: ContinuousClock.Instant?
@@ -290,7 +296,10 @@ final class MemoryTransfer: @unchecked Sendable {
             processed.add(state.processed)
             if context.report.deltaCacheBytes != nil { yield.add(state) }
             let seconds = processed.rate > 0 ? Double(state.remaining) / processed.rate : nil
-            context.progress(percent: percent, rate: sent.rate, remaining: seconds, memory: state)
+            var shown = state
+            // In its first pass QEMU repeats what it was told to keep to.
+            if state.rounds < 2 { shown.expectedPauseMS = nil }
+            context.progress(percent: percent, rate: sent.rate, remaining: seconds, memory: shown)
             let look = MemoryPacing.Look(
                 remaining: state.remaining,
                 rounds: state.rounds,
@@ -352,7 +361,12 @@ final class MemoryTransfer: @unchecked Sendable {
         attempt += 1
         (failing, streamReason, emulatorReason) = (nil, nil, nil)
         announcements = Announcements()
-        stream?.abort(reason)
+        if let stream {
+            stream.abort(reason)
+            earlier.sent += stream.bytesSent
+            earlier.onLine += stream.bytesOnLine ?? stream.bytesSent
+            self.stream = nil
+        }
         // Before that QEMU reports how the guest came to this host.
         if watch.isMigrating {
             let restoration = GuestRestoration(monitor: monitor, guest: watch.guest)

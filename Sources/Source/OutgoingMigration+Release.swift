@@ -54,15 +54,17 @@ extension OutgoingMigration {
         }
         do { try await journal?.write(.confirmed) } catch { context.warn("\(error)") }
         context.enter("done")
-        if let sentence = lateness(since: pause) { context.warn(sentence) }
+        if let sentence = lateness(running: owned.sinceResumed ?? 0) { context.warn(sentence) }
         return .owned
     }
 
     /// That the pause was longer than it was to be, and what took its time; nil when it was not.
-    private func lateness(since pause: SourceHandover.Pause) -> String? {
+    ///
+    /// - Parameter running: for how many milliseconds the guest ran already when its new host said so.
+    private func lateness(running: Double) -> String? {
         guard let blackout = context.report.blackoutMS, blackout > Double(plan.downtimeLimit) else { return nil }
         let phases = context.report.phasesMS
-        let (switchover, release) = (phases["switchover"] ?? 0, phases["release"] ?? 0)
+        let (switchover, release) = (phases["switchover"] ?? 0, max(0, (phases["release"] ?? 0) - max(0, running)))
         func text(_ time: Double) -> String { "\(Int(max(0, time).rounded())) ms" }
         let full = plan.verifiesFully ? ", reading both images from end to end among it (--verify=full)" : ""
         return

@@ -169,8 +169,8 @@ public final class OutgoingMigration: @unchecked Sendable {
         turn = nil
         if case .over(.overruled(let by)) = handover { await learnOverruling(by) }
         mirrors.account()
-        context.report.ramBytesSent = memory.stream?.bytesSent ?? 0
-        context.report.ramBytesOnLine = memory.stream?.bytesOnLine
+        context.report.ramBytesSent = memory.bytesSent
+        context.report.ramBytesOnLine = memory.bytesOnLine
         if let control = link.control {
             let count = 1 + (memory.stream?.connections ?? 0) + mirrors.connections
             context.report.tls = .init(

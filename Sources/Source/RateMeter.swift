@@ -3,6 +3,8 @@ struct RateMeter {
     private var last: (instant: ContinuousClock.Instant, count: UInt64)?
     /// Per second, smoothed over about a second.
     private(set) var rate = 0.0
+    /// The part of its peak from which on the rate of something that stands still is 0: after some 5 s.
+    private static let standstill = 1.0 / 128
     /// The highest smoothed value.
     private(set) var peak = 0.0
 
@@ -14,6 +16,8 @@ struct RateMeter {
             let sample = Double(count - min(last.count, count)) / seconds
             let weight = min(seconds, 1)
             rate = rate == 0 ? sample : rate * (1 - weight) + sample * weight
+            // What has stood still for seconds has no rate, however small the average becomes.
+            if sample == 0, rate < peak * Self.standstill { rate = 0 }
             peak = max(peak, rate)
         }
         last = (now, count)

@@ -138,6 +138,7 @@ struct EvacuateCommand: AsyncParsableCommand {
         }
         guard !targetNames.isEmpty else { throw ValidationError("--to HOST says where the guests may go") }
         guard (1...64).contains(parallelCopies) else { throw ValidationError("--parallel-copies takes 1 to 64") }
+        try MoveOptions.check(bandwidth: bandwidth)
         if let deadline, deadline.seconds == 0 { throw ValidationError("--deadline 0s is over already") }
         _ = try networks.bridges()
         try limits.check()

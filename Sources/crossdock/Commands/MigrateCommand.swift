@@ -59,7 +59,10 @@ struct MigrateCommand: AsyncParsableCommand {
     var dryRun = false
 
     @Option(
-        help: ArgumentHelp("The most that disks, and then memory, may use; 0 for no limit.", valueName: "size/s"),
+        help: ArgumentHelp(
+            "The most that disks, and then memory, may use, counted before it is compressed; 0 for no limit.",
+            valueName: "size/s"
+        ),
         transform: ByteCount.parse
     )
     var bandwidth = ByteCount(0)
@@ -98,7 +101,7 @@ struct MigrateCommand: AsyncParsableCommand {
             throw ValidationError("--format takes raw or qcow2, not '\(format)'")
         }
         try limits.check()
-        guard bandwidth.value <= 1 << 50 else { throw ValidationError("--bandwidth takes at most 1P") }
+        try MoveOptions.check(bandwidth: bandwidth)
         _ = try seeds()
         _ = try networks.bridges()
         guard ["sent", "full"].contains(verify) else { throw ValidationError("--verify takes sent or full") }

@@ -79,6 +79,13 @@ struct MoveOptions: ParsableArguments {
         }
     }
 
+    /// Checks what a limit of the line may be. Less than the least is a unit that was forgotten.
+    static func check(bandwidth: ByteCount) throws {
+        guard bandwidth.value == 0 || (16 << 10...1 << 50).contains(bandwidth.value) else {
+            throw ValidationError("--bandwidth takes 16K to 1P, in bytes a second, or 0 for no limit: 4M")
+        }
+    }
+
     /// Checks what they may be; the commands do it in their own order.
     func check() throws {
         guard (1...64).contains(connections) else { throw ValidationError("--connections takes 1 to 64") }
