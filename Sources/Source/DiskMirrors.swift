@@ -242,7 +242,7 @@ final class DiskMirrors: @unchecked Sendable {
             if percent > shown || percent < shown - Self.unsteadiness { shown = percent }
             if isCounted { copyMeter.add(total - min(remaining, total)) }
             // What goes out at once at the beginning is no rate that lasts.
-            let pace = plan.bandwidth > 0 ? min(copyMeter.rate, Double(plan.bandwidth)) : copyMeter.rate
+            let pace = plan.bandwidth > 0 ? min(copyMeter.shown, Double(plan.bandwidth)) : copyMeter.shown
             context.progress(
                 percent: shown,
                 rate: pace,

@@ -295,11 +295,11 @@ final class MemoryTransfer: @unchecked Sendable {
             sent.add(state.transferred)
             processed.add(state.processed)
             if context.report.deltaCacheBytes != nil { yield.add(state) }
-            let seconds = processed.rate > 0 ? Double(state.remaining) / processed.rate : nil
+            let seconds = processed.shown > 0 ? Double(state.remaining) / processed.shown : nil
             var shown = state
             // In its first pass QEMU repeats what it was told to keep to.
             if state.rounds < 2 { shown.expectedPauseMS = nil }
-            context.progress(percent: percent, rate: sent.rate, remaining: seconds, memory: shown)
+            context.progress(percent: percent, rate: sent.shown, remaining: seconds, memory: shown)
             let look = MemoryPacing.Look(
                 remaining: state.remaining,
                 rounds: state.rounds,

@@ -5,6 +5,9 @@ struct RateMeter {
     private(set) var rate = 0.0
     /// The part of its peak from which on the rate of something that stands still is 0: after some 5 s.
     private static let standstill = 1.0 / 128
+    private var isStill = false
+    /// What people are shown: what has stood still for seconds has no rate, however small the average becomes.
+    var shown: Double { isStill && rate < peak * Self.standstill ? 0 : rate }
     /// The highest smoothed value.
     private(set) var peak = 0.0
 
@@ -16,8 +19,7 @@ struct RateMeter {
             let sample = Double(count - min(last.count, count)) / seconds
             let weight = min(seconds, 1)
             rate = rate == 0 ? sample : rate * (1 - weight) + sample * weight
-            // What has stood still for seconds has no rate, however small the average becomes.
-            if sample == 0, rate < peak * Self.standstill { rate = 0 }
+            isStill = sample == 0
             peak = max(peak, rate)
         }
         last = (now, count)

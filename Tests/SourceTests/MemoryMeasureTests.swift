@@ -86,3 +86,19 @@ struct DeltaYieldTests {
         #expect(yield.share == 1)
     }
 }
+
+/// The speed of something that is counted now and then.
+struct RateMeterTests {
+    @Test func whatStandsStillForSecondsIsShownWithoutARate() {
+        var meter = RateMeter()
+        let start = ContinuousClock.now
+        for step in 0...20 { meter.add(UInt64(step * 100_000), now: start + .milliseconds(100 * step)) }
+        #expect((900_000...1_100_000).contains(meter.shown))
+        for step in 21...30 { meter.add(2_000_000, now: start + .milliseconds(100 * step)) }
+        #expect(meter.shown > 0, "a second is a hiccup")
+        for step in 31...90 { meter.add(2_000_000, now: start + .milliseconds(100 * step)) }
+        #expect(meter.shown == 0 && meter.rate > 0)
+        meter.add(2_100_000, now: start + .milliseconds(9100))
+        #expect(meter.shown > 50_000)
+    }
+}
