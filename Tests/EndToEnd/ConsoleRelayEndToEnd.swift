@@ -18,7 +18,7 @@ struct ConsoleRelayEndToEnd {
         private var directories: [String: String] = [:]
 
         init() throws {
-            lab = try Lab()
+            lab = try Lab(emulators: Lab.whole)
             for name in ["a", "b", "c", "d"] {
                 directories[name] = try lab.pki.issue("host-\(name)", hosts: ["localhost", "127.0.0.1"])
             }
