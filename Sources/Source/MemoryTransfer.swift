@@ -212,8 +212,8 @@ final class MemoryTransfer: @unchecked Sendable {
     /// For how long that is waited for, in milliseconds, after QEMU has said that it failed.
     private static let reasonTime = 200
 
-    private var failing: Task<Void, Never>?
-    /// What QEMU says of that.
+    /// Whether QEMU has said so in this attempt, and what of it.
+    private var hasFailed = false
     private var emulatorReason: String?
     private var failureReason: String {
         streamReason ?? "QEMU could not send the memory\(emulatorReason.map { ": \($0)" } ?? "")"
@@ -223,10 +223,10 @@ final class MemoryTransfer: @unchecked Sendable {
     func loseInQEMU(_ watch: GuestWatch, _ error: String?) {
         if let error { emulatorReason = error }
         if streamReason != nil || watch.isAtSwitchover || watch.stoppedAt != nil { return lose(failureReason) }
-        guard failing == nil else { return }
+        guard !hasFailed else { return }
+        hasFailed = true
         let attempt = attempt
-        failing = Task(executorPreference: context.loop) {
-            await self.context.loop.sleep(for: .milliseconds(Self.reasonTime))
+        _ = context.loop.schedule(after: .milliseconds(Self.reasonTime)) {
             if attempt == self.attempt { self.lose(self.failureReason) }
         }
     }
@@ -359,7 +359,7 @@ final class MemoryTransfer: @unchecked Sendable {
     /// The guest goes on as if nothing had been tried, and the disks are still mirrored.
     func prepareRetry(_ monitor: QMPClient, _ watch: GuestWatch, _ reason: String) async throws {
         attempt += 1
-        (failing, streamReason, emulatorReason) = (nil, nil, nil)
+        (hasFailed, streamReason, emulatorReason) = (false, nil, nil)
         announcements = Announcements()
         if let stream {
             stream.abort(reason)
