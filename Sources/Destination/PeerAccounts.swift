@@ -35,6 +35,21 @@ final class PeerAccounts: @unchecked Sendable {
         accounts[identity] = account.isEmpty ? nil : account
     }
 
+    /// Counts a connection of a kind.
+    private func begin(
+        _ kind: WritableKeyPath<Account, Int>,
+        _ identity: String,
+        most: Int,
+        _ words: String
+    ) throws {
+        try change(identity) { account in
+            guard account[keyPath: kind] < most else {
+                throw ChannelError(.protocolViolation, "The limit of \(most) \(words) is reached")
+            }
+            account[keyPath: kind] += 1
+        }
+    }
+
     /// How many identities hold anything.
     var count: Int { accounts.count }
 
@@ -42,15 +57,12 @@ final class PeerAccounts: @unchecked Sendable {
     ///
     /// - Throws: `ChannelError` that names the limit.
     func connect(_ identity: String) throws {
-        try change(identity) { account in
-            guard account.connections < PeerLimits.connections else {
-                throw ChannelError(
-                    .protocolViolation,
-                    "The limit of \(PeerLimits.connections) connections to the control port for one source is reached"
-                )
-            }
-            account.connections += 1
-        }
+        try begin(
+            \.connections,
+            identity,
+            most: PeerLimits.connections,
+            "connections to the control port for one source"
+        )
     }
 
     /// A connection has ended.
@@ -60,15 +72,7 @@ final class PeerAccounts: @unchecked Sendable {
     ///
     /// - Throws: `ChannelError` that names the limit.
     func beginHost(_ identity: String) throws {
-        try change(identity) { account in
-            guard account.hosts < PeerLimits.hostConnections else {
-                throw ChannelError(
-                    .protocolViolation,
-                    "The limit of \(PeerLimits.hostConnections) connections for evacuations of one source is reached"
-                )
-            }
-            account.hosts += 1
-        }
+        try begin(\.hosts, identity, most: PeerLimits.hostConnections, "connections for evacuations of one source")
     }
 
     /// Such a connection has ended.
@@ -78,15 +82,7 @@ final class PeerAccounts: @unchecked Sendable {
     ///
     /// - Throws: `ChannelError` that names the limit.
     func beginConsole(_ identity: String) throws {
-        try change(identity) { account in
-            guard account.consoles < PeerLimits.consoles else {
-                throw ChannelError(
-                    .protocolViolation,
-                    "The limit of \(PeerLimits.consoles) connections for consoles of one host is reached"
-                )
-            }
-            account.consoles += 1
-        }
+        try begin(\.consoles, identity, most: PeerLimits.consoles, "connections for consoles of one host")
     }
 
     /// Such a connection has ended.
