@@ -27,9 +27,10 @@ let package = Package(
         .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
         .systemLibrary(name: "CSSH", pkgConfig: "libssh", providers: [.apt(["libssh-dev"])]),
         .target(name: "CLinux"),
+        .target(name: "CSHA256"),
         .target(name: "CWebPage"),
         .target(name: "IO", dependencies: ["CLinux", "CGcrypt", "CSSH", "CZstd"], swiftSettings: settings),
-        .target(name: "TLS", dependencies: ["IO", "CGnuTLS", "CGcrypt", "CLinux"], swiftSettings: settings),
+        .target(name: "TLS", dependencies: ["IO", "CGnuTLS", "CGcrypt", "CLinux", "CSHA256"], swiftSettings: settings),
         .target(name: "NBD", dependencies: ["TLS", "IO", "CLinux"], swiftSettings: settings),
         .target(name: "Emulator", dependencies: ["TLS", "IO", "CLinux"], swiftSettings: settings),
         .target(

@@ -80,6 +80,8 @@ final class IncomingGuest: @unchecked Sendable {
     /// Starts a QEMU that waits.
     func start(_ record: GuestRecord) async throws {
         self.record = record
+        let (store, name) = (store, name)
+        try await BlockingPool.shared.run { try store.keepOutputs(of: name) }
         let monitor = try await startEmulator()
         // Unix sockets have other places here, and nobody else can have taken them.
         listeners = await monitor.listeners().filter(\.isOnNetwork)
@@ -357,7 +359,6 @@ final class IncomingGuest: @unchecked Sendable {
         await known?.process?.terminate()
         // Its source asks after that, and the words go with the rest.
         lastRefusal = refusal
-        store.remove(name)
-        if let previous { try? store.save(previous) }
+        store.remove(arriving: name, restoring: previous)
     }
 }

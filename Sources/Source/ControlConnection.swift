@@ -193,7 +193,7 @@ final class ControlConnection: @unchecked Sendable {
             case .closed, .truncated, .timedOut, .protocolViolation:
                 throw MigrationError(
                     .unreachable,
-                    "\(error.message); \(peer.address) is not a destination agent that answers, check the port"
+                    "\(error.message); what listens at \(peer.address) does not answer as a destination agent does: check the port, and how the agent is there"
                 )
             default: throw MigrationError(.unreachable, error.message)
             }

@@ -74,9 +74,17 @@ final class DestinationLink: @unchecked Sendable {
                 self.isReconnecting = false
                 self.context.wake()
             }
-            let began = ContinuousClock.now
-            let end = began + .seconds(self.plan.patience)
             var last = error
+            // An attempt that has begun may take longer than there is patience for.
+            let end = self.loop.schedule(after: .seconds(self.plan.patience)) {
+                self.context.fail(
+                    MigrationError(
+                        .failed,
+                        "\(self.plan.host) was lost and could not be reached again within \(self.plan.patience) s: \(last.message)"
+                    )
+                )
+            }
+            defer { end.cancel() }
             var pause = Duration.milliseconds(100)
             while self.context.fault == nil, self.context.mayBeInterrupted() {
                 do {
@@ -87,16 +95,6 @@ final class DestinationLink: @unchecked Sendable {
                     // An agent that has just been started may refuse for a moment.
                     if ![.unreachable, .security, .refused].contains(error.code) { return self.context.fail(error) }
                 } catch { last = MigrationError(.failed, "\(error)") }
-                guard ContinuousClock.now < end else {
-                    // The last attempt may have begun right before the end.
-                    let seconds = Int(Double((ContinuousClock.now - began) / .seconds(1)).rounded())
-                    return self.context.fail(
-                        MigrationError(
-                            .failed,
-                            "\(self.plan.host) was lost and could not be reached again within \(seconds) s: \(last.message)"
-                        )
-                    )
-                }
                 await self.loop.sleep(for: pause)
                 pause = min(pause * 2, .seconds(1))
             }

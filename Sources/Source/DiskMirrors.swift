@@ -100,7 +100,7 @@ final class DiskMirrors: @unchecked Sendable {
                 memory: plan.mirrorMemory,
                 expected: disk.allocated,
                 isFenced: true,
-                bandwidth: plan.bandwidth / UInt64(max(disks.count, 1)),
+                bandwidth: firstSpeed,
                 beacon: context.beacon
             )
             endurance.lineRate = context.report.rehearsal.map { $0.bytesPerSecond / Double(max(disks.count, 1)) }
@@ -150,7 +150,7 @@ final class DiskMirrors: @unchecked Sendable {
     /// The destination of a mirror is away or has no space, which is waited for, or is back.
     private func outage(_ index: Int, _ reason: String?) {
         let name = disks[index].offer.name
-        disks[index].isAway = reason != nil
+        disks[index].absence = reason
         if let reason {
             context.warn("\(name): \(reason). The guest stays here meanwhile; trying again for \(plan.patience) s")
             onOutage?()
@@ -160,7 +160,13 @@ final class DiskMirrors: @unchecked Sendable {
     }
 
     /// Whether the destination cannot be reached, or has no space, at the moment.
-    var isAway: Bool { link.isReconnecting || disks.contains(where: \.isAway) }
+    var isAway: Bool { link.isReconnecting || disks.contains { $0.absence != nil } }
+
+    /// Why nothing can go to the destination at the moment.
+    var absence: String {
+        for disk in disks { if let reason = disk.absence { return "\(disk.offer.name): \(reason)" } }
+        return "\(plan.host) is away"
+    }
 
     /// The destination's NBD server is another one, or at another place.
     func move(to address: SocketAddress) { for disk in disks { disk.relay?.move(to: address) } }
@@ -179,7 +185,7 @@ final class DiskMirrors: @unchecked Sendable {
     ///
     /// - Parameter look: is called now and then meanwhile.
     func copy(_ monitor: QMPClient, look: () async throws -> Void) async throws {
-        let speed = plan.bandwidth / UInt64(max(disks.count, 1))
+        let speed = firstSpeed
         for index in disks.indices {
             let disk = disks[index]
             guard let relay = disk.relay else { continue }
@@ -200,9 +206,31 @@ final class DiskMirrors: @unchecked Sendable {
                 speed: disk.isSeeded ? 0 : speed,
                 buffer: disk.isSeeded ? nil : Self.buffer(for: speed)
             )
-            disks[index].hasJob = true
+            (disks[index].hasJob, disks[index].speed) = (true, speed)
         }
         try await catchUp(monitor, look: look)
+    }
+
+    /// Bytes a second that each disk begins with; 0 for no limit.
+    private var firstSpeed: UInt64 {
+        BandwidthShares(total: plan.bandwidth).speeds(disks.map { _ in true }).first ?? 0
+    }
+
+    /// Gives the disks that have to catch up what the others do not need.
+    private func share(_ monitor: QMPClient) async throws {
+        guard plan.bandwidth > 0, disks.count > 1 else { return }
+        let equal = plan.bandwidth / UInt64(disks.count)
+        // What is written in a moment is no reason to divide anew.
+        let catchesUp = disks.map { !$0.isReady || $0.remaining > equal / 2 }
+        let speeds = BandwidthShares(total: plan.bandwidth).speeds(catchesUp)
+        for index in disks.indices where disks[index].hasJob && disks[index].speed != speeds[index] {
+            disks[index].speed = speeds[index]
+            if disks[index].isSeeded {
+                disks[index].relay?.limit(to: speeds[index])
+            } else {
+                try await monitor.setSpeed(ofJob: disks[index].jobName(plan.id), to: speeds[index])
+            }
+        }
     }
 
     /// What QEMU may have under way of a disk whose copy is limited. Its own 16 MiB go out at once, however slow the copy shall be, and it
@@ -227,6 +255,7 @@ final class DiskMirrors: @unchecked Sendable {
         while true {
             try await context.wait(.milliseconds(200))
             try await refreshJobs(monitor)
+            try await share(monitor)
             if ContinuousClock.now - looked > .seconds(2) {
                 try await look()
                 looked = .now
@@ -242,12 +271,15 @@ final class DiskMirrors: @unchecked Sendable {
             if percent > shown || percent < shown - Self.unsteadiness { shown = percent }
             if isCounted { copyMeter.add(total - min(remaining, total)) }
             // What goes out at once at the beginning is no rate that lasts.
-            let pace = plan.bandwidth > 0 ? min(copyMeter.shown, Double(plan.bandwidth)) : copyMeter.shown
+            let most = plan.bandwidth > 0 ? Double(plan.bandwidth) : .infinity
+            // What is empty, or there already, takes the disks forward, and not the line.
+            let pace = hasFreeData ? copyMeter.shown : min(copyMeter.shown, most)
             context.progress(
                 percent: shown,
-                rate: pace,
+                rate: min(dataMeter.shown, most),
                 remaining: isCounted && pace > 0 ? Double(remaining) / pace : nil,
-                seeded: seededBytes
+                seeded: seededBytes,
+                of: "disks"
             )
             if !isAway, fits(max(dataMeter.peak, rate, leastRate)) {
                 if disks.allSatisfy(\.isReady) { break }
@@ -308,6 +340,9 @@ final class DiskMirrors: @unchecked Sendable {
             return sum + counters.bytesSent + counters.zeroBytes + counters.seededBytes
         }
     }
+
+    /// Whether some of what QEMU copies is at the destination already, and is not held to any limit.
+    private var hasFreeData: Bool { disks.contains(where: \.isSeeded) }
 
     /// Bytes of all disks that went over the link as data: zeroes cost nothing and would flatter the link.
     var dataBytes: UInt64 { disks.reduce(0) { sum, disk in sum + (disk.relay?.counters.bytesSent ?? 0) } }

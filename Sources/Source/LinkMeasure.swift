@@ -13,6 +13,9 @@ struct LinkMeasure: Sendable {
     /// Bytes that a measurement sends at most when it is what was asked for.
     private static let mostBytes = 32 << 20
 
+    /// What a measurement takes at least, in milliseconds: no connection carries so much faster, and what a line's buffers take at once says no more.
+    private static let leastTime = 0.25
+
     /// Round trips from which a question is worth asking before the answer to the one before has come, in milliseconds.
     static let longLine = 5.0
 
@@ -43,7 +46,7 @@ struct LinkMeasure: Sendable {
             guard case .probe = try await control.next(timeout: .seconds(30)) else { throw noProbe }
             let roundTrip = MigrationContext.milliseconds(control.arrival - began)
             guard case .probe = try await control.next(timeout: .seconds(30)) else { throw noProbe }
-            let time = max(MigrationContext.milliseconds(control.arrival - began) - roundTrip, 0.05)
+            let time = max(MigrationContext.milliseconds(control.arrival - began) - roundTrip, leastTime)
             return LinkMeasure(roundTrip: roundTrip, rate: Double(bytes) / time * 1000)
         }
     }
@@ -87,7 +90,7 @@ struct LinkMeasure: Sendable {
         let start = ContinuousClock.now
         let sent = try await send(bytes, over: control)
         guard case .probe = try await control.next(timeout: .seconds(30)) else { throw noProbe }
-        let time = max(MigrationContext.milliseconds(ContinuousClock.now - start) - roundTrip, 0.05)
+        let time = max(MigrationContext.milliseconds(ContinuousClock.now - start) - roundTrip, leastTime)
         return Double(sent) / time * 1000
     }
 

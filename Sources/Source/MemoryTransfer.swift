@@ -380,9 +380,18 @@ final class MemoryTransfer: @unchecked Sendable {
     func waitForRetry() async throws {
         let pause = Duration.milliseconds(200 << min(attempt, 5))
         let end = ContinuousClock.now + pause
-        while ContinuousClock.now < end { try await context.wait(end - .now) }
+        var told = ContinuousClock.now - Self.news
+        while ContinuousClock.now < end || link.isReconnecting {
+            // Who looks sees that nothing moves.
+            if ContinuousClock.now - told >= Self.news {
+                context.progress(percent: 0, rate: 0, remaining: nil)
+                told = .now
+            }
+            try await context.wait(ContinuousClock.now < end ? min(end - .now, Self.news) : Self.news)
+        }
         _ = try await link.connection()
     }
+    private static let news = Duration.seconds(1)
 
     // MARK: the end
 

@@ -134,10 +134,11 @@ final class MigrationContext: @unchecked Sendable {
         rate: Double,
         remaining: Double?,
         seeded: UInt64? = nil,
-        memory: MigrationState? = nil
+        memory: MigrationState? = nil,
+        of phase: String? = nil
     ) {
         var event = event("progress")
-        event.phase = phase
+        event.phase = phase ?? self.phase
         event.percent = min(max(percent, 0), 100)
         event.rate = rate
         event.remaining = remaining

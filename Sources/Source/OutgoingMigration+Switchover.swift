@@ -9,7 +9,7 @@ extension OutgoingMigration {
     func endMirrors() async throws -> SourceHandover.Event {
         let (monitor, _, _) = try guest()
         // The loss was noticed when the guest was paused already.
-        if mirrors.isAway { memory.lose("The destination is away, or has no space") }
+        if mirrors.isAway { memory.lose(mirrors.absence) }
         try context.check()
         try await mirrors.end(monitor)
         try await checkDescription(.drives)

@@ -86,7 +86,7 @@ public final class OutgoingMigration: @unchecked Sendable {
         mirrors.onOutage = { [unowned self] in
             // QEMU pauses a guest that dirties nothing whatever the downtime limit is, and then waits for the mirrors.
             if case .sending = handover, watch?.isAtSwitchover == false {
-                memory.lose("The destination is away, or has no space")
+                memory.lose(mirrors.absence)
             }
         }
     }

@@ -259,13 +259,21 @@ final class Rehearsal: @unchecked Sendable {
         func time(_ bytes: Double, _ growth: Double) -> Double? {
             growth >= rate * 0.95 ? nil : bytes / (rate - growth)
         }
-        guard let first = time(disks, activity.disks), let second = time(memory, activity.memory) else {
+        let (first, second) = (time(disks, activity.disks), time(memory, activity.memory))
+        let carried = "one connection to \(plan.host) carried in the rehearsal (\(MigrationContext.megabytes(rate))/s)"
+        if first == nil {
             context.warn(
-                "The guest writes faster than one connection to \(plan.host) carried in the rehearsal; it may not converge without "
+                "The guest writes its disks (\(MigrationContext.megabytes(activity.disks))/s) faster than \(carried); unless more connections "
+                    + "or compression carry more, the move will not converge: that needs a faster line or a calmer guest"
+            )
+        }
+        if second == nil {
+            context.warn(
+                "The guest writes its memory (\(MigrationContext.megabytes(activity.memory))/s) faster than \(carried); it may not converge without "
                     + "being slowed down"
             )
-            return
         }
+        guard let first, let second else { return }
         // The move begins with a rehearsal, too, and has its own steps besides the copies.
         rehearsal.secondsEstimated = first + second + rehearsal.milliseconds / 1000 + Self.steps
     }

@@ -38,8 +38,10 @@ struct SourceDisk {
     var hasTarget = false
     /// Whether QEMU said that the copy has caught up once.
     var isReady = false
-    /// Whether its copy waits for the destination.
-    var isAway = false
+    /// Why its copy waits for the destination; nil while it does not.
+    var absence: String?
+    /// Bytes a second that its copy may use; 0 for no limit.
+    var speed: UInt64 = 0
     /// What the job said last.
     var job: BlockJob?
 

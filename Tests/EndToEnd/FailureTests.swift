@@ -282,6 +282,27 @@ struct FailureTests {
         #expect(try await lab.leftAtSource() == [])
     }
 
+    /// Of a speed that is given for all disks of a guest, the last one that is copied has what the others do not need.
+    @Test func theLastDiskGetsWhatTheOthersDoNotNeed() async throws {
+        let lab = try Lab()
+        let small = try await lab.makeImage("small.raw", megabytes: 16, data: 2)
+        let large = try await lab.makeImage("large.raw", megabytes: 64, data: 64)
+        try await lab.startIdleGuest(disks: [small, large])
+        try await lab.startDestination()
+        let migration = try lab.beginMigration(more: ["--bandwidth", "2M"])
+        var most: Int64 = 0
+        try await eventually(seconds: 60, "the other disk gets more") {
+            let jobs = try await lab.monitor("a") { try await $0.execute("query-block-jobs").array }
+            let speeds = jobs.compactMap { $0["speed"]?.integer }
+            #expect(speeds.reduce(0, +) <= 2 << 20, "\(speeds)")
+            most = max(most, speeds.max() ?? 0)
+            return most > 3 << 19
+        }
+        migration.signal(SIGINT)
+        #expect(try await migration.finish().code == MigrationError.Code.cancelled.rawValue)
+        #expect(try await lab.leftAtSource() == [])
+    }
+
     @Test func aSecondMigrationOfTheSameGuestAndAnInterruptedFirstOne() async throws {
         let lab = try await makeLab(data: 32)
         try await lab.startDestination()

@@ -72,6 +72,35 @@ struct SocketsEndToEnd {
         }
     }
 
+    /// QEMU begins the file of a log anew, and a move that is rolled back takes with it what it has made.
+    @Test func theLogOfAGuestsStayBeforeIsKept() async throws {
+        let lab = try Lab(emulators: Lab.whole)
+        let disk = try await lab.makeImage("disk.raw", megabytes: 32, data: 32)
+        try await lab.startLinuxGuest(disks: [disk])
+        try await lab.startDestination("a")
+        try await lab.startDestination()
+        let away = try await lab.migrate()
+        #expect(away.code == 0, "\(away.all)")
+        try await eventually("records on b") { try lab.records(lab.consoleB) > 5 }
+        let home = try await lab.migrate(from: "b")
+        #expect(home.code == 0, "\(home.all)")
+        let log = try DurableFile.read(lab.consoleB)
+        #expect(log?.isEmpty == false)
+
+        let migration = try lab.beginMigration(more: ["--bandwidth", "1000000", "--format", "raw"])
+        let before = "\(lab.guests("b").directory(of: "web1"))/run.before/console.log"
+        try await eventually("the guest's QEMU on b") { DurableFile.exists(lab.consoleB) && DurableFile.exists(before) }
+        migration.signal(SIGINT)
+        #expect(try await migration.finish().code == MigrationError.Code.cancelled.rawValue)
+        #expect(try DurableFile.read(lab.consoleB) == log)
+        #expect(!DurableFile.exists(before))
+
+        let again = try await lab.migrate()
+        #expect(again.code == 0, "\(again.all)")
+        #expect(try DurableFile.read(before) == log)
+        try await eventually("records on b") { try lab.records(lab.consoleB) > 5 }
+    }
+
     @Test func anAdoptedGuestHasThemToo() async throws {
         let lab = try Lab()
         let serial = lab.directory.file("serial.sock")

@@ -36,6 +36,35 @@ extension GuestStore {
         }
     }
 
+    private func earlierRun(of name: String) -> String { "\(runDirectory(of: name)).before" }
+
+    /// Whether a name in a guest's directory is that of what its stay before has left.
+    func isEarlier(_ entry: String) -> Bool { entry == "run.before" }
+
+    /// Puts the logs of a guest's stay before out of the way of a QEMU that would begin them anew: `run.before` has them then, in the place of those of
+    /// a stay that was still earlier.
+    ///
+    /// - Throws: `FileError` when they cannot be put there.
+    public func keepOutputs(of name: String) throws {
+        let (run, earlier) = (runDirectory(of: name), earlierRun(of: name))
+        DurableFile.remove(earlier)
+        let hasFiles = DurableFile.list(run).contains { entry in
+            var status = stat()
+            return lstat("\(run)/\(entry)", &status) == 0 && status.st_mode & S_IFMT == S_IFREG && status.st_size > 0
+        }
+        guard hasFiles else { return }
+        guard rename(run, earlier) == 0 else { throw FileError.system("rename \(run) to \(earlier)", errno) }
+        try DurableFile.makeDirectory(run)
+    }
+
+    /// Undoes that.
+    func restoreOutputs(of name: String) {
+        let earlier = earlierRun(of: name)
+        guard DurableFile.exists(earlier) else { return }
+        DurableFile.remove(runDirectory(of: name))
+        rename(earlier, runDirectory(of: name))
+    }
+
     /// Where a Unix socket is that QEMU names: one that was made before the guest belonged to this host has another place since.
     ///
     /// - Parameters:

@@ -108,8 +108,28 @@ public struct GuestStore: Sendable {
 
     /// Forgets a guest that does not run.
     public func remove(_ name: String) {
-        if let record = (try? load(name)) ?? nil { removeTaps(of: record) }
+        forget(name)
         DurableFile.remove(directory(of: name))
+    }
+
+    /// Forgets a guest that did not arrive after all: what an earlier stay here has left is where it was before.
+    ///
+    /// - Parameters:
+    ///   - name: the guest, which does not run.
+    ///   - previous: its record from before; nil when there was none.
+    public func remove(arriving name: String, restoring previous: GuestRecord?) {
+        forget(name)
+        for entry in DurableFile.list(directory(of: name)) where !isEarlier(entry) {
+            DurableFile.remove("\(directory(of: name))/\(entry)")
+        }
+        if let previous { try? save(previous) }
+        restoreOutputs(of: name)
+        // Where nothing was, nothing stays.
+        rmdir(directory(of: name))
+    }
+
+    private func forget(_ name: String) {
+        if let record = (try? load(name)) ?? nil { removeTaps(of: record) }
         removeArrivals(of: name)
     }
 

@@ -69,6 +69,15 @@ extension QMPClient {
         try await execute("blockdev-mirror", .object(arguments))
     }
 
+    /// Changes how fast a job may work (`block-job-set-speed`).
+    ///
+    /// - Parameters:
+    ///   - job: the job's name.
+    ///   - speed: bytes per second; 0 for no limit.
+    public func setSpeed(ofJob job: String, to speed: UInt64) async throws {
+        try await execute("block-job-set-speed", ["device": .string(job), "speed": .integer(Int64(clamping: speed))])
+    }
+
     /// Ends a mirror that is ready: drains it and flushes the target, or drops it at once when forced.
     ///
     /// `job-cancel` would always be forced and abandon what is not copied.

@@ -129,6 +129,8 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
         let buffer = IOBuffer(capacity: Int(Self.chunkSize) * Self.chunksAtOnce)
         var read = 0
         var hole: Range<UInt64> = 0..<0
+        // What was written as data is asked for no hole: that costs a look under the lock that the writers of the file need.
+        var wasEmpty = true
         while read < limit, !shouldStop(), let words = pass.take(of: marks.words) {
             for word in words {
                 var pending =
@@ -149,19 +151,18 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
                     let chunk = word * 64 + bit
                     if chunk >= chunks { break }
                     let start = UInt64(chunk) * Self.chunkSize
-                    if !(hole.lowerBound <= start && min(start + Self.chunkSize, size) <= hole.upperBound) {
+                    let isInHole = hole.lowerBound <= start && min(start + Self.chunkSize, size) <= hole.upperBound
+                    if !isInHole, wasEmpty {
                         // Only the next data is looked for: looking for the end of data walks over all of it on tmpfs.
                         hole = start..<min(max(file.nextData(from: start), start), size)
                     }
                     if hole.lowerBound <= start, min(start + Self.chunkSize, size) <= hole.upperBound {
                         pending &= pending - 1
                         if !isComparison { setZero(chunk) } else if sums[chunk] != 0 { mark(chunk) }
+                        wasEmpty = true
                         continue
                     }
-                    let run = min(
-                        min((~(pending >> UInt64(bit))).trailingZeroBitCount, Self.chunksAtOnce),
-                        chunks - chunk
-                    )
+                    let run = run(of: pending, from: bit, chunk)
                     let end = min(start + UInt64(run) * Self.chunkSize, size)
                     do {
                         try source.read(into: buffer.mutable(0..<Int(end - start)), at: start)
@@ -169,12 +170,14 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
                         marks.mark(word, isComparison ? 0 : pending)
                         throw error
                     }
-                    for index in 0..<run {
-                        pending &= pending - 1
-                        let from = index * Int(Self.chunkSize)
-                        let bytes = buffer.bytes(from..<min(from + Int(Self.chunkSize), Int(end - start)))
-                        if !isComparison { take(chunk + index, bytes) } else { compare(chunk + index, bytes) }
+                    for _ in 0..<run { pending &= pending - 1 }
+                    let bytes = buffer.bytes(0..<Int(end - start))
+                    if isComparison {
+                        for index in 0..<run { compare(chunk + index, Self.chunk(index, of: bytes)) }
+                    } else {
+                        take(chunk, bytes)
                     }
+                    wasEmpty = sums[chunk + run - 1] == 0
                     read += run
                 }
             }
@@ -182,20 +185,46 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
         return read
     }
 
-    private static let chunksAtOnce = 16
+    private static let chunksAtOnce = SHA256Batch.most
+
+    /// How many chunks from one on are read at once.
+    private func run(of pending: UInt64, from bit: Int, _ chunk: Int) -> Int {
+        min((~(pending >> UInt64(bit))).trailingZeroBitCount, Self.chunksAtOnce, chunks - chunk)
+    }
+
+    private static func chunk(_ index: Int, of bytes: UnsafeRawBufferPointer) -> UnsafeRawBufferPointer {
+        let from = index * Int(chunkSize)
+        return UnsafeRawBufferPointer(rebasing: bytes[from..<min(from + Int(chunkSize), bytes.count)])
+    }
 
     private func setZero(_ chunk: Int) {
         memset(digests + chunk * HashAlgorithm.sha256.digestLength, 0, HashAlgorithm.sha256.digestLength)
         sums[chunk] = 0
     }
 
-    private func take(_ chunk: Int, _ bytes: UnsafeRawBufferPointer) {
-        if xd_is_zero(bytes.baseAddress, bytes.count) != 0 {
-            setZero(chunk)
-        } else {
-            HashAlgorithm.sha256.hash(bytes, into: digests + chunk * HashAlgorithm.sha256.digestLength)
-            sums[chunk] = ChunkSums.sum(bytes)
+    /// Takes the digests of consecutive chunks, of which the last one may be the disk's shorter one.
+    private func take(_ first: Int, _ bytes: UnsafeRawBufferPointer) {
+        let size = Int(Self.chunkSize)
+        // Those that are not zero, and are not hashed yet.
+        var run = 0..<0
+        func hash() {
+            guard !run.isEmpty else { return }
+            let part = bytes[(run.lowerBound * size)..<min(run.upperBound * size, bytes.count)]
+            let target = digests + (first + run.lowerBound) * HashAlgorithm.sha256.digestLength
+            SHA256Batch.hash(UnsafeRawBufferPointer(rebasing: part), each: size, into: target)
         }
+        for index in 0..<((bytes.count + size - 1) / size) {
+            let chunk = Self.chunk(index, of: bytes)
+            if xd_is_zero(chunk.baseAddress, chunk.count) != 0 {
+                hash()
+                setZero(first + index)
+                run = (index + 1)..<(index + 1)
+            } else {
+                sums[first + index] = ChunkSums.sum(chunk)
+                run = run.lowerBound..<(index + 1)
+            }
+        }
+        hash()
     }
 
     private func mark(_ chunk: Int) { marks.mark(chunk / 64, 1 << UInt64(chunk % 64)) }
@@ -294,21 +323,23 @@ public final class ChunkDigests: WriteObserver, @unchecked Sendable {
 
     /// Reads every marked chunk of a disk and takes its digest. A chunk that is marked while it is read stays marked.
     public func update(from disk: any BackEnd, shouldStop: () -> Bool = { false }) async throws {
-        let buffer = IOBuffer(capacity: Int(Self.chunkSize))
+        let buffer = IOBuffer(capacity: Int(Self.chunkSize) * Self.chunksAtOnce)
         for word in 0..<marks.words {
             var pending = marks.take(word)
             while pending != 0 {
-                let chunk = word * 64 + pending.trailingZeroBitCount
+                let bit = pending.trailingZeroBitCount
+                let chunk = word * 64 + bit
                 if chunk >= chunks { break }
+                let run = run(of: pending, from: bit, chunk)
                 let start = UInt64(chunk) * Self.chunkSize
-                let data = Payload(buffer, 0..<Int(min(Self.chunkSize, size - start)))
+                let data = Payload(buffer, 0..<Int(min(UInt64(run) * Self.chunkSize, size - start)))
                 do {
                     try await disk.readFully(into: data, at: start)
                 } catch {
                     marks.mark(word, pending)
                     throw error
                 }
-                pending &= pending - 1
+                for _ in 0..<run { pending &= pending - 1 }
                 take(chunk, data.bytes)
             }
             if shouldStop() { return }

@@ -158,6 +158,9 @@ final class MirrorBackEnd: BackEnd, @unchecked Sendable {
         }
     }
 
+    /// Bounds what is sent of a disk that was begun with an image, in bytes a second, if it is bounded.
+    func limit(to speed: UInt64) { limit?.change(to: speed) }
+
     /// Where the server listens from now on.
     func move(to address: SocketAddress) { target.address = address }
 

@@ -186,6 +186,9 @@ public final class MirrorRelay: @unchecked Sendable {
     /// Tells where the destination's server listens from now on. From any thread.
     public func move(to address: SocketAddress) { loop.execute { self.disk.move(to: address) } }
 
+    /// Changes how many bytes a second a disk may send that was begun with an image, if that is limited. From any thread.
+    public func limit(to speed: UInt64) { loop.execute { self.disk.limit(to: speed) } }
+
     /// Why the relay failed; nil while it works.
     public func failure() async -> String? {
         try? await loop.run { self.disk.failure?.message }

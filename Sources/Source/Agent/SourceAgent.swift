@@ -67,7 +67,8 @@ public final class SourceAgent: Sendable {
         return try await loop.run {
             let channel = try DescriptorChannel(
                 reading: pipe,
-                writing: open("/dev/null", O_WRONLY | O_CLOEXEC),
+                // Nothing is written.
+                writing: fcntl(pipe, F_DUPFD_CLOEXEC, 3),
                 name: "the source agent",
                 on: loop
             )
