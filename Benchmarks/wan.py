@@ -17,6 +17,7 @@ Every line has its round trips, disk and memory (LINES); --rtt, --disk and --mem
 otherwise takes loopback addresses that nobody else should use.
 """
 import argparse
+import contextlib
 import dataclasses
 import glob
 import json
@@ -33,6 +34,7 @@ import line as lines  # noqa: E402
 import plot  # noqa: E402
 from line import Line, in_own_network  # noqa: E402
 from moves import REPOSITORY, Host, MoveFailed, Native, Place, Side, all_at_once, available_mebibytes, revision, say  # noqa: E402
+from warm import WarmMemory  # noqa: E402
 
 GUEST = os.path.join(REPOSITORY, ".cache", "guest")
 RESULTS = os.path.join(REPOSITORY, ".build", "wan.jsonl")
@@ -148,16 +150,6 @@ def random_file(path, mebibytes):
             file.write(os.urandom(1 << 20))
 
 
-def warm(directory, mebibytes):
-    """Memory that was freed goes back to the host of a virtual machine soon, and is slow to touch again; what was used just now is not."""
-    path = os.path.join(directory, "warm")
-    with open(path, "wb") as file:
-        piece = b"\1" * (1 << 20)
-        for _ in range(mebibytes):
-            file.write(piece)
-    os.unlink(path)
-
-
 class Bench:
     """One version of QEMU, one size of guest."""
 
@@ -243,9 +235,8 @@ class Bench:
                 guest.close()
 
     def settle(self):
-        """Firmware has found nothing to start, and the memory that the copy will take is warm."""
+        """Firmware has found nothing to start."""
         time.sleep(1.5)
-        warm(self.place.directory, (self.disk + self.memory) * len(self.disks))
 
     @staticmethod
     def go(works, at_once):
@@ -359,9 +350,11 @@ def measure_all(options):
         needed = first["guests"] * (2 * first["disk"] + 3 * first["memory"]) + 512
         if available_mebibytes() < needed:
             sys.exit(f"wan: {needed} MiB of memory are needed for disks of {first['disk']} MiB in tmpfs, and {available_mebibytes()} are free")
-        with Place(options.crossdock, first["qemu"], options.directory) as place:
+        with contextlib.ExitStack() as stack:
+            place = stack.enter_context(Place(options.crossdock, first["qemu"], options.directory))
             version = place.version()
             bench = Bench(place, first["disk"], first["memory"], first["guests"], contents(first))
+            warm = stack.enter_context(contextlib.closing(WarmMemory(first["guests"] * (first["disk"] + 2 * first["memory"]) + 512)))
             for row in same:
                 kind = dataclasses.replace(LINES[row["line"]], disk=row["disk"], memory=row["memory"])
                 row = {"time": time.strftime("%Y-%m-%dT%H:%M:%S"), **row, "qemu_version": version}
@@ -369,6 +362,7 @@ def measure_all(options):
                     row.update(bench.measure(row["who"], kind, row["rtt"], row["at_once"]))
                 except (MoveFailed, RuntimeError, OSError) as error:
                     row["error"] = str(error)
+                warm.fill()
                 append(options.results, row)
                 way = (", at once" if row["at_once"] else ", in turn") if kind.guests > 1 else ""
                 say(f"QEMU {row['qemu']}, {row['line']}, {row['rtt']:g} ms, {row['who']}{way}: {summary(row)}")

@@ -65,7 +65,7 @@ public final class RawFile: BackEnd {
     private let syncGate = Guarded<Void>(())
     /// A file system writes to a file one call at a time and lets the others spin; here they sleep, and their cores can
     /// decrypt and encrypt meanwhile.
-    private let writeGate = Guarded<Void>(())
+    private let writeGate = SleepingLock()
     /// A range of the file that was found to be data and not deallocated since. Asking a file system where the next hole is
     /// makes it walk over all that is allocated up to there; a client that asks piece by piece would pay that each time.
     private let knownData = Guarded<Range<UInt64>>(0..<0)
@@ -263,7 +263,7 @@ public final class RawFile: BackEnd {
         let bytes = payload.bytes
         var vector = iovec(iov_base: UnsafeMutableRawPointer(mutating: bytes.baseAddress), iov_len: bytes.count)
         // A writer on the pool may hold the gate for as long as a disk takes; the loop does not wait for it.
-        let result = writeGate.withLockIfAvailable { _ in
+        let result = writeGate.withLockIfAvailable {
             (xd_pwritev_nowait(fd, &vector, 1, position(offset)), errno)
         }
         guard let (count, number) = result else { return false }
@@ -299,7 +299,7 @@ public final class RawFile: BackEnd {
             let from = bytes.baseAddress! + done
             let write = { (pwrite(self.fd, from, bytes.count - done, self.position(offset) + off_t(done)), errno) }
             // Direct writes and devices have no such lock.
-            let (count, number) = options.isDirect || isDevice ? write() : writeGate.withLock { _ in write() }
+            let (count, number) = options.isDirect || isDevice ? write() : writeGate.withLock { write() }
             if count < 0, number == EINTR { continue }
             errno = number
             done += try check(count, "write to")

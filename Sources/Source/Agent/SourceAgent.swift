@@ -44,10 +44,11 @@ public final class SourceAgent: Sendable {
         self.process = process
         let (stream, continuation) = AsyncThrowingStream<MigrationEvent, any Error>.makeStream()
         self.events = stream
+        let began = ContinuousClock.now
         Task.detached {
             do {
                 if try await !Self.pass(events, to: continuation) {
-                    continuation.yield(try await Self.lateReport(order.plan, continuation))
+                    continuation.yield(try await Self.lateReport(order.plan, began, continuation))
                 }
                 continuation.finish()
             } catch { continuation.finish(throwing: error) }
@@ -87,16 +88,21 @@ public final class SourceAgent: Sendable {
     /// The agent ended without a word: its watchdog takes the migration up, which may take as long as the other host is away.
     private static func lateReport(
         _ plan: MigrationPlan,
+        _ began: ContinuousClock.Instant,
         _ continuation: AsyncThrowingStream<MigrationEvent, any Error>.Continuation
     ) async throws -> MigrationEvent {
         let files = MigrationStore(stateDirectory: plan.stateDirectory).files(of: plan.id)
         let end = ContinuousClock.now + .seconds(15)
         var hasBegun = false
+        func event(_ name: String) -> MigrationEvent {
+            let time = MigrationContext.milliseconds(ContinuousClock.now - began)
+            return MigrationEvent(name, migration: plan.id, guest: plan.guest, ms: time)
+        }
         while !DurableFile.exists(files.report) {
             let isRunning = files.running(.recovery) != nil
             if isRunning, !hasBegun {
                 hasBegun = true
-                var event = MigrationEvent("warning", migration: plan.id, guest: plan.guest, ms: 0)
+                var event = event("warning")
                 event.message = "the source agent does not go on; its migration is being recovered"
                 continuation.yield(event)
             }
@@ -108,9 +114,9 @@ public final class SourceAgent: Sendable {
         var report = try saved ?? unreported(plan)
         // A recovery that did what it should is a success, the migration is none.
         if report.code == 0, report.outcome != .migrated { report.code = MigrationError.Code.failed.rawValue }
-        var event = MigrationEvent("finished", migration: plan.id, guest: plan.guest, ms: report.totalMS)
-        event.report = report
-        return event
+        var last = event("finished")
+        last.report = report
+        return last
     }
 
     /// What the journal says of a migration whose agent has ended without a report, and that nobody recovers.

@@ -19,9 +19,9 @@ enum SourceHandover: Sendable {
     /// The mirrors run.
     case copying
     /// The memory is sent, and QEMU may stop the guest at any moment (MIGRATE).
-    case sending(attempt: Int)
+    case sending
     /// It did not get through; the mirrors are whole, so it will be sent again.
-    case retrying(attempt: Int, reason: String)
+    case retrying(reason: String)
     /// QEMU waits at pre-switchover, and the mirrors are ended.
     case paused(Pause)
     /// The rest of the memory goes over, and PREPARED is asked for: from here on the destination keeps everything until it hears a
@@ -60,8 +60,6 @@ enum SourceHandover: Sendable {
         var since: ContinuousClock.Instant?
         /// What it was doing before that.
         var guest: RunState
-        /// How often the memory was sent in vain before.
-        var attempt = 0
     }
 
     /// The way back.
@@ -104,7 +102,7 @@ enum SourceHandover: Sendable {
         case offer
         case ready
         case copy
-        case send(attempt: Int)
+        case send
         case retry(reason: String)
         case endMirrors
         case ask
@@ -181,8 +179,8 @@ enum SourceHandover: Sendable {
         case .offering: .offer
         case .readying: .ready
         case .copying: .copy
-        case .sending(let attempt): .send(attempt: attempt)
-        case .retrying(_, let reason): .retry(reason: reason)
+        case .sending: .send
+        case .retrying(let reason): .retry(reason: reason)
         case .paused: .endMirrors
         case .asking: .ask
         case .continuing: .continue
@@ -278,14 +276,12 @@ enum SourceHandover: Sendable {
         case (.offering, .rehearsed): return .readying
         case (.offering, .rehearsalIsOver): return .over(.rehearsed)
         case (.readying, .ready): return .copying
-        case (.copying, .inSync): return .sending(attempt: 0)
-        case (.sending(let attempt), .stopped(var pause)):
-            pause.attempt = attempt
-            return .paused(pause)
-        case (.sending(let attempt), .memoryLost(let reason)), (.retrying(let attempt, _), .memoryLost(let reason)):
-            return .retrying(attempt: attempt, reason: reason)
-        case (.paused(let pause), .memoryLost(let reason)): return .retrying(attempt: pause.attempt, reason: reason)
-        case (.retrying(let attempt, _), .mayRetry): return .sending(attempt: attempt + 1)
+        case (.copying, .inSync): return .sending
+        case (.sending, .stopped(let pause)): return .paused(pause)
+        case (.sending, .memoryLost(let reason)), (.retrying, .memoryLost(let reason)),
+            (.paused, .memoryLost(let reason)):
+            return .retrying(reason: reason)
+        case (.retrying, .mayRetry): return .sending
         case (.paused(let pause), .mirrorsEnded): return .asking(pause)
         case (.asking(let pause), .prepared): return .continuing(pause)
         case (.continuing(let pause), .completed): return .completed(pause)
@@ -372,8 +368,8 @@ extension SourceHandover {
         case .offering: .offering
         case .readying: .readying
         case .copying: .copying
-        case .sending: .sending(attempt: 0)
-        case .retrying: .retrying(attempt: 0, reason: rollBack.reason.message)
+        case .sending: .sending
+        case .retrying: .retrying(reason: rollBack.reason.message)
         case .paused: .paused(pause)
         case .asking: .asking(pause)
         case .continuing: .continuing(pause)
