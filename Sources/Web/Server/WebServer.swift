@@ -98,7 +98,8 @@ public final class WebServer: @unchecked Sendable {
         self.configuration = configuration
         feed = Feed(configuration.host, on: loop, pool)
         actor = WebActor(host: configuration.host)
-        let troubles = TroubleWatch(configuration.host, on: loop, pool)
+        // That a guest stands still is to be told soon above all on a host that is busy.
+        let troubles = TroubleWatch(configuration.host, on: loop, .shared)
         refusals = LimitedLog(configuration.log)
         openings = LimitedLog(configuration.log, of: "openings")
         consoles = ConsoleDesk(configuration.host, on: loop, pool, configuration.log, openings: openings, troubles)
