@@ -111,16 +111,24 @@ final class SeedFilter: @unchecked Sendable {
 
     /// Splits what is about to be written into what is there and what has to be sent, which counts as changed from now on.
     func split(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) -> [Part] {
-        split(offset..<(offset + UInt64(bytes.count))) { chunk in
-            let part = UnsafeRawBufferPointer(
-                rebasing: bytes[Int(chunk.lowerBound - offset)..<Int(chunk.upperBound - offset)]
-            )
-            if xd_is_zero(part.baseAddress, part.count) != 0 { return Self.isZero }
-            return { known in
-                withUnsafeTemporaryAllocation(byteCount: HashAlgorithm.sha256.digestLength, alignment: 16) { digest in
-                    guard let base = digest.baseAddress, let told = known.baseAddress else { return false }
-                    HashAlgorithm.sha256.hash(part, into: base)
-                    return memcmp(base, told, DigestRuns.digestLength) == 0
+        let (size, length) = (Int(ChunkDigests.chunkSize), HashAlgorithm.sha256.digestLength)
+        // Where the first chunk begins that may be whole.
+        let first = Int((ChunkDigests.chunkSize - offset % ChunkDigests.chunkSize) % ChunkDigests.chunkSize)
+        return withUnsafeTemporaryAllocation(byteCount: (bytes.count / size + 1) * length, alignment: 64) { digests in
+            var areTaken = false
+            return split(offset..<(offset + UInt64(bytes.count))) { chunk in
+                let from = Int(chunk.lowerBound - offset)
+                let part = UnsafeRawBufferPointer(rebasing: bytes[from..<Int(chunk.upperBound - offset)])
+                if xd_is_zero(part.baseAddress, part.count) != 0 { return Self.isZero }
+                return { known in
+                    guard let base = digests.baseAddress, let told = known.baseAddress else { return false }
+                    // While the copy passes for the first time it asks for all of them, and together they cost half.
+                    if !areTaken {
+                        let whole = UnsafeRawBufferPointer(rebasing: bytes[first...])
+                        SHA256Batch.hash(whole, each: size, into: base)
+                        areTaken = true
+                    }
+                    return memcmp(base + (from - first) / size * length, told, DigestRuns.digestLength) == 0
                 }
             }
         }
