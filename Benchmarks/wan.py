@@ -62,7 +62,7 @@ class Kind:
 
 
 LINES = {
-    "open": Kind("no limit but the processors", (0, 1, 20, 50, 100, 200), 4096, 1024),
+    "open": Kind("no limit but the processors", (0, 1, 20, 50, 100, 200), 4096, 3072),
     "1gbit": Kind("1 Gbit/s, windows of 4 MiB", (0, 100), 512, 256, 4096, 1000),
     "100mbit": Kind("100 Mbit/s, windows of 4 MiB", (0, 100), 512, 256, 4096, 100),
     "resets": Kind("a connection is reset every 2 s", (0, 100), 4096, 512, resets=2),
@@ -347,14 +347,14 @@ def measure_all(options):
         first = wanted[0]
         same = [row for row in wanted if all(row[name] == first[name] for name in ("qemu", "disk", "memory", "guests")) and contents(row) == contents(first)]
         wanted = [row for row in wanted if row not in same]
-        needed = first["guests"] * (2 * first["disk"] + 3 * first["memory"]) + 512
+        needed = first["guests"] * 2 * (first["disk"] + first["memory"]) + 2048
         if available_mebibytes() < needed:
             sys.exit(f"wan: {needed} MiB of memory are needed for disks of {first['disk']} MiB in tmpfs, and {available_mebibytes()} are free")
         with contextlib.ExitStack() as stack:
             place = stack.enter_context(Place(options.crossdock, first["qemu"], options.directory))
             version = place.version()
             bench = Bench(place, first["disk"], first["memory"], first["guests"], contents(first))
-            warm = stack.enter_context(contextlib.closing(WarmMemory(first["guests"] * (first["disk"] + 2 * first["memory"]) + 512)))
+            warm = stack.enter_context(contextlib.closing(WarmMemory(first["guests"] * (first["disk"] + first["memory"]) + 512)))
             for row in same:
                 kind = dataclasses.replace(LINES[row["line"]], disk=row["disk"], memory=row["memory"])
                 row = {"time": time.strftime("%Y-%m-%dT%H:%M:%S"), **row, "qemu_version": version}
