@@ -124,8 +124,9 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
     ///   - parent: the agent.
     ///   - pipe: where its beats come from.
     ///   - deadline: the blackout deadline in milliseconds.
+    ///   - say: is told why the agent has to be ended.
     /// - Returns: whether it is certain that the agent is dead.
-    private static func waitForDeath(of parent: Int32, pipe: Int32, deadline: Int) -> Bool {
+    private static func waitForDeath(of parent: Int32, pipe: Int32, deadline: Int, say: (String) -> Void) -> Bool {
         let process = xd_pidfd_open(parent)
         // An agent that is gone already cannot be opened.
         guard process >= 0 else { return errno == ESRCH }
@@ -138,7 +139,14 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
                 let isSilent = now > last.now + 300_000_000
                 limit = min(limit, last.pausedSince + UInt64(deadline + (isSilent ? 30 : 5000)) * 1_000_000)
             }
-            if now >= limit { break }
+            if now >= limit {
+                let silence = "the source agent has not been heard for \((now - min(last.now, now)) / 1_000_000) ms"
+                let pause =
+                    last.pausedSince == 0
+                    ? "" : ", the guest paused for \((now - min(last.pausedSince, now)) / 1_000_000) ms"
+                say("\(silence)\(pause): ending it")
+                break
+            }
             var events = [
                 pollfd(fd: pipe, events: Int16(POLLIN), revents: 0),
                 pollfd(fd: process, events: Int16(POLLIN), revents: 0),
@@ -168,16 +176,18 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
     ///   - pipe: where its beats come from.
     ///   - monitor: its connection to QEMU.
     ///   - loop: where that is used.
+    ///   - say: is told why the agent has to be ended.
     /// - Returns: whether the migration is to be recovered: its agent is dead.
     public static func watch(
         _ plan: MigrationPlan,
         parent: Int32,
         pipe: Int32,
         monitor: Int32,
-        on loop: EventLoop
+        on loop: EventLoop,
+        say: @escaping @Sendable (String) -> Void
     ) async -> Bool {
         let isDead = await BlockingPool.shared.value {
-            waitForDeath(of: parent, pipe: pipe, deadline: plan.blackoutDeadline)
+            waitForDeath(of: parent, pipe: pipe, deadline: plan.blackoutDeadline, say: say)
         }
         guard isDead else { return false }
         let migrations = MigrationStore(stateDirectory: plan.stateDirectory)

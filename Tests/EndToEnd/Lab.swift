@@ -378,6 +378,20 @@ final class Lab: @unchecked Sendable {
         }
     }
 
+    /// What the processes of host a's migrations have said, and what they have told of.
+    func sourceLogs() -> String {
+        let directory = "\(state("a"))/migrations"
+        let paths = DurableFile.list(directory).flatMap { id in
+            DurableFile.list("\(directory)/\(id)").filter { $0.hasSuffix(".log") || $0.hasSuffix(".jsonl") }
+                .map { "\(directory)/\(id)/\($0)" }
+        }
+        return paths.map { path in
+            let text = String(decoding: (try? DurableFile.read(path))?.flatMap { $0 } ?? [], as: UTF8.self)
+            return "\n\(path):\n\(text.suffix(4000))"
+        }
+        .joined()
+    }
+
     /// What a failed migration may not leave at the source: a job, a node, a paused guest, a socket. Empty when clean.
     func leftAtSource() async throws -> [String] {
         var left = try await monitor("a") { monitor in

@@ -13,7 +13,8 @@ extension SourceProcess {
         let plan = order.plan
         let loop = EventLoop(name: "watchdog")
         defer { loop.stop() }
-        guard await SwitchoverWatchdog.watch(plan, parent: parent, pipe: pipe, monitor: monitor, on: loop) else {
+        guard await SwitchoverWatchdog.watch(plan, parent: parent, pipe: pipe, monitor: monitor, on: loop, say: say)
+        else {
             return 0
         }
         let recovery = Recovery(stateDirectory: plan.stateDirectory, say: say)
