@@ -9,7 +9,7 @@ import mmap
 import threading
 
 POOL = "/proc/sys/vm/nr_hugepages"
-PIECE = 32  # MiB
+PIECE = 8  # MiB
 POPULATE = 23  # MADV_POPULATE_WRITE
 
 
@@ -24,7 +24,7 @@ def free_mebibytes():
 class WarmMemory:
     """Holds all that is free but for a little, and lets go of it as it is needed. Needs root for the huge pages; without, holds nothing."""
 
-    def __init__(self, needed, floor=1024):
+    def __init__(self, needed, floor=256):
         """needed: MiB that one measurement takes beside what is in use now; floor: MiB that are always free."""
         self.floor, self.pieces, self.end = floor, [], threading.Event()
         self.lock = threading.Lock()
@@ -55,7 +55,7 @@ class WarmMemory:
                 self.pieces.append(piece)
 
     def follow(self):
-        while not self.end.wait(0.01):
+        while not self.end.wait(0.004):
             while self.pieces and free_mebibytes() < self.floor:
                 with self.lock:
                     if self.pieces:
