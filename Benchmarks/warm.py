@@ -50,6 +50,8 @@ class WarmMemory:
             return
         while free_mebibytes() > self.floor + 2 * PIECE:
             piece = mmap.mmap(-1, PIECE << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            # QEMU asks for huge pages; the kernel would have to put them together from what is freed here.
+            piece.madvise(mmap.MADV_HUGEPAGE)
             piece.madvise(POPULATE)
             with self.lock:
                 self.pieces.append(piece)
