@@ -386,7 +386,7 @@ final class Lab: @unchecked Sendable {
                 .map { "\(directory)/\(id)/\($0)" }
         }
         return paths.map { path in
-            let text = String(decoding: (try? DurableFile.read(path))?.flatMap { $0 } ?? [], as: UTF8.self)
+            let text = String(decoding: ((try? DurableFile.read(path)) ?? nil) ?? [], as: UTF8.self)
             return "\n\(path):\n\(text.suffix(4000))"
         }
         .joined()
