@@ -59,9 +59,11 @@ struct GuestRestoration {
             )
         else { return }
         _ = try? await monitor.cancelMigration()
-        for _ in 0..<500 {
+        for look in 1...500 {
             guard let state = try? await monitor.migrationState().status else { return }
             if ["cancelled", "failed", "completed", "none"].contains(state) { return }
+            // What takes so long may wait for a word.
+            if state == "cancelling", look % 10 == 0 { try? await monitor.wakeCancelledMigration() }
             await loop.sleep(for: .milliseconds(10))
         }
     }

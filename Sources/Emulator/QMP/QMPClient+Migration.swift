@@ -94,4 +94,15 @@ extension QMPClient {
 
     /// Gives the outgoing migration up; QEMU resumes the guest by itself (`migrate_cancel`).
     public func cancelMigration() async throws { try await execute("migrate_cancel") }
+
+    /// Wakes a migration that was cancelled in the very moment in which it came to pre-switchover (`migrate-continue`).
+    ///
+    /// QEMU 7.2 lets go of its lock between looking whether it was cancelled and saying that it is at pre-switchover. A `migrate_cancel` in
+    /// between wakes nobody, since nobody waits yet, and its migration then waits for ever in the state "cancelling", with the guest stopped. To
+    /// any other migration this word says nothing, and QEMU forgets it before it waits the next time.
+    ///
+    /// - Throws: `QMPError` with `refused` when no migration is being cancelled.
+    public func wakeCancelledMigration() async throws {
+        try await execute("migrate-continue", ["state": "cancelling"])
+    }
 }
