@@ -28,9 +28,17 @@ struct GuestRestorationTests {
             let monitor = try await QMPClient.connect(to: socket, on: loop)
             try await monitor.setCapabilities(["events", "pause-before-switchover"], to: true)
             // All of it on one processor, where its threads have to wait for each other.
-            let pinned = try await Tool.run(["taskset", "-a", "-p", "1", "\(process.pid)"])
+            let processor = try #require(Self.processor, "a processor that this process may use")
+            let pinned = try await Tool.run(["taskset", "-a", "-c", "-p", processor, "\(process.pid)"])
             #expect(pinned.code == 0, "\(pinned.all)")
             return HesitantEmulator(process: process, monitor: monitor)
+        }
+
+        /// One of those that this process may use.
+        private static var processor: String? {
+            let status = String(decoding: ((try? DurableFile.read("/proc/self/status")) ?? nil) ?? [], as: UTF8.self)
+            let line = status.split(separator: "\n").first { $0.hasPrefix("Cpus_allowed_list:") }
+            return line?.split(whereSeparator: { !$0.isNumber }).first.map(String.init)
         }
 
         /// Begins a migration, and cancels it as soon as it has stopped the guest.
