@@ -33,6 +33,8 @@ public final class OutgoingMigration: @unchecked Sendable {
     var description: GuestDescriptionWatch?
     var watchdog: SwitchoverWatchdog?
     var deadline: LoopTimer?
+    /// Why the agent has ended whose place this one takes; nil when that is not known.
+    var endOfAgent: String?
     var fence: ImageFence?
     /// That no other guest of the evacuation has its switchover.
     var turn: EvacuationTurn?

@@ -124,12 +124,12 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
     ///   - parent: the agent.
     ///   - pipe: where its beats come from.
     ///   - deadline: the blackout deadline in milliseconds.
-    ///   - say: is told why the agent has to be ended.
-    /// - Returns: whether it is certain that the agent is dead.
-    private static func waitForDeath(of parent: Int32, pipe: Int32, deadline: Int, say: (String) -> Void) -> Bool {
+    /// - Returns: `died` when it is certain that the agent is dead.
+    private static func waitForDeath(of parent: Int32, pipe: Int32, deadline: Int) -> Verdict {
         let process = xd_pidfd_open(parent)
         // An agent that is gone already cannot be opened.
-        guard process >= 0 else { return errno == ESRCH }
+        guard process >= 0 else { return errno == ESRCH ? .died(why: nil) : .isUnknown }
+        var why: String?
         var last = Beat(now: clock, pausedSince: 0)
         while true {
             let now = clock
@@ -140,11 +140,11 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
                 limit = min(limit, last.pausedSince + UInt64(deadline + (isSilent ? 30 : 5000)) * 1_000_000)
             }
             if now >= limit {
-                let silence = "the source agent has not been heard for \((now - min(last.now, now)) / 1_000_000) ms"
+                let silence = "it had not been heard for \((now - min(last.now, now)) / 1_000_000) ms"
                 let pause =
                     last.pausedSince == 0
-                    ? "" : ", the guest paused for \((now - min(last.pausedSince, now)) / 1_000_000) ms"
-                say("\(silence)\(pause): ending it")
+                    ? "" : ", and the guest was paused for \((now - min(last.pausedSince, now)) / 1_000_000) ms"
+                why = "The source agent was ended by its watchdog: \(silence)\(pause)"
                 break
             }
             var events = [
@@ -153,7 +153,7 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
             ]
             let wait = min((limit - now) / 1_000_000 + 1, last.pausedSince == 0 ? 1000 : 20)
             if poll(&events, 2, Int32(wait)) < 0, errno != EINTR { break }
-            if events[1].revents != 0 { return true }
+            if events[1].revents != 0 { return .died(why: nil) }
             if events[0].revents != 0 {
                 var beat = Beat(now: 0, pausedSince: 0)
                 let count = read(pipe, &beat, MemoryLayout<Beat>.size)
@@ -165,7 +165,15 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
         _ = xd_pidfd_signal(process, SIGKILL)
         var event = pollfd(fd: process, events: Int16(POLLIN), revents: 0)
         while poll(&event, 1, -1) < 0, errno == EINTR {}
-        return event.revents != 0
+        return event.revents != 0 ? .died(why: why) : .isUnknown
+    }
+
+    /// What became of an agent.
+    enum Verdict: Sendable {
+        /// It is dead; `why` says so when it had to be ended.
+        case died(why: String?)
+        /// It may live, and is not to be disturbed.
+        case isUnknown
     }
 
     /// What the other process does before the recovery.
@@ -176,28 +184,26 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
     ///   - pipe: where its beats come from.
     ///   - monitor: its connection to QEMU.
     ///   - loop: where that is used.
-    ///   - say: is told why the agent has to be ended.
-    /// - Returns: whether the migration is to be recovered: its agent is dead.
-    public static func watch(
+    /// - Returns: `died` when the migration is to be recovered.
+    static func watch(
         _ plan: MigrationPlan,
         parent: Int32,
         pipe: Int32,
         monitor: Int32,
-        on loop: EventLoop,
-        say: @escaping @Sendable (String) -> Void
-    ) async -> Bool {
-        let isDead = await BlockingPool.shared.value {
-            waitForDeath(of: parent, pipe: pipe, deadline: plan.blackoutDeadline, say: say)
+        on loop: EventLoop
+    ) async -> Verdict {
+        let verdict = await BlockingPool.shared.value {
+            waitForDeath(of: parent, pipe: pipe, deadline: plan.blackoutDeadline)
         }
-        guard isDead else { return false }
+        guard case .died = verdict else { return verdict }
         let migrations = MigrationStore(stateDirectory: plan.stateDirectory)
         // Somebody who is faster with the lock does the same.
-        guard let lock = try? migrations.lock(guest: plan.guest) else { return true }
+        guard let lock = try? migrations.lock(guest: plan.guest) else { return verdict }
         defer { withExtendedLifetime(lock) {} }
         guard case .source(let standing) = (try? migrations.reading(of: plan.id))?.standing, standing.mayRunHere else {
             // The monitor serves one client, and the recovery wants to be that.
             close(monitor)
-            return true
+            return verdict
         }
         // The agent may have fenced the images on its way to the release, and frozen QEMU, whose monitor says nothing then.
         let process = ((try? GuestStore(stateDirectory: plan.stateDirectory).load(plan.guest)) ?? nil)?.process
@@ -205,7 +211,7 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
         guard fence.lift().isEmpty else {
             // It would go on with what has taken an image's name. The recovery says so.
             close(monitor)
-            return true
+            return verdict
         }
         try? process?.thaw()
         let guest = OutgoingMigration.noted(migrations.files(of: plan.id))
@@ -215,6 +221,6 @@ public final class SwitchoverWatchdog: @unchecked Sendable {
             defer { client.close() }
             _ = await GuestRestoration(monitor: client, guest: guest, fence: fence).resume()
         }
-        return true
+        return verdict
     }
 }

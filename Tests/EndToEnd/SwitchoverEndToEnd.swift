@@ -57,6 +57,10 @@ struct SwitchoverEndToEnd {
         try await expectTheGuestOnTheSource(paused)
         let status = try await paused.lab.crossdock(["status", "--state-dir", paused.lab.state("a")])
         #expect(status.output.contains("rolled back"), "\(status.all)")
+        let directory = "\(paused.lab.state("a"))/migrations"
+        let report = try paused.lab.report("\(directory)/\(DurableFile.list(directory).first ?? "")/report.json")
+        let reason = report.reason ?? "no reason"
+        #expect(reason.contains("was ended by its watchdog: it had not been heard") == (signal == SIGSTOP), "\(reason)")
     }
 
     @Test func aGuestThatSomebodyElsePausedStaysPausedWhenTheSourceAgentDies() async throws {

@@ -13,12 +13,11 @@ extension SourceProcess {
         let plan = order.plan
         let loop = EventLoop(name: "watchdog")
         defer { loop.stop() }
-        guard await SwitchoverWatchdog.watch(plan, parent: parent, pipe: pipe, monitor: monitor, on: loop, say: say)
-        else {
-            return 0
-        }
+        let verdict = await SwitchoverWatchdog.watch(plan, parent: parent, pipe: pipe, monitor: monitor, on: loop)
+        guard case .died(let why) = verdict else { return 0 }
+        if let why { say(why) }
         let recovery = Recovery(stateDirectory: plan.stateDirectory, say: say)
-        let report = try await recovery.recover(plan.id)
+        let report = try await recovery.recover(plan.id, because: why)
         recovery.migrations.files(of: plan.id).leave(.agent)
         return report.code
     }

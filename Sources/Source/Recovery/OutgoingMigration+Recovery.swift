@@ -12,12 +12,18 @@ extension OutgoingMigration {
     /// resumed, the destination is told. With RELEASED it belongs to the destination, which is asked until it answers: it
     /// has the guest, or it will never run it.
     ///
-    /// - Parameter operatorName: who takes the guest for this host although it was released, which `Recovery` has made sure of;
-    ///   nil to wait for the destination.
+    /// - Parameters:
+    ///   - operatorName: who takes the guest for this host although it was released, which `Recovery` has made sure of;
+    ///     nil to wait for the destination.
+    ///   - reason: why the agent has ended, as a sentence; nil when that is not known.
     /// - Returns: the report.
     /// - Throws: `MigrationError` with `busy` when the agent still lives, `guest` when there is nothing to recover.
-    public func recover(takenBy operatorName: String? = nil) async throws -> MigrationReport {
-        try await context.loop.run { try await self.resumeFromJournal(operatorName) }
+    public func recover(
+        takenBy operatorName: String? = nil,
+        because reason: String? = nil
+    ) async throws -> MigrationReport {
+        endOfAgent = reason
+        return try await context.loop.run { try await self.resumeFromJournal(operatorName) }
     }
 
     /// Whether there is something left to do about a migration that started here and whose agent has ended.
@@ -124,7 +130,7 @@ extension OutgoingMigration {
         }
         let reason =
             overruler.map { "\($0) has taken the guest for this host" }
-            ?? "The source agent ended before the guest was released"
+            ?? endOfAgent ?? "The source agent ended before the guest was released"
         let resumed = SourceHandover.resuming(
             standing,
             guest: Self.noted(context.files),

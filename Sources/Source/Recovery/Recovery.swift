@@ -55,10 +55,15 @@ public struct Recovery: Sendable {
     /// - Parameters:
     ///   - id: the migration.
     ///   - claim: an operator's word that the guest belongs to this host although it was released.
+    ///   - reason: why its agent has ended, as a sentence; nil when that is not known.
     /// - Returns: the report; its code is the exit code of `crossdock recover`.
     /// - Throws: `MigrationError`: `undecided` when the operator's word is not enough, `busy` when the agent lives, `guest` when
     ///   there is nothing to recover.
-    public func recover(_ id: String, claim: OwnershipClaim? = nil) async throws -> MigrationReport {
+    public func recover(
+        _ id: String,
+        claim: OwnershipClaim? = nil,
+        because reason: String? = nil
+    ) async throws -> MigrationReport {
         let reading = try source(id)
         let order = try SourceAgentOrder(reading: migrations.files(of: id).plan)
         let (loop, dataLoops) = (EventLoop(name: "control"), EventLoopGroup(name: "data"))
@@ -74,7 +79,7 @@ public struct Recovery: Sendable {
         ) { [say] event in
             if let message = event.message { say(message) }
         }
-        guard let claim else { return try await outgoing.recover() }
+        guard let claim else { return try await outgoing.recover(because: reason) }
         if let owner = Self.owner(reading, id) { throw MigrationError(.guest, owner) }
         say("asking \(reading.peer) at every address that it has, before guest '\(reading.guest)' is taken from it")
         let inquiry = try await outgoing.inquire()
