@@ -1,7 +1,7 @@
 internal import CLinux
 internal import Emulator
 internal import Glibc
-public import IO
+internal import IO
 internal import Migration
 
 /// A process that looks after a guest which may be paused for the switchover when its source agent dies or stands still.
