@@ -127,7 +127,12 @@ struct FailureTests {
         ])
         try await server.wait(for: "openssl") { server.output.contains("ACCEPT") }
         let result = try await lab.migrate(port: port)
-        try await expectRefusal(lab, result, code: .unreachable, ["localhost:\(port)", "does not answer as a destination agent"])
+        try await expectRefusal(
+            lab,
+            result,
+            code: .unreachable,
+            ["localhost:\(port)", "does not answer as a destination agent"]
+        )
     }
 
     @Test func aFullImageDirectory() async throws {
