@@ -5,7 +5,9 @@ import Testing
 /// What the disks of a guest get of what its operator allows them.
 struct BandwidthSharesTests {
     @Test func equalPartsAtFirst() {
-        #expect(BandwidthShares(total: 1_000_000).speeds([true, true, true, true]) == Array(repeating: 250_000, count: 4))
+        #expect(
+            BandwidthShares(total: 1_000_000).speeds([true, true, true, true]) == Array(repeating: 250_000, count: 4)
+        )
         #expect(BandwidthShares(total: 1_000_000).speeds([false, false]) == [500_000, 500_000])
     }
 
