@@ -454,9 +454,14 @@ def revision():
     return commit + ("+" if changed else "")
 
 
-def available_mebibytes():
+def memory_mebibytes(name):
+    """A figure of /proc/meminfo."""
     with open("/proc/meminfo", encoding="ascii") as file:
-        return next(int(row.split()[1]) >> 10 for row in file if row.startswith("MemAvailable"))
+        return next(int(row.split()[1]) >> 10 for row in file if row.startswith(name + ":"))
+
+
+def available_mebibytes():
+    return memory_mebibytes("MemAvailable")
 
 
 def say(text):

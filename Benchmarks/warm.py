@@ -8,17 +8,15 @@ that were in use a moment ago, as they would on a machine of iron.
 import mmap
 import threading
 
+from moves import memory_mebibytes
+
 POOL = "/proc/sys/vm/nr_hugepages"
 PIECE = 8  # MiB
 POPULATE = 23  # MADV_POPULATE_WRITE
 
 
 def free_mebibytes():
-    with open("/proc/meminfo", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("MemFree:"):
-                return int(line.split()[1]) >> 10
-    raise RuntimeError("there is no MemFree in /proc/meminfo")
+    return memory_mebibytes("MemFree")
 
 
 class WarmMemory:

@@ -219,9 +219,9 @@ final class DiskMirrors: @unchecked Sendable {
     /// Gives the disks that have to catch up what the others do not need.
     private func share(_ monitor: QMPClient) async throws {
         guard plan.bandwidth > 0, disks.count > 1 else { return }
-        let equal = plan.bandwidth / UInt64(disks.count)
         // What is written in a moment is no reason to divide anew.
-        let catchesUp = disks.map { !$0.isReady || $0.remaining > equal / 2 }
+        let little = firstSpeed / 2
+        let catchesUp = disks.map { !$0.isReady || $0.remaining > little }
         let speeds = BandwidthShares(total: plan.bandwidth).speeds(catchesUp)
         for index in disks.indices where disks[index].hasJob && disks[index].speed != speeds[index] {
             disks[index].speed = speeds[index]
@@ -300,7 +300,7 @@ final class DiskMirrors: @unchecked Sendable {
 
     /// What the link carried before the copy, for disks of which too little is sent to measure it, as far as it may be used.
     private var leastRate: Double {
-        guard disks.contains(where: \.isSeeded), let measured = context.report.rehearsal?.bytesPerSecond else {
+        guard hasFreeData, let measured = context.report.rehearsal?.bytesPerSecond else {
             return 0
         }
         return plan.bandwidth > 0 ? min(measured, Double(plan.bandwidth)) : measured

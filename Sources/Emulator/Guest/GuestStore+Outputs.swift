@@ -28,18 +28,17 @@ extension GuestStore {
 
     /// Removes such links: what a guest's QEMU makes at their place would be made where they lead.
     public func removeOutputLinks(of name: String) {
-        let run = runDirectory(of: name)
-        for entry in DurableFile.list(run) {
-            var status = stat()
-            guard lstat("\(run)/\(entry)", &status) == 0, status.st_mode & S_IFMT == S_IFLNK else { continue }
-            unlink("\(run)/\(entry)")
-        }
+        for output in outputs(of: name) where output.status.st_mode & S_IFMT == S_IFLNK { unlink(output.path) }
     }
 
-    private func earlierRun(of name: String) -> String { "\(runDirectory(of: name)).before" }
-
-    /// Whether a name in a guest's directory is that of what its stay before has left.
-    func isEarlier(_ entry: String) -> Bool { entry == "run.before" }
+    /// What is in a guest's directory for that, links not followed.
+    func outputs(of name: String) -> [(path: String, status: stat)] {
+        let run = runDirectory(of: name)
+        return DurableFile.list(run).compactMap { entry in
+            var status = stat()
+            return lstat("\(run)/\(entry)", &status) == 0 ? ("\(run)/\(entry)", status) : nil
+        }
+    }
 
     /// Puts the logs of a guest's stay before out of the way of a QEMU that would begin them anew: `run.before` has them then, in the place of those of
     /// a stay that was still earlier.
@@ -48,10 +47,7 @@ extension GuestStore {
     public func keepOutputs(of name: String) throws {
         let (run, earlier) = (runDirectory(of: name), earlierRun(of: name))
         DurableFile.remove(earlier)
-        let hasFiles = DurableFile.list(run).contains { entry in
-            var status = stat()
-            return lstat("\(run)/\(entry)", &status) == 0 && status.st_mode & S_IFMT == S_IFREG && status.st_size > 0
-        }
+        let hasFiles = outputs(of: name).contains { $0.status.st_mode & S_IFMT == S_IFREG && $0.status.st_size > 0 }
         guard hasFiles else { return }
         guard rename(run, earlier) == 0 else { throw FileError.system("rename \(run) to \(earlier)", errno) }
         try DurableFile.makeDirectory(run)

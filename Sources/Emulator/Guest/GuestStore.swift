@@ -67,6 +67,8 @@ public struct GuestStore: Sendable {
     public func arrivalMonitor(of name: String) -> String { "\(arrivals(of: name))/qmp.sock" }
     /// The directory of what a guest makes: logs, sockets, and what is made for it later.
     public func runDirectory(of name: String) -> String { "\(directory)/\(name)/run" }
+    /// What is left of that from the guest's stay before.
+    func earlierRun(of name: String) -> String { "\(directory)/\(name)/run.before" }
     /// The lock of whoever exports the guest's disks.
     public func exportLock(of name: String) -> String { "\(directory)/\(name)/export.lock" }
     /// Where an export's private directory is noted while the export is there.
@@ -119,9 +121,8 @@ public struct GuestStore: Sendable {
     ///   - previous: its record from before; nil when there was none.
     public func remove(arriving name: String, restoring previous: GuestRecord?) {
         forget(name)
-        for entry in DurableFile.list(directory(of: name)) where !isEarlier(entry) {
-            DurableFile.remove("\(directory(of: name))/\(entry)")
-        }
+        let paths = DurableFile.list(directory(of: name)).map { "\(directory(of: name))/\($0)" }
+        for path in paths where path != earlierRun(of: name) { DurableFile.remove(path) }
         if let previous { try? save(previous) }
         restoreOutputs(of: name)
         // Where nothing was, nothing stays.
@@ -431,11 +432,7 @@ public struct GuestStore: Sendable {
 
     /// Removes the sockets of a QEMU that has ended, which one that is killed leaves.
     private func removeSockets(of guest: String) {
-        let run = runDirectory(of: guest)
-        let own = DurableFile.list(run).map { "\(run)/\($0)" }.filter { path in
-            var status = stat()
-            return lstat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFSOCK
-        }
+        let own = outputs(of: guest).filter { $0.status.st_mode & S_IFMT == S_IFSOCK }.map(\.path)
         for path in own + [agentMonitor(of: guest), statusMonitor(of: guest)] { unlink(path) }
     }
 
